@@ -1,0 +1,193 @@
+"""The compact cache: ragged layers, the rule of each head, and whose cache it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from kvstore.errors import FingerprintMismatch
+from kvstore.rules import RetentionRule
+
+# 1: the first format
+FORMAT_VERSION = 1
+
+POSITION_BYTES = 4
+SCORE_BYTES = 4
+FLAG_BYTES = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What a model's attention layer holds: H KV heads of size D, each read by G query heads.
+
+    `sliding_window` is the layer's own window in tokens (a query sees the last that many keys, its
+    own included), or None where the layer sees everything.
+    """
+
+    kv_heads: int
+    query_heads: int
+    head_size: int
+    sliding_window: int | None = None
+
+    @property
+    def group(self) -> int:
+        """G: query heads per KV head."""
+        return self.query_heads // self.kv_heads
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelFingerprint:
+    """Which model a cache belongs to. Digests are lower-case hex SHA-256."""
+
+    model_id: str
+    revision: str
+    weights_digest: str
+    tokenizer_digest: str
+    dtype: str
+
+    def require_same(self, theirs: ModelFingerprint) -> None:
+        """Raise `FingerprintMismatch` naming the first field that makes the caches incompatible.
+
+        `model_id` and `revision` are names, not contents: the same weights may lie in two places,
+        so they are reported only when the weights differ.
+        """
+        if self.weights_digest != theirs.weights_digest:
+            for field in ("model_id", "revision", "weights_digest"):
+                _require_equal(field, getattr(self, field), getattr(theirs, field))
+        for field in ("tokenizer_digest", "dtype"):
+            _require_equal(field, getattr(self, field), getattr(theirs, field))
+
+
+def _require_equal(field: str, ours: str, theirs: str) -> None:
+    if ours != theirs:
+        raise FingerprintMismatch(field, ours, theirs)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What exactly a cache is a cache of; equal fingerprints mean interchangeable caches."""
+
+    model: ModelFingerprint
+    token_digest: str
+    policy: str
+    policy_parameters: str
+    format_version: int = FORMAT_VERSION
+
+
+def canonical_json(value: Mapping[str, object]) -> str:
+    """One spelling per value: sorted keys, no spaces; the same in every process."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest_tokens(token_ids: Sequence[int]) -> str:
+    """SHA-256 over the ids as little-endian uint32."""
+    return hashlib.sha256(b"".join(t.to_bytes(4, "little") for t in token_ids)).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class HeadRows:
+    """A KV head's rows: views into a layer's tensors, or copies out of the pool.
+
+    `keys`, `values` `[R, D]` (keys after RoPE); `positions` int32 `[R]`, the original positions;
+    `scores` f32 `[R]` and `flags` uint8 `[R]` only where the head's rule needs them.
+    """
+
+    rule: RetentionRule
+    keys: torch.Tensor
+    values: torch.Tensor
+    positions: torch.Tensor
+    scores: torch.Tensor | None = None
+    flags: torch.Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        return int(self.positions.shape[0])
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class RaggedLayer:
+    """One layer's kept rows, the heads one after another, each head's rows by ascending position.
+
+    `keys`, `values` `[R, D]`; `positions` int32 `[R]`; `head_offsets` H + 1 row numbers.
+    `scores` f32 and `flags` uint8 hold the rows of just those heads whose rule needs them, in
+    head order. `recovered` is the share of each head's attention mass that its kept rows cover.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    positions: torch.Tensor
+    head_offsets: tuple[int, ...]
+    rules: tuple[RetentionRule, ...]
+    recovered: tuple[float, ...]
+    scores: torch.Tensor
+    flags: torch.Tensor
+
+    @property
+    def kv_heads(self) -> int:
+        return len(self.rules)
+
+    @property
+    def head_size(self) -> int:
+        return int(self.keys.shape[1])
+
+    @property
+    def rows(self) -> int:
+        return self.head_offsets[-1]
+
+    def head_row_counts(self) -> tuple[int, ...]:
+        """Rows per KV head, `[H]`."""
+        return tuple(b - a for a, b in zip(self.head_offsets, self.head_offsets[1:], strict=False))
+
+    def heads(self) -> Iterator[HeadRows]:
+        """Each KV head's rows as views."""
+        scored = flagged = 0
+        for head, rule in enumerate(self.rules):
+            first, last = self.head_offsets[head], self.head_offsets[head + 1]
+            rows, scores, flags = last - first, None, None
+            if rule.needs_scores:
+                scores = self.scores[scored : scored + rows]
+                scored += rows
+            if rule.needs_flags:
+                flags = self.flags[flagged : flagged + rows]
+                flagged += rows
+            part = slice(first, last)
+            yield HeadRows(
+                rule, self.keys[part], self.values[part], self.positions[part], scores, flags
+            )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes this layer's tensors occupy, metadata included."""
+        tensors = (self.keys, self.values, self.positions, self.scores, self.flags)
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class CompactCache:
+    """The state after `next_position` tokens: one ragged layer per attention layer."""
+
+    fingerprint: Fingerprint
+    layers: tuple[RaggedLayer, ...]
+    next_position: int
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of keys and values if every head kept every token, in the same dtype."""
+        return sum(
+            2 * layer.kv_heads * self.next_position * layer.head_size * layer.keys.element_size()
+            for layer in self.layers
+        )
+
+    @property
+    def rows_kept_ratio(self) -> float:
+        """Rows kept over the rows of the dense cache; 1.0 for an empty cache."""
+        dense = sum(layer.kv_heads for layer in self.layers) * self.next_position
+        return sum(layer.rows for layer in self.layers) / dense if dense else 1.0
