@@ -1,0 +1,79 @@
+"""Which of a head's rows its rule keeps."""
+
+from __future__ import annotations
+
+import torch
+
+from kvstore.rules import RetentionRule
+
+
+def keep_mask(
+    rule: RetentionRule,
+    positions: torch.Tensor,
+    scores: torch.Tensor | None,
+    flags: torch.Tensor | None,
+    length: int,
+) -> torch.Tensor:
+    """The rows that stay once `length` tokens have been seen, bool `[R]`, in any row order.
+
+    `positions` int `[R]`, each below `length`; `scores` f32 `[R]` and `flags` uint8 `[R]` are
+    looked at only where the rule needs them. The budget is taken of the rows given, a row past
+    the horizon among them, and the horizon is applied last.
+    """
+    kept = _kept_by_clauses(rule, positions, flags, length)
+    if rule.has_budget:
+        assert scores is not None, "a rule with a budget has a score per row"
+        kept |= _frequent(scores, positions, kept if rule.budget_beyond else None, rule, length)
+    if rule.horizon:
+        kept &= positions > length - 1 - rule.horizon
+    return kept
+
+
+def _kept_by_clauses(
+    rule: RetentionRule, positions: torch.Tensor, flags: torch.Tensor | None, length: int
+) -> torch.Tensor:
+    if rule.full:
+        return torch.ones_like(positions, dtype=torch.bool)
+    # `length − 1 − p < w` reads `p > length − 1 − w`, so that a row costs one comparison
+    kept = positions > length - 1 - rule.recent_rows
+    if rule.sinks:
+        kept |= positions < rule.sinks
+    if rule.generated_window:
+        first = max(rule.generated_from, length - rule.generated_window)
+        kept |= positions >= first
+    if rule.needs_flags:
+        assert flags is not None, "a rule that protects classes has a flag per row"
+        kept |= (flags & int(rule.protected)) != 0
+    return kept
+
+
+def _frequent(
+    scores: torch.Tensor,
+    positions: torch.Tensor,
+    excluded: torch.Tensor | None,
+    rule: RetentionRule,
+    length: int,
+) -> torch.Tensor:
+    """The `budget(length)` rows of highest score among those not excluded, bool `[R]`."""
+    if excluded is not None:
+        candidates = (~excluded).nonzero().squeeze(1)
+        frequent = torch.zeros_like(excluded)
+        frequent[candidates] = _highest(
+            scores[candidates], positions[candidates], rule.budget(length)
+        )
+        return frequent
+    return _highest(scores, positions, rule.budget(length))
+
+
+def _highest(scores: torch.Tensor, positions: torch.Tensor, count: int) -> torch.Tensor:
+    """The `count` highest scores, bool `[R]`; of equal scores the earlier position wins."""
+    if count >= scores.shape[0]:
+        return torch.ones_like(scores, dtype=torch.bool)
+    threshold = torch.topk(scores, count, sorted=False).values.amin()
+    chosen = scores >= threshold
+    surplus = int(chosen.sum()) - count
+    if surplus:
+        tied = (scores == threshold).nonzero().squeeze(1)
+        latest = torch.topk(positions[tied], surplus).indices
+        chosen[tied[latest]] = False
+    return chosen
