@@ -1,0 +1,54 @@
+"""Client for Headwise, a KV cache service for LLM serving. Needs no torch.
+
+>>> from headwise import Client
+>>> with Client("localhost:7080") as client:
+...     for delta in client.generate("The capital of France is", max_tokens=8):
+...         print(delta.text, end="")
+"""
+
+from headwise.async_client import AsyncClient
+from headwise.client import Client
+from headwise.errors import (
+    Cancelled,
+    CorruptStream,
+    DeadlineExceeded,
+    HeadwiseError,
+    InternalError,
+    InvalidRequest,
+    NotFound,
+    NotSupported,
+    Overloaded,
+    Refused,
+    Unavailable,
+)
+from headwise.requests import Message, Policy, Prompt, Sampling
+from headwise.results import Delta, FinishReason, HeadReport, MemoryReport, Result, Timings, Usage
+from headwise.version import __version__
+
+__all__ = [
+    "AsyncClient",
+    "Cancelled",
+    "Client",
+    "CorruptStream",
+    "DeadlineExceeded",
+    "Delta",
+    "FinishReason",
+    "HeadReport",
+    "HeadwiseError",
+    "InternalError",
+    "InvalidRequest",
+    "MemoryReport",
+    "Message",
+    "NotFound",
+    "NotSupported",
+    "Overloaded",
+    "Policy",
+    "Prompt",
+    "Refused",
+    "Result",
+    "Sampling",
+    "Timings",
+    "Unavailable",
+    "Usage",
+    "__version__",
+]

@@ -1,0 +1,130 @@
+"""The asyncio client; the same calls as `headwise.client`, awaited."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from headwise.channel import channel_options
+from headwise.errors import InternalError, from_rpc_error
+from headwise.requests import Policy, Prompt, Sampling, generate_request
+from headwise.results import Delta, Result, delta_from_proto, result_from_proto
+from headwise.v1 import decode_pb2, decode_pb2_grpc
+
+
+class AsyncGeneration:
+    """A running generation: iterate over its deltas with `async for`, then await `result()`."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._result: Result | None = None
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        try:
+            async for response in self._call:
+                if response.WhichOneof("part") == "result":
+                    self._result = result_from_proto(response.result)
+                else:
+                    yield delta_from_proto(response.delta)
+        except grpc.RpcError as rpc_error:
+            raise from_rpc_error(rpc_error) from rpc_error
+        finally:
+            self._call.cancel()
+
+    async def result(self) -> Result:
+        """How it ended. Reads the rest of the stream if that has not happened yet."""
+        if self._result is None:
+            async for _ in self:
+                pass
+        if self._result is None:
+            raise InternalError("the stream ended without a result", "NO_RESULT")
+        return self._result
+
+    async def text(self) -> str:
+        """The whole remaining text."""
+        return "".join([delta.text async for delta in self])
+
+    def cancel(self) -> None:
+        """Stop the generation; harmless when it has ended."""
+        self._call.cancel()
+
+
+class AsyncClient:
+    """Generates text through a Headwise decode service at `target` ("host:port").
+
+    See `headwise.Client` for what the arguments mean.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        retries: bool = True,
+    ) -> None:
+        options = channel_options(retries=retries)
+        self._channel = (
+            grpc.aio.secure_channel(target, credentials, options)
+            if credentials
+            else grpc.aio.insecure_channel(target, options)
+        )
+        self._stub = decode_pb2_grpc.DecodeServiceStub(self._channel)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        policy: Policy | str | None = None,
+        sampling: Sampling | None = None,
+        max_tokens: int = 0,
+        stop: Sequence[str] = (),
+        stop_token_ids: Sequence[int] = (),
+        ignore_eos: bool = False,
+        report_heads: bool = False,
+        timeout_seconds: float | None = None,
+        request_id: str | None = None,
+    ) -> AsyncGeneration:
+        """Continue `prompt`; see `headwise.Client.generate`."""
+        request = generate_request(
+            prompt,
+            policy=policy,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            stop=stop,
+            stop_token_ids=stop_token_ids,
+            ignore_eos=ignore_eos,
+            report_heads=report_heads,
+        )
+        metadata = (("x-request-id", request_id),) if request_id else None
+        return AsyncGeneration(
+            self._stub.Generate(request, timeout=timeout_seconds, metadata=metadata)
+        )
+
+    async def describe(
+        self, timeout_seconds: float | None = 10.0
+    ) -> decode_pb2.DecodeServiceDescribeResponse:
+        """What the service serves, and within which limits."""
+        try:
+            return await self._stub.Describe(
+                decode_pb2.DecodeServiceDescribeRequest(), timeout=timeout_seconds
+            )
+        except grpc.RpcError as rpc_error:
+            raise from_rpc_error(rpc_error) from rpc_error
+
+    async def close(self) -> None:
+        """Close the channel; running generations are cancelled."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()

@@ -1,0 +1,90 @@
+"""What a caller says, as plain values, and its form on the wire."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from google.protobuf.struct_pb2 import Struct
+
+from headwise.v1 import cache_pb2, decode_pb2
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation; `role` in the template's words: system, user, assistant."""
+
+    role: str
+    content: str
+
+
+# text, token ids, or a conversation
+Prompt = str | Sequence[int] | Sequence[Message]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Policy:
+    """How the prompt's cache is compacted: a name the server knows, and its parameters."""
+
+    name: str = ""
+    parameters: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+    def to_proto(self) -> cache_pb2.Policy:
+        parameters = Struct()
+        parameters.update(dict(self.parameters))
+        return cache_pb2.Policy(name=self.name, parameters=parameters)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` 0 mean all tokens."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 0.0
+    seed: int | None = None
+
+    def to_proto(self) -> decode_pb2.Sampling:
+        return decode_pb2.Sampling(
+            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=self.seed
+        )
+
+
+def generate_request(
+    prompt: Prompt,
+    *,
+    policy: Policy | str | None,
+    sampling: Sampling | None,
+    max_tokens: int,
+    stop: Sequence[str],
+    stop_token_ids: Sequence[int],
+    ignore_eos: bool,
+    report_heads: bool,
+) -> decode_pb2.GenerateRequest:
+    """The request for a generation; ValueError where a value cannot even be written down."""
+    request = decode_pb2.GenerateRequest(
+        policy=(Policy(policy) if isinstance(policy, str) else policy or Policy()).to_proto(),
+        sampling=(sampling or Sampling()).to_proto(),
+        max_tokens=max_tokens,
+        stop=stop,
+        stop_token_ids=stop_token_ids,
+        ignore_eos=ignore_eos,
+        report_heads=report_heads,
+    )
+    _set_prompt(request, prompt)
+    return request
+
+
+def _set_prompt(request: decode_pb2.GenerateRequest, prompt: Prompt) -> None:
+    if isinstance(prompt, str):
+        request.text = prompt
+    elif any(isinstance(part, Message) for part in prompt):
+        messages = [
+            decode_pb2.ChatMessage(role=part.role, content=part.content)
+            for part in prompt
+            if isinstance(part, Message)
+        ]
+        request.chat.CopyFrom(decode_pb2.ChatMessages(messages=messages))
+    else:
+        ids = [part for part in prompt if isinstance(part, int)]
+        request.tokens.CopyFrom(decode_pb2.TokenIds(ids=ids))

@@ -1,0 +1,129 @@
+"""What a caller gets back, as plain values."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+
+from google.protobuf.json_format import MessageToDict
+
+from headwise.v1 import decode_pb2
+
+
+class FinishReason(enum.StrEnum):
+    """Why a generation ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+_FINISH_REASONS = {
+    decode_pb2.FINISH_REASON_STOP: FinishReason.STOP,
+    decode_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Delta:
+    """What has been generated since the last delta."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens read and made; the end token counts as made."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MemoryReport:
+    """What a cache occupies, measured; bytes. `recovered_mass` is 0 where nothing was profiled."""
+
+    dense_bytes: int
+    resident_bytes: int
+    wire_bytes: int
+    rows_kept: int
+    rows_dense: int
+    recovered_mass: float
+    head_classes: Mapping[str, int]
+
+    @property
+    def rows_kept_ratio(self) -> float:
+        return self.rows_kept / self.rows_dense if self.rows_dense else 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds by stage."""
+
+    queue_seconds: float
+    prefill_seconds: float
+    profile_seconds: float
+    compact_seconds: float
+    ship_seconds: float
+    receive_seconds: float
+    first_token_seconds: float
+    decode_seconds: float
+    total_seconds: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HeadReport:
+    """What one KV head kept of the prompt."""
+
+    layer: int
+    head: int
+    head_class: str
+    rows: int
+    recovered_mass: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Result:
+    """How a generation ended, and what it took."""
+
+    finish_reason: FinishReason
+    usage: Usage
+    prompt_memory: MemoryReport
+    final_memory: MemoryReport
+    timings: Timings
+    policy: str
+    policy_parameters: Mapping[str, object]
+    heads: tuple[HeadReport, ...] = ()
+
+
+def delta_from_proto(delta: decode_pb2.Delta) -> Delta:
+    return Delta(delta.text, tuple(delta.token_ids))
+
+
+def result_from_proto(result: decode_pb2.Result) -> Result:
+    return Result(
+        finish_reason=_FINISH_REASONS[result.finish_reason],
+        usage=Usage(result.usage.prompt_tokens, result.usage.completion_tokens),
+        prompt_memory=_memory(result.prompt_memory),
+        final_memory=_memory(result.final_memory),
+        timings=Timings(*(getattr(result.timings, f.name) for f in dataclasses.fields(Timings))),
+        policy=result.policy.name,
+        policy_parameters=MessageToDict(result.policy.parameters),
+        heads=tuple(
+            HeadReport(h.layer, h.head, h.head_class, h.rows, h.recovered_mass)
+            for h in result.heads
+        ),
+    )
+
+
+def _memory(report: decode_pb2.MemoryReport) -> MemoryReport:
+    return MemoryReport(
+        dense_bytes=report.dense_bytes,
+        resident_bytes=report.resident_bytes,
+        wire_bytes=report.wire_bytes,
+        rows_kept=report.rows_kept,
+        rows_dense=report.rows_dense,
+        recovered_mass=report.recovered_mass,
+        head_classes={c.head_class: c.heads for c in report.head_classes},
+    )
