@@ -108,11 +108,12 @@ class AsyncClient:
     ) -> decode_pb2.DecodeServiceDescribeResponse:
         """What the service serves, and within which limits."""
         try:
-            return await self._stub.Describe(
+            response: decode_pb2.DecodeServiceDescribeResponse = await self._stub.Describe(
                 decode_pb2.DecodeServiceDescribeRequest(), timeout=timeout_seconds
             )
         except grpc.RpcError as rpc_error:
             raise from_rpc_error(rpc_error) from rpc_error
+        return response
 
     async def close(self) -> None:
         """Close the channel; running generations are cancelled."""

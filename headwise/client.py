@@ -126,11 +126,12 @@ class Client:
     ) -> decode_pb2.DecodeServiceDescribeResponse:
         """What the service serves, and within which limits."""
         try:
-            return self._stub.Describe(
+            response: decode_pb2.DecodeServiceDescribeResponse = self._stub.Describe(
                 decode_pb2.DecodeServiceDescribeRequest(), timeout=timeout_seconds
             )
         except grpc.RpcError as rpc_error:
             raise from_rpc_error(rpc_error) from rpc_error
+        return response
 
     def close(self) -> None:
         """Close the channel; running generations are cancelled."""

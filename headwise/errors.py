@@ -18,8 +18,8 @@ On the wire both travel as google.rpc.ErrorInfo beside the status.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, cast
 
 import grpc
 from google.protobuf.any_pb2 import Any
@@ -123,7 +123,8 @@ def from_rpc_error(rpc_error: grpc.RpcError) -> HeadwiseError:
     code: grpc.StatusCode = rpc_error.code()
     message: str = rpc_error.details() or code.name.lower().replace("_", " ")
     reason, metadata, retry = code.name, dict[str, str](), None
-    for detail in _details(rpc_error):
+    # an iterable of pairs for either kind of error, whatever the annotations say
+    for detail in _details(cast(Iterable[tuple[str, bytes]], rpc_error.trailing_metadata() or ())):
         if detail.Is(ErrorInfo.DESCRIPTOR):
             info = ErrorInfo()
             detail.Unpack(info)
@@ -135,8 +136,8 @@ def from_rpc_error(rpc_error: grpc.RpcError) -> HeadwiseError:
     return BY_CODE.get(code, HeadwiseError)(message, reason, metadata, retry)
 
 
-def _details(rpc_error: grpc.RpcError) -> list[Any]:
-    for key, value in rpc_error.trailing_metadata() or ():
+def _details(trailing: Iterable[tuple[str, bytes]]) -> list[Any]:
+    for key, value in trailing:
         if key == _DETAILS_KEY:
             try:
                 return list(Status.FromString(value).details)

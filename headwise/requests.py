@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 
 from headwise.v1 import cache_pb2, decode_pb2
@@ -30,8 +31,7 @@ class Policy:
     parameters: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     def to_proto(self) -> cache_pb2.Policy:
-        parameters = Struct()
-        parameters.update(dict(self.parameters))
+        parameters = ParseDict(dict(self.parameters), Struct())
         return cache_pb2.Policy(name=self.name, parameters=parameters)
 
 
