@@ -1,0 +1,1 @@
+"""The processes: prefill, decode, what both share, and the command line."""

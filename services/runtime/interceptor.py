@@ -1,0 +1,87 @@
+"""The only place where an exception becomes a status, and where calls are counted and logged."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from headwise.errors import InternalError, to_trailing_metadata
+from services.runtime import metrics
+from services.runtime.logs import request_id
+from services.runtime.status import to_headwise_error
+
+REQUEST_ID_KEY = "x-request-id"
+# longer ids are cut: they end up in every log line
+_REQUEST_ID_LENGTH = 64
+
+Handler = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
+
+log = logging.getLogger("headwise.calls")
+
+
+class StatusInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps Headwise's own methods; health and reflection are left as they are."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith("/headwise."):
+            return handler
+        name = method.rsplit("/", 1)[1]
+        kind = "unary_stream" if handler.response_streaming else "unary_unary"
+        return getattr(grpc, f"{kind}_rpc_method_handler")(
+            _guarded(name, getattr(handler, kind)),
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
+
+
+def _guarded(method: str, handler: Handler) -> Handler:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        request_id.set(_request_id(context))
+        began, code, reason = time.perf_counter(), "OK", ""
+        metrics.RUNNING.labels(method).inc()
+        try:
+            return await handler(request, context)
+        except asyncio.CancelledError:
+            code, reason = "CANCELLED", "CANCELLED"
+            raise
+        except Exception as error:
+            # a write on a call whose client has gone ends in an internal error of gRPC's own
+            if context.cancelled():
+                code, reason = "CANCELLED", "CANCELLED"
+                raise asyncio.CancelledError from error
+            typed = to_headwise_error(error)
+            code, reason = typed.code.name, typed.reason
+            if isinstance(typed, InternalError):
+                log.exception("%s failed", method)
+            await context.abort(typed.code, typed.message, to_trailing_metadata(typed))
+        finally:
+            metrics.RUNNING.labels(method).dec()
+            _count(method, code, reason, time.perf_counter() - began)
+
+    return call
+
+
+def _count(method: str, code: str, reason: str, seconds: float) -> None:
+    metrics.REQUESTS.labels(method, code).inc()
+    if reason:
+        metrics.FAILURES.labels(method, reason).inc()
+    log.info("%s %s %s %.3fs", method, code, reason or "-", seconds)
+
+
+def _request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_KEY and isinstance(value, str) and value.isprintable():
+            return value[:_REQUEST_ID_LENGTH]
+    return uuid.uuid4().hex[:16]

@@ -1,0 +1,54 @@
+"""Every metric of both processes, declared once. Seconds and bytes; labels are bounded."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+# from a decode step on a small CPU model (.03 s) to a long prefill there (60 s)
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 150)
+_STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28)
+_MASS = (0.5, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 1.0)
+
+REQUESTS = Counter("headwise_requests", "Calls ended, by method and status", ["method", "code"])
+FAILURES = Counter("headwise_failures", "Calls that failed, by reason", ["method", "reason"])
+RUNNING = Gauge("headwise_running_requests", "Calls being served", ["method"])
+
+PREFILL_COMPUTING = Gauge("headwise_prefill_computing", "Prompts being computed right now")
+PREFILL_QUEUED = Gauge("headwise_prefill_queued", "Prompts waiting for their turn")
+PROMPT_TOKENS = Counter("headwise_prompt_tokens", "Prompt tokens cached by prefill")
+
+STAGE_SECONDS = Histogram(
+    "headwise_stage_seconds", "Time by stage of a request", ["stage"], buckets=_SECONDS
+)
+TIME_TO_FIRST_TOKEN = Histogram(
+    "headwise_time_to_first_token_seconds",
+    "From the request's arrival to its first token",
+    buckets=_SECONDS,
+)
+TIME_PER_OUTPUT_TOKEN = Histogram(
+    "headwise_time_per_output_token_seconds",
+    "Between two tokens of one answer",
+    buckets=_STEP_SECONDS,
+)
+GENERATED_TOKENS = Counter("headwise_generated_tokens", "Tokens generated")
+BATCH_SEQUENCES = Histogram(
+    "headwise_step_sequences", "Sequences in a decode step", buckets=(1, 2, 4, 8, 16, 32, 64, 128)
+)
+
+WIRE_BYTES = Counter("headwise_wire_bytes", "Bytes of cache messages", ["direction"])
+DENSE_EQUIVALENT_BYTES = Gauge(
+    "headwise_kv_dense_equivalent_bytes", "Bytes dense caches of the held tokens would occupy"
+)
+RESIDENT_BYTES = Gauge(
+    "headwise_kv_resident_bytes", "Bytes really resident, metadata and slack included", ["tier"]
+)
+SEQUENCES = Gauge("headwise_sequences", "Sequences that hold or reserve pages")
+POOL_ROWS = Gauge("headwise_pool_rows", "Rows held in the page pool")
+POOL_PAGES = Gauge("headwise_pool_pages", "Pages of the pool", ["state"])
+HEADS_RECEIVED = Counter("headwise_heads_received", "KV heads received, by class", ["head_class"])
+ROWS_RECEIVED = Counter("headwise_rows_received", "Rows received, by head class", ["head_class"])
+RECOVERED_MASS = Histogram(
+    "headwise_recovered_mass_ratio",
+    "Share of attention mass the kept rows cover, mean over a cache's heads",
+    buckets=_MASS,
+)

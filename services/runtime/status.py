@@ -1,0 +1,58 @@
+"""The one table from what kvstore raises to what a caller sees."""
+
+from __future__ import annotations
+
+from headwise.errors import (
+    CorruptStream,
+    HeadwiseError,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    Refused,
+)
+from kvstore.errors import (
+    CorruptCache,
+    FingerprintMismatch,
+    InvalidParameter,
+    KVStoreError,
+    LimitExceeded,
+    PoolExhausted,
+    UnknownPolicy,
+)
+
+# what a caller is told to wait when the pool or the queue is full
+RETRY_AFTER_SECONDS = 1.0
+
+_TABLE: dict[type[KVStoreError], tuple[type[HeadwiseError], str]] = {
+    InvalidParameter: (InvalidRequest, "PARAMETER_OUT_OF_RANGE"),
+    UnknownPolicy: (InvalidRequest, "UNKNOWN_POLICY"),
+    CorruptCache: (CorruptStream, "CORRUPT_STREAM"),
+    LimitExceeded: (Overloaded, "LIMIT_EXCEEDED"),
+    FingerprintMismatch: (Refused, "FINGERPRINT_MISMATCH"),
+    PoolExhausted: (Overloaded, "POOL_EXHAUSTED"),
+}
+
+
+def to_headwise_error(error: Exception) -> HeadwiseError:
+    """The typed error a caller gets; what is not in the table is INTERNAL with a fixed text."""
+    if isinstance(error, HeadwiseError):
+        return error
+    kind, reason = _TABLE.get(type(error), (InternalError, "INTERNAL"))  # type: ignore[arg-type]
+    if kind is InternalError:
+        return InternalError("internal error; the server's log has the details", reason)
+    retry = RETRY_AFTER_SECONDS if kind is Overloaded else None
+    return kind(str(error), reason, _metadata(error), retry)
+
+
+def _metadata(error: Exception) -> dict[str, str]:
+    match error:
+        case InvalidParameter():
+            return {"field": error.field}
+        case UnknownPolicy():
+            return {"field": "policy.name", "known": ",".join(error.known)}
+        case FingerprintMismatch():
+            return {"field": error.field, "ours": error.ours, "theirs": error.theirs}
+        case LimitExceeded():
+            return {"limit": str(error.limit), "size": str(error.size)}
+        case _:
+            return {}
