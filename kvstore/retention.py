@@ -69,6 +69,8 @@ def _highest(scores: torch.Tensor, positions: torch.Tensor, count: int) -> torch
     """The `count` highest scores, bool `[R]`; of equal scores the earlier position wins."""
     if count >= scores.shape[0]:
         return torch.ones_like(scores, dtype=torch.bool)
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
     threshold = torch.topk(scores, count, sorted=False).values.amin()
     chosen = scores >= threshold
     surplus = int(chosen.sum()) - count

@@ -1,0 +1,1 @@
+"""Kernels: per operation its contract and dispatch, a plain reference, and fast forms."""

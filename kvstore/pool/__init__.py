@@ -1,0 +1,8 @@
+"""Paged memory for many sequences' compact caches, and its exact accounts."""
+
+from kvstore.pool.bounds import pages_bound
+from kvstore.pool.pages import PagePool
+from kvstore.pool.reservation import Reservation
+from kvstore.pool.sequence import SequencePages
+
+__all__ = ["PagePool", "Reservation", "SequencePages", "pages_bound"]

@@ -1,0 +1,99 @@
+"""Who may use how many pages, and which are in use."""
+
+from __future__ import annotations
+
+import threading
+
+from kvstore.errors import PoolExhausted
+
+
+class PageAccounts:
+    """Every page is free, reserved (promised, not yet in use) or used; the three always add up.
+
+    Each method is atomic, so that an event loop may reserve and release while an engine thread
+    takes pages out of other reservations.
+    """
+
+    def __init__(self, pages: int) -> None:
+        self.pages = pages
+        self._idle = bytearray(b"\x01" * pages)
+        self._lock = threading.Lock()
+        self._reserved = 0
+        self._used = 0
+        self._rows = 0
+
+    @property
+    def reserved(self) -> int:
+        return self._reserved
+
+    @property
+    def used(self) -> int:
+        return self._used
+
+    @property
+    def rows(self) -> int:
+        return self._rows
+
+    @property
+    def free(self) -> int:
+        with self._lock:
+            return self._free()
+
+    def reserve(self, count: int) -> None:
+        """Promise pages; raises `PoolExhausted`."""
+        with self._lock:
+            if count > self._free():
+                raise PoolExhausted(count, self._free())
+            self._reserved += count
+
+    def unreserve(self, count: int) -> None:
+        with self._lock:
+            assert 0 <= count <= self._reserved, "only promised pages go back"
+            self._reserved -= count
+
+    def take(self, count: int, after: int | None) -> list[int]:
+        """Turn promised pages into used ones, and say which.
+
+        They follow one another, and page `after`, where such pages are idle: rows that lie in
+        one run are read as a view instead of a copy.
+        """
+        with self._lock:
+            assert 0 <= count <= self._reserved, "pages come only out of a promise"
+            taken = self._run(count, after) or self._scattered(count)
+            for page in taken:
+                self._idle[page] = 0
+            self._reserved -= count
+            self._used += count
+            return taken
+
+    def give_back(self, pages: list[int]) -> None:
+        """Used pages become promised ones again."""
+        with self._lock:
+            for page in pages:
+                assert not self._idle[page], "a page goes back once"
+                self._idle[page] = 1
+            self._used -= len(pages)
+            self._reserved += len(pages)
+
+    def count_rows(self, change: int) -> None:
+        with self._lock:
+            self._rows += change
+            assert self._rows >= 0, "no rows go that never came"
+
+    def _free(self) -> int:
+        return self.pages - self._reserved - self._used
+
+    def _run(self, count: int, after: int | None) -> list[int]:
+        wanted = b"\x01" * count
+        if after is not None and self._idle[after + 1 : after + 1 + count] == wanted:
+            return list(range(after + 1, after + 1 + count))
+        first = self._idle.find(wanted)
+        return list(range(first, first + count)) if first >= 0 else []
+
+    def _scattered(self, count: int) -> list[int]:
+        taken: list[int] = []
+        page = -1
+        for _ in range(count):
+            page = self._idle.find(1, page + 1)
+            taken.append(page)
+        return taken

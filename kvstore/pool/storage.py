@@ -1,0 +1,74 @@
+"""The tensors behind a pool's pages, addressed by flat row number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from kvstore.cache import FLAG_BYTES, POSITION_BYTES, SCORE_BYTES
+
+RowIndex = slice | torch.Tensor
+"""Flat row numbers: a slice where they follow one another, else int64."""
+
+
+class PageStorage:
+    """Keys, values `[pages · page_rows, D]`, positions int32, scores f32 and flags uint8 per row.
+
+    Row r of page p is flat row `p · page_rows + r`. With `poison` every row that is not in use
+    holds NaN (keys, values, scores) and impossible positions, so that reading one shows.
+    """
+
+    def __init__(
+        self,
+        pages: int,
+        page_rows: int,
+        head_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        poison: bool,
+    ) -> None:
+        rows = pages * page_rows
+        self.page_rows = page_rows
+        self.head_size = head_size
+        self.keys = torch.zeros(rows, head_size, dtype=dtype, device=device)
+        self.values = torch.zeros(rows, head_size, dtype=dtype, device=device)
+        self.positions = torch.zeros(rows, dtype=torch.int32, device=device)
+        self.scores = torch.zeros(rows, dtype=torch.float32, device=device)
+        self.flags = torch.zeros(rows, dtype=torch.uint8, device=device)
+        self._poison = poison
+        self.forget(slice(0, rows))
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page, positions, scores and flags included."""
+        row = 2 * self.head_size * self.keys.element_size()
+        return self.page_rows * (row + POSITION_BYTES + SCORE_BYTES + FLAG_BYTES)
+
+    def index(self, rows: Sequence[int]) -> RowIndex:
+        """The cheapest index of these flat rows: a slice reads as a view, a tensor as a copy."""
+        if not rows:
+            return slice(0, 0)
+        first = rows[0]
+        if rows[-1] - first + 1 == len(rows) and list(rows) == list(range(first, rows[-1] + 1)):
+            return slice(first, rows[-1] + 1)
+        return torch.tensor(rows, device=self.keys.device)
+
+    def move(self, targets: Sequence[int], sources: Sequence[int]) -> None:
+        """Copy whole rows, scores aside, as if all were read before any is written."""
+        target, source = self.index(targets), self.index(sources)
+        for column in (self.keys, self.values, self.positions, self.flags):
+            column[target] = column[source].clone()
+
+    def forget(self, rows: RowIndex) -> None:
+        """Rows no longer in use; costs nothing unless poisoned."""
+        if self._poison:
+            self.keys[rows] = torch.nan
+            self.values[rows] = torch.nan
+            self.scores[rows] = torch.nan
+            self.positions[rows] = torch.iinfo(torch.int32).min
+            self.flags[rows] = 255
+
+    def forget_pages(self, pages: Sequence[int]) -> None:
+        for page in pages:
+            self.forget(slice(page * self.page_rows, (page + 1) * self.page_rows))
