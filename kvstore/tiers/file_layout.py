@@ -1,0 +1,118 @@
+"""How a cache lies in a safetensors file: names, metadata, digest.
+
+Tensors are named `layers.<i>.keys` and so on. The metadata holds the header (a wire header without
+the layers' shapes, which the tensors show), the indexes of all layers, and a digest of everything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+
+from kvstore.cache import CompactCache, Fingerprint, canonical_json
+from kvstore.errors import CorruptCache
+from kvstore.wire.frames import crc32c
+from kvstore.wire.header import identity_fields, read_identity
+from kvstore.wire.index import LayerIndex, index_fields, read_index
+from kvstore.wire.sections import Section, byte_view
+from kvstore.wire.strict_json import ObjectReader
+
+# safetensors' names of the dtypes a cache may hold
+DTYPE_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+}
+
+_KEYS = ("headwise.header", "headwise.index", "headwise.sha256")
+# the checksum takes bytes, so each piece is copied
+_PIECE_BYTES = 1 << 20
+# bytes and crc32c of a tensor
+_DIGEST_RECORD = struct.Struct("<QI")
+
+
+class StoredTensor(Protocol):
+    """A tensor in a file, not loaded."""
+
+    def get_shape(self) -> Sequence[int]: ...
+
+    def get_dtype(self) -> str: ...
+
+
+class OpenFile(Protocol):
+    """What is used of safetensors' `safe_open`, which carries no types."""
+
+    def metadata(self) -> Mapping[str, str] | None: ...
+
+    def keys(self) -> Sequence[str]: ...
+
+    def get_slice(self, name: str) -> StoredTensor: ...
+
+    def get_tensor(self, name: str) -> torch.Tensor: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FileMetadata:
+    """The three texts beside the tensors; `sha256` is lower-case hex."""
+
+    header: str
+    index: str
+    sha256: str = ""
+
+    @classmethod
+    def describing(cls, cache: CompactCache) -> FileMetadata:
+        """Without the digest. Raises ValueError for numbers that JSON cannot spell."""
+        indexes = [index_fields(LayerIndex.of(layer)) for layer in cache.layers]
+        header = canonical_json(identity_fields(cache.fingerprint, cache.next_position))
+        return cls(header, canonical_json({"layers": indexes}))
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, str] | None) -> FileMetadata:
+        if metadata is None or set(metadata) != set(_KEYS):
+            raise CorruptCache("a safetensors file, but not a cache")
+        return cls(*(metadata[key] for key in _KEYS))
+
+    def as_mapping(self) -> dict[str, str]:
+        return dict(zip(_KEYS, (self.header, self.index, self.sha256), strict=True))
+
+    def sealed(self, tensors: Iterable[torch.Tensor]) -> FileMetadata:
+        """With the digest over both texts and the tensors, in the order of layers and sections."""
+        digest = hashlib.sha256(self.header.encode() + self.index.encode())
+        for tensor in tensors:
+            nbytes = tensor.numel() * tensor.element_size()
+            digest.update(_DIGEST_RECORD.pack(nbytes, _crc32c_of(tensor, nbytes)))
+        return dataclasses.replace(self, sha256=digest.hexdigest())
+
+    def identity(self) -> tuple[Fingerprint, int]:
+        """Whose cache, and how many tokens."""
+        reader = ObjectReader.parse(self.header.encode(), "header")
+        fingerprint, tokens = read_identity(reader)
+        reader.close()
+        return fingerprint, tokens
+
+    def indexes(self) -> tuple[LayerIndex, ...]:
+        """One a layer."""
+        reader = ObjectReader.parse(self.index.encode(), "index")
+        indexes = tuple(read_index(layer) for layer in reader.objects("layers"))
+        reader.close()
+        return indexes
+
+
+def tensor_name(layer: int, section: Section) -> str:
+    return f"layers.{layer}.{section.name}"
+
+
+def _crc32c_of(tensor: torch.Tensor, nbytes: int) -> int:
+    checksum = 0
+    if nbytes:
+        view = byte_view(tensor)
+        for offset in range(0, nbytes, _PIECE_BYTES):
+            checksum = crc32c(bytes(view[offset : offset + _PIECE_BYTES]), checksum)
+    return checksum

@@ -1,0 +1,83 @@
+"""The tensor sections of a layer: which there are, how large, and their raw bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+
+import torch
+
+from kvstore.cache import RaggedLayer
+from kvstore.errors import CorruptCache
+from kvstore.wire.frames import FrameKind
+from kvstore.wire.index import LayerIndex
+
+# the format is little-endian and tensors are sent as they lie in memory
+assert sys.byteorder == "little"
+
+ROW_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Section:
+    """One tensor of a layer as the index announces it."""
+
+    kind: FrameKind
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def name(self) -> str:
+        """The field of `RaggedLayer` that holds it."""
+        return self.kind.name.lower()
+
+
+def row_dtype(name: str) -> torch.dtype:
+    """The dtype of keys and values; raises `CorruptCache` where the format has none so named."""
+    if name not in ROW_DTYPES:
+        raise CorruptCache("header names an unknown dtype")
+    return ROW_DTYPES[name]
+
+
+def sections_of(index: LayerIndex, head_size: int, dtype: torch.dtype) -> tuple[Section, ...]:
+    """All five sections in stream order, the empty ones included."""
+    rows = (index.total_rows, head_size)
+    return (
+        Section(FrameKind.KEYS, dtype, rows),
+        Section(FrameKind.VALUES, dtype, rows),
+        Section(FrameKind.POSITIONS, torch.int32, (index.total_rows,)),
+        Section(FrameKind.SCORES, torch.float32, (index.scored_rows,)),
+        Section(FrameKind.FLAGS, torch.uint8, (index.flagged_rows,)),
+    )
+
+
+def section_tensor(layer: RaggedLayer, section: Section) -> torch.Tensor:
+    """The layer's tensor for a section."""
+    tensor = getattr(layer, section.name)
+    assert isinstance(tensor, torch.Tensor)
+    return tensor
+
+
+def byte_view(tensor: torch.Tensor) -> memoryview:
+    """A contiguous CPU tensor's own memory as bytes; writing to the view writes to the tensor."""
+    assert tensor.is_contiguous()
+    return tensor.view(-1).view(torch.uint8).numpy().data
+
+
+def layer_of(index: LayerIndex, tensors: dict[FrameKind, torch.Tensor]) -> RaggedLayer:
+    """Put a received layer together."""
+    return RaggedLayer(
+        keys=tensors[FrameKind.KEYS],
+        values=tensors[FrameKind.VALUES],
+        positions=tensors[FrameKind.POSITIONS],
+        head_offsets=index.head_offsets(),
+        rules=index.rules,
+        recovered=index.recovered,
+        scores=tensors[FrameKind.SCORES],
+        flags=tensors[FrameKind.FLAGS],
+    )
