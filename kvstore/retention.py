@@ -23,7 +23,9 @@ def keep_mask(
     kept = _kept_by_clauses(rule, positions, flags, length)
     if rule.has_budget:
         assert scores is not None, "a rule with a budget has a score per row"
-        kept |= _frequent(scores, positions, kept if rule.budget_beyond else None, rule, length)
+        candidates = scores.masked_fill(kept, -torch.inf) if rule.budget_beyond else scores
+        competing = int(kept.logical_not().sum()) if rule.budget_beyond else scores.shape[0]
+        kept |= _highest(candidates, positions, competing, rule.budget(length))
     if rule.horizon:
         kept &= positions > length - 1 - rule.horizon
     return kept
@@ -47,27 +49,14 @@ def _kept_by_clauses(
     return kept
 
 
-def _frequent(
-    scores: torch.Tensor,
-    positions: torch.Tensor,
-    excluded: torch.Tensor | None,
-    rule: RetentionRule,
-    length: int,
+def _highest(
+    scores: torch.Tensor, positions: torch.Tensor, competing: int, count: int
 ) -> torch.Tensor:
-    """The `budget(length)` rows of highest score among those not excluded, bool `[R]`."""
-    if excluded is not None:
-        candidates = (~excluded).nonzero().squeeze(1)
-        frequent = torch.zeros_like(excluded)
-        frequent[candidates] = _highest(
-            scores[candidates], positions[candidates], rule.budget(length)
-        )
-        return frequent
-    return _highest(scores, positions, rule.budget(length))
+    """The `count` highest scores, bool `[R]`; of equal scores the earlier position wins.
 
-
-def _highest(scores: torch.Tensor, positions: torch.Tensor, count: int) -> torch.Tensor:
-    """The `count` highest scores, bool `[R]`; of equal scores the earlier position wins."""
-    if count >= scores.shape[0]:
+    Rows that do not compete have score −inf; they may count as chosen if all that do are.
+    """
+    if count >= competing:
         return torch.ones_like(scores, dtype=torch.bool)
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)

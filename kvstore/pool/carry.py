@@ -9,7 +9,7 @@ import torch
 from kvstore.cache import HeadRows
 from kvstore.kernels.retain import RetainMoves, RowMarks
 from kvstore.pool.head import HeadPages
-from kvstore.pool.storage import PageStorage
+from kvstore.pool.storage import PageStorage, read_rows, write_rows
 
 
 def fill(storage: PageStorage, table: HeadPages, source: HeadRows) -> None:
@@ -17,13 +17,13 @@ def fill(storage: PageStorage, table: HeadPages, source: HeadRows) -> None:
     table.rule = source.rule
     table.extend(source.rows)
     table.settle(source.rows)
-    storage.keys[table.index] = source.keys.to(storage.keys.device)
-    storage.values[table.index] = source.values.to(storage.keys.device)
-    storage.positions[table.index] = source.positions.to(storage.keys.device)
+    write_rows(storage.keys, table.index, source.keys.to(storage.keys.device))
+    write_rows(storage.values, table.index, source.values.to(storage.keys.device))
+    write_rows(storage.positions, table.index, source.positions.to(storage.keys.device))
     if source.scores is not None:
-        storage.scores[table.index] = source.scores.to(storage.keys.device)
+        write_rows(storage.scores, table.index, source.scores.to(storage.keys.device))
     if source.flags is not None:
-        storage.flags[table.index] = source.flags.to(storage.keys.device)
+        write_rows(storage.flags, table.index, source.flags.to(storage.keys.device))
 
 
 def carry_out(
@@ -45,7 +45,7 @@ def carry_out(
     for table, move in zip(tables, moves, strict=True):
         table.settle(move.rows)
         if move.scores is not None:
-            storage.scores[table.index] = move.scores
+            write_rows(storage.scores, table.index, move.scores)
 
 
 def _move_tails(
@@ -77,8 +77,8 @@ def _place(
     if not targets:
         return
     target, source = storage.index(targets), storage.index(sources)
-    storage.keys[target] = new_keys.reshape(heads * block, size)[source]
-    storage.values[target] = new_values.reshape(heads * block, size)[source]
-    storage.positions[target] = fed.positions.repeat(heads)[source]
+    write_rows(storage.keys, target, read_rows(new_keys.reshape(heads * block, size), source))
+    write_rows(storage.values, target, read_rows(new_values.reshape(heads * block, size), source))
+    write_rows(storage.positions, target, read_rows(fed.positions.repeat(heads), source))
     if fed.flags is not None:
-        storage.flags[target] = fed.flags.repeat(heads)[source]
+        write_rows(storage.flags, target, read_rows(fed.flags.repeat(heads), source))

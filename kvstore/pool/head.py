@@ -8,7 +8,7 @@ from kvstore.cache import HeadRows
 from kvstore.kernels.retain import RowMarks
 from kvstore.pool.bounds import pages_for
 from kvstore.pool.reservation import Reservation
-from kvstore.pool.storage import RowIndex
+from kvstore.pool.storage import RowIndex, read_rows
 from kvstore.rules import FULL_RULE, RetentionRule
 
 
@@ -62,8 +62,8 @@ class HeadPages:
         marks = self.marks()
         return HeadRows(
             self.rule,
-            self._storage.keys[self._index],
-            self._storage.values[self._index],
+            read_rows(self._storage.keys, self._index),
+            read_rows(self._storage.values, self._index),
             marks.positions,
             marks.scores,
             marks.flags,
@@ -71,11 +71,11 @@ class HeadPages:
 
     def marks(self) -> RowMarks:
         """What the head's rule looks at, as `read` gives it."""
-        storage, index = self._storage, self._index
+        storage = self._storage
         return RowMarks(
-            storage.positions[index],
-            storage.scores[index] if self.rule.needs_scores else None,
-            storage.flags[index] if self.rule.needs_flags else None,
+            read_rows(storage.positions, self._index),
+            read_rows(storage.scores, self._index) if self.rule.needs_scores else None,
+            read_rows(storage.flags, self._index) if self.rule.needs_flags else None,
         )
 
     def _find_index(self) -> RowIndex:

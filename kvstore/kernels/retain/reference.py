@@ -72,12 +72,13 @@ def _arranged(
     placed: list[tuple[int, int]],
     moved: tuple[tuple[int, int], ...],
 ) -> torch.Tensor | None:
-    """Scores by slot after the moves, f32 `[rows]`."""
+    """Scores by slot after the moves, f32 `[rows]`; all are read before any is written."""
     if scores is None:
         return None
-    sources = [(slot, held + new) for slot, new in placed] + list(moved)
-    arranged = scores[:rows].clone()
+    sources = [(slot, held + new) for slot, new in placed if slot != held + new] + list(moved)
     if sources:
-        slots, rows_before = (torch.tensor(side) for side in zip(*sources, strict=True))
-        arranged[slots.to(scores.device)] = scores[rows_before.to(scores.device)]
-    return arranged
+        slots, rows_before = (
+            torch.tensor(side, device=scores.device) for side in zip(*sources, strict=True)
+        )
+        scores.index_copy_(0, slots, scores.index_select(0, rows_before))
+    return scores[:rows]
