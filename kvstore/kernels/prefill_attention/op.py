@@ -1,0 +1,28 @@
+"""Exact causal attention of a prompt's chunk, with the log-sum-exp that profiling needs."""
+
+from __future__ import annotations
+
+import torch
+
+from kvstore.kernels.prefill_attention import cpu, reference
+
+
+def prefill_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend with the last `m` of `n` positions: `(out [HQ, m, D], lse f32 [HQ, m])`.
+
+    `q` `[HQ, m, D]`; `k`, `v` `[H, n, D]` with m <= n; query head `h` reads KV head `h // G`.
+    Causality is aligned bottom-right: query row `r` stands at position `n − m + r`. With a sliding
+    window the query at position `i` sees the keys `j <= i` with `i − j < sliding_window`.
+    `out` has the dtype of `q`; `lse` is the natural logarithm of the row's sum of exponentials.
+    """
+    assert q.shape[1] <= k.shape[1], "queries are the last of the positions"
+    assert q.shape[0] % k.shape[0] == 0, "query heads divide evenly among KV heads"
+    form = cpu.prefill_attention if q.device.type == "cpu" else reference.prefill_attention
+    return form(q, k, v, scale=scale, sliding_window=sliding_window)

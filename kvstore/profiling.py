@@ -1,0 +1,80 @@
+"""Profiles one attention layer while its prompt is prefilled, chunk by chunk."""
+
+from __future__ import annotations
+
+import torch
+
+from kvstore.cache import LayerShape
+from kvstore.kernels.column_mass.op import column_mass
+from kvstore.plans import AttentionProfile, ProfileRequest
+
+
+def sampled_positions(rows: int, tokens: int) -> torch.Tensor:
+    """`rows` query positions strided uniformly over the prompt, int64; all of them for 0.
+
+    A sample that favours the last rows is biased by up to .09 of the mass; an even stride errs by
+    about .001.
+    """
+    if rows == 0 or rows >= tokens:
+        return torch.arange(tokens)
+    # floor((r + 1/2) · tokens / rows)
+    return (2 * torch.arange(rows) + 1) * tokens // (2 * rows)
+
+
+class Profiler:
+    """Accumulates one layer's column mass; how the prompt was cut into chunks changes nothing."""
+
+    def __init__(
+        self,
+        request: ProfileRequest,
+        shape: LayerShape,
+        tokens: int,
+        device: torch.device | None = None,
+    ) -> None:
+        self._request = request
+        self._shape = shape
+        self._tokens = tokens
+        self._positions = sampled_positions(request.rows, tokens)
+        self._far = torch.zeros(shape.query_heads, len(request.edges), tokens, device=device)
+
+    def observe(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        lse: torch.Tensor,
+        first_position: int,
+        scale: float,
+    ) -> None:
+        """Take in the chunk of queries `q` `[HQ, m, D]` that begins at `first_position`.
+
+        `k`, `v` `[H, n, D]` are all keys and values up to the chunk's end, `lse` `[HQ, m]` is what
+        `prefill_attention` returned.
+        """
+        bounds = torch.tensor([first_position, first_position + q.shape[1]])
+        begin, end = torch.searchsorted(self._positions, bounds).tolist()
+        positions = self._positions[begin:end]
+        if positions.numel() < q.shape[1]:
+            chosen = (positions - first_position).to(q.device)
+            q, lse = q.index_select(1, chosen), lse.index_select(1, chosen)
+        weighted = self._request.value_weighted
+        column_mass(
+            self._far,
+            q,
+            k,
+            lse,
+            positions,
+            edges=self._request.edges,
+            scale=scale,
+            sliding_window=self._shape.sliding_window,
+            value_norms=torch.linalg.vector_norm(v, dim=-1, dtype=torch.float32)
+            if weighted
+            else None,
+        )
+
+    def profile(self) -> AttentionProfile:
+        """What was observed, scaled from the rows looked at to all rows."""
+        rows = self._positions.numel()
+        far = self._far * (self._tokens / rows) if rows < self._tokens else self._far
+        shape = (self._shape.kv_heads, self._shape.group, *far.shape[1:])
+        return AttentionProfile(far.view(shape), self._request.edges, self._tokens)
