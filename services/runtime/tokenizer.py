@@ -1,0 +1,92 @@
+"""Prompts to tokens and back, without the parts of a Hugging Face tokenizer that keep state."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import jinja2
+import torch
+
+from kvstore.cache import canonical_json
+from kvstore.errors import InvalidParameter
+from services.runtime.model_errors import ChatTemplateMissing, ModelRefused
+from services.runtime.text_stream import TextStream
+from services.runtime.token_classes import TokenClasses
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+class PromptTokenizer:
+    """One model's tokenizer. Safe to share between threads.
+
+    `vocabulary_size` is the model's, which may be larger than the tokenizer's own. Takes the
+    tokenizer over: its padding and truncation are switched off. `ModelRefused` if it is not backed
+    by the tokenizers library.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, vocabulary_size: int) -> None:
+        if not hasattr(tokenizer, "backend_tokenizer"):
+            raise ModelRefused("its tokenizer has no tokenizer.json (a tokenizers backend)")
+        self._tokenizer = tokenizer
+        # the backend itself: a call of the wrapper sets padding and truncation for all threads
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._classes = TokenClasses(tokenizer, vocabulary_size)
+
+    @property
+    def eos_token_id(self) -> int | None:
+        token_id: int | None = self._tokenizer.eos_token_id
+        return token_id
+
+    @property
+    def classes(self) -> torch.Tensor:
+        """`TokenClass` of every token, uint8 `[vocabulary]`."""
+        return self._classes.table
+
+    def classify(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """`TokenClass` of each token, uint8 `[T]`, spelled-out template markers included."""
+        return self._classes.classify(token_ids)
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a plain prompt, with a BOS where the model's convention has one."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=True).ids
+        return ids
+
+    def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Tokens of (role, content) pairs in the model's own format, ready for its answer.
+
+        `ChatTemplateMissing`, or `InvalidParameter` if the template rejects the messages.
+        """
+        if not self._tokenizer.chat_template:
+            raise ChatTemplateMissing
+        turns = [{"role": role, "content": content} for role, content in messages]
+        try:
+            text = self._tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True
+            )
+        except jinja2.TemplateError as error:
+            raise InvalidParameter("messages", str(error)) from error
+        # the template writes the BOS itself
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of the tokens; special tokens have none."""
+        text: str = self._backend.decode(list(token_ids), skip_special_tokens=True)
+        return text
+
+    def stream(self, context: Sequence[int] = ()) -> TextStream:
+        """A stream of text for tokens that follow `context`."""
+        return TextStream(self.decode, context)
+
+    def digest(self) -> str:
+        """SHA-256 over all that decides how text becomes tokens; the same in every process."""
+        backend = json.loads(self._backend.to_str())
+        template = self._tokenizer.chat_template
+        identity = canonical_json({"tokenizer": backend, "chat_template": template})
+        return hashlib.sha256(identity.encode()).hexdigest()
