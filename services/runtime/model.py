@@ -81,6 +81,14 @@ def load_model(
     return _serve(source, _load_weights(source, DTYPES[dtype], device), tokenizer)
 
 
+def load_tokenizer(
+    name: str, *, revision: str = "", cache_dir: Path | None = None
+) -> PromptTokenizer:
+    """The tokenizer alone, found like the model in `load_model` and without reading weights."""
+    source = _locate(name, revision, cache_dir or default_cache_dir())
+    return _load_tokenizer(source, _load_config(source).vocab_size)
+
+
 def _locate(name: str, revision: str, cache_dir: Path) -> _Source:
     if name == SMOLLM2:
         return _from_gguf(_smollm2_file(), SMOLLM2, cache_dir)

@@ -7,7 +7,7 @@ import pathlib
 
 from services.runtime.configuration import setting
 
-_MODEL_CACHE = pathlib.Path("~/.cache/headwise/models")
+MODEL_CACHE = pathlib.Path("~/.cache/headwise/models")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class ModelOptions:
     )
     device: str = setting("cpu", "Device to compute on: cpu or cuda.")
     threads: int = setting(0, "CPU threads for the model; 0 lets torch choose.", minimum=0)
-    model_cache: pathlib.Path = setting(_MODEL_CACHE, "Folder where converted models are kept.")
+    model_cache: pathlib.Path = setting(MODEL_CACHE, "Folder where converted models are kept.")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

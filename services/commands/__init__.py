@@ -1,0 +1,31 @@
+"""The subcommands of `headwise`, one file each."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from headwise.version import __version__
+from services.commands.decode import decode
+from services.commands.demo import demo
+from services.commands.generate import generate
+from services.commands.inspect import inspect_cache
+from services.commands.prefill import prefill
+from services.commands.variables import KNOWN_VARIABLES
+from services.runtime.configuration import refuse_unknown_variables
+
+
+@click.group(context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def command_line() -> None:
+    """Headwise: LLM attention heads keep only what they read.
+
+    `headwise demo` shows it all on a real model. `headwise prefill` and `headwise decode` are the
+    two services, `headwise generate` asks them something.
+    """
+    refuse_unknown_variables(os.environ, KNOWN_VARIABLES)
+
+
+for _command in (prefill, decode, generate, demo, inspect_cache):
+    command_line.add_command(_command)

@@ -1,0 +1,63 @@
+"""`headwise demo`: the whole way on one machine."""
+
+from __future__ import annotations
+
+import pathlib
+
+import click
+from rich.console import Console
+
+from headwise import HeadwiseError, Policy
+from services.runtime.options import MODEL_CACHE
+
+_FILE = click.Path(dir_okay=False, path_type=pathlib.Path)
+
+
+@click.command()
+@click.option("--model", default="smollm2", show_default=True, help="Model to serve.")
+@click.option("--policy", default="", help="Policy; empty for the server's default.")
+@click.option("--recovery", type=float, help="Share of attention mass to keep, in (0, 1].")
+@click.option("--prompt-file", type=_FILE, help="Document to read instead of the built-in one.")
+@click.option("--question", default="", help="Question to ask about it.")
+@click.option("--max-tokens", default=96, show_default=True, help="Tokens of each answer.")
+@click.option("--json", "json_file", type=_FILE, help="Write the figures to this file.")
+@click.option("--save", "save_file", type=_FILE, help="Write the compact cache to this file.")
+@click.option(
+    "--model-cache",
+    type=click.Path(path_type=pathlib.Path),
+    default=MODEL_CACHE,
+    show_default=True,
+    envvar="HEADWISE_MODEL_CACHE",
+    help="Folder where converted models are kept.",
+)
+def demo(
+    model: str,
+    policy: str,
+    recovery: float | None,
+    prompt_file: pathlib.Path | None,
+    question: str,
+    max_tokens: int,
+    json_file: pathlib.Path | None,
+    save_file: pathlib.Path | None,
+    model_cache: pathlib.Path,
+) -> None:
+    """Answer a question about a real document from a compact cache that crossed processes."""
+    from services.demo.processes import ServiceFailed
+    from services.demo.run import DemoOptions, run_demo
+    from services.runtime.model_errors import ModelError
+
+    parameters = {} if recovery is None else {"recovery": recovery}
+    options = DemoOptions(
+        model=model,
+        model_cache=model_cache.expanduser(),
+        policy=Policy(policy, parameters),
+        prompt_file=prompt_file,
+        question=question,
+        max_tokens=max_tokens,
+        json_file=json_file,
+        save_file=save_file,
+    )
+    try:
+        run_demo(options, Console())
+    except (ServiceFailed, ModelError, HeadwiseError, OSError) as error:
+        raise click.ClickException(str(error)) from error

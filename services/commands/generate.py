@@ -1,0 +1,82 @@
+"""`headwise generate`: ask a running decode service."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+from rich.console import Console
+
+from headwise import Client, HeadwiseError, Message, Policy, Sampling
+from services.pictures.heads import HeadCell, head_map
+from services.pictures.result import result_table
+
+
+def parse_parameters(pairs: tuple[str, ...]) -> dict[str, object]:
+    """`name=value` pairs, the values as JSON. Raises `click.BadParameter`."""
+    parameters: dict[str, object] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        try:
+            parameters[name] = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise click.BadParameter(f"{pair!r} is not name=value, with a JSON value") from error
+        if not (name and equals):
+            raise click.BadParameter(f"{pair!r} is not name=value")
+    return parameters
+
+
+@click.command()
+@click.argument("prompt")
+@click.option("--target", default="127.0.0.1:7080", show_default=True, help="Decode service.")
+@click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
+@click.option("--policy", default="", help="Policy; empty for the server's default.")
+@click.option("--parameter", "-p", multiple=True, help="Policy parameter, name=value; repeatable.")
+@click.option("--max-tokens", default=0, help="Tokens at most; 0 for the server's default.")
+@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-k", default=0, help="Only so many of the likeliest tokens; 0 for all.")
+@click.option("--top-p", default=0.0, help="Only tokens of this much probability; 0 for all.")
+@click.option("--seed", type=int, help="Makes sampling repeatable.")
+@click.option("--stop", multiple=True, help="Text that ends the answer; repeatable.")
+@click.option("--timeout", "timeout_seconds", type=float, help="Seconds for the whole call.")
+@click.option("--heads", is_flag=True, help="Show what every head keeps.")
+def generate(
+    prompt: str,
+    target: str,
+    chat: bool,
+    policy: str,
+    parameter: tuple[str, ...],
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int | None,
+    stop: tuple[str, ...],
+    timeout_seconds: float | None,
+    heads: bool,
+) -> None:
+    """Continue PROMPT; a PROMPT of - is read from standard input."""
+    text = sys.stdin.read() if prompt == "-" else prompt
+    console = Console(stderr=True)
+    try:
+        with Client(target) as client:
+            generation = client.generate(
+                [Message("user", text)] if chat else text,
+                policy=Policy(policy, parse_parameters(parameter)),
+                sampling=Sampling(temperature, top_k, top_p, seed),
+                max_tokens=max_tokens,
+                stop=stop,
+                report_heads=heads,
+                timeout_seconds=timeout_seconds,
+            )
+            for delta in generation:
+                click.echo(delta.text, nl=False)
+            click.echo()
+            result = generation.result
+    except HeadwiseError as error:
+        raise click.ClickException(str(error)) from error
+    console.print(result_table({result.policy or "no cache": result}, f"answered by {target}"))
+    if heads:
+        cells = [HeadCell(h.layer, h.head, h.head_class, h.rows) for h in result.heads]
+        console.print(head_map(cells, result.usage.prompt_tokens - 1))

@@ -1,0 +1,36 @@
+"""Runs a service in the foreground, with one clear line where it cannot start."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+
+import click
+
+from services.decode.options import DecodeOptions
+from services.prefill.options import PrefillOptions
+from services.runtime.configuration import build
+from services.runtime.logs import configure_logs
+
+Options = TypeVar("Options", PrefillOptions, DecodeOptions)
+
+
+def run_process(
+    serve: Callable[[Options], Awaitable[None]], kind: type[Options], values: Mapping[str, object]
+) -> None:
+    """Configure logs and serve until told to stop."""
+    from kvstore.errors import KVStoreError
+    from services.runtime.model_errors import ModelError
+    from services.runtime.server import ServeError
+
+    options = build(kind, values)
+    configure_logs(options.server.log_level, options.server.log_format)
+
+    async def run() -> None:
+        await serve(options)
+
+    try:
+        asyncio.run(run())
+    except (ServeError, ModelError, KVStoreError) as error:
+        raise click.ClickException(str(error)) from error

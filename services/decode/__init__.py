@@ -1,0 +1,1 @@
+"""Decode: a compact cache becomes tokens."""

@@ -1,0 +1,53 @@
+"""The text of an answer as its tokens come, and when it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from headwise.results import Delta, FinishReason
+from services.decode.stops import StopFinder
+from services.runtime.text_stream import TextStream
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EndRules:
+    """When an answer ends; `max_tokens` counts the end token too."""
+
+    max_tokens: int
+    stop_texts: tuple[str, ...]
+    stop_token_ids: frozenset[int]
+
+
+class Answer:
+    """Takes tokens, gives deltas, and knows when it is finished."""
+
+    def __init__(self, rules: EndRules, stream: TextStream) -> None:
+        self._rules = rules
+        self._stream = stream
+        self._stops = StopFinder(rules.stop_texts)
+        self.tokens = 0
+        self.finish_reason: FinishReason | None = None
+
+    def push(self, token_id: int) -> Delta:
+        """Take in the next token. Sets `finish_reason` where it is the last."""
+        self.tokens += 1
+        if token_id in self._rules.stop_token_ids:
+            self.finish_reason = FinishReason.STOP
+            return Delta(self._rest(), (token_id,))
+        text, stopped = self._stops.push(self._stream.push(token_id))
+        if stopped:
+            self.finish_reason = FinishReason.STOP
+        elif self.tokens >= self._rules.max_tokens:
+            self.finish_reason = FinishReason.LENGTH
+            text += self._rest()
+        return Delta(text, (token_id,))
+
+    def _rest(self) -> str:
+        text, stopped = self._stops.push(self._stream.flush())
+        return text if stopped else text + self._stops.flush()
+
+
+def merge(deltas: Sequence[Delta]) -> Delta:
+    """Several deltas as one, for a reader that fell behind."""
+    return Delta("".join(d.text for d in deltas), tuple(t for d in deltas for t in d.token_ids))

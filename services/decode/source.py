@@ -1,0 +1,154 @@
+"""Where caches come from: the prefill service, whose response stream is the lease."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+
+from headwise.channel import channel_options
+from headwise.errors import Cancelled, HeadwiseError, InternalError, Unavailable, from_rpc_error
+from headwise.v1 import cache_pb2, prefill_pb2, prefill_pb2_grpc
+from kvstore.cache import digest_tokens
+from kvstore.errors import CorruptCache
+from kvstore.pool import SequencePages
+from kvstore.wire import CacheDecoder, WireLimits
+from services.decode.report import Head, Received, heads_of
+from services.runtime import metrics
+from services.runtime.convert import (
+    frame_from_proto,
+    model_from_proto,
+    model_to_proto,
+    parse_prefill_response,
+    recorded_policy,
+)
+from services.runtime.interceptor import REQUEST_ID_KEY
+from services.runtime.logs import request_id
+from services.runtime.model import ServedModel
+
+_METHOD = "/headwise.v1.PrefillService/Prefill"
+
+
+class PrefillSource:
+    """Pulls caches from one prefill target."""
+
+    def __init__(
+        self, target: str, served: ServedModel, *, limits: WireLimits, stall_seconds: float
+    ) -> None:
+        self._target = target
+        self._served = served
+        self._limits = limits
+        self._stall_seconds = stall_seconds
+        self._channel = grpc.aio.insecure_channel(target, channel_options(retries=False))
+        self._stub = prefill_pb2_grpc.PrefillServiceStub(self._channel)
+        # bytes as they are: a message that does not parse is corruption, not gRPC's own failure
+        self._prefill: grpc.aio.UnaryStreamMultiCallable[Any, bytes] = self._channel.unary_stream(
+            _METHOD, request_serializer=prefill_pb2.PrefillRequest.SerializeToString
+        )
+
+    async def describe(self) -> prefill_pb2.PrefillServiceDescribeResponse:
+        """What prefill offers. Raises `FingerprintMismatch` if it serves another model."""
+        try:
+            answer: prefill_pb2.PrefillServiceDescribeResponse = await self._stub.Describe(
+                prefill_pb2.PrefillServiceDescribeRequest(), timeout=10
+            )
+        except grpc.aio.AioRpcError as error:
+            raise self._typed(error) from error
+        theirs = model_from_proto(answer.model.fingerprint)
+        self._served.fingerprint.require_same(theirs)
+        return answer
+
+    async def pull(
+        self,
+        token_ids: Sequence[int],
+        policy: cache_pb2.Policy,
+        pages: SequencePages,
+        timeout_seconds: float | None,
+    ) -> Received:
+        """Fill `pages` with the cache of exactly these tokens; returns once the trailer agreed.
+
+        Leaving early, by an error or a cancellation, cancels the call, which stops the computation.
+        The pages then hold a part and must be released.
+        """
+        request = prefill_pb2.PrefillRequest(
+            token_ids=token_ids,
+            policy=policy,
+            expected_model=model_to_proto(self._served.fingerprint),
+        )
+        metadata = ((REQUEST_ID_KEY, request_id.get()),)
+        call = self._prefill(request, timeout=timeout_seconds, metadata=metadata)
+        try:
+            return await self._receive(call, token_ids, pages)
+        except grpc.aio.AioRpcError as error:
+            raise self._typed(error) from error
+        finally:
+            call.cancel()
+
+    async def _receive(self, call: Any, token_ids: Sequence[int], pages: SequencePages) -> Received:
+        decoder = CacheDecoder(self._limits, self._served.fingerprint, self._served.shapes)
+        heads: list[Head] = []
+        layers = wire_bytes = 0
+        stages = prefill_pb2.PrefillReport()
+        began: float | None = None
+        async for message in self._messages(call):
+            response = parse_prefill_response(message)
+            if response.HasField("report"):
+                stages = response.report
+            if not response.HasField("frame"):
+                continue
+            began = began or time.perf_counter()
+            wire_bytes += len(message)
+            metrics.WIRE_BYTES.labels("received").inc(len(message))
+            layer = decoder.feed(frame_from_proto(response.frame))
+            if layer is not None:
+                pages.load(layers, layer)
+                heads += heads_of(layers, layer)
+                layers += 1
+            if decoder.complete:
+                break
+        decoder.finish()
+        self._require_tokens(decoder, token_ids)
+        seconds = time.perf_counter() - (began or 0.0)
+        policy = recorded_policy(decoder.header.fingerprint)
+        return Received(policy, tuple(heads), wire_bytes, seconds, stages)
+
+    async def _messages(self, call: Any) -> AsyncIterator[bytes]:
+        """The stream's messages, as long as each comes in time."""
+        while True:
+            try:
+                async with asyncio.timeout(self._stall_seconds):
+                    message = await call.read()
+            except TimeoutError as error:
+                raise Unavailable(
+                    f"no sign of life from prefill in {self._stall_seconds:g} s", "PREFILL_STALLED"
+                ) from error
+            if message is grpc.aio.EOF:
+                return
+            yield message
+
+    @staticmethod
+    def _require_tokens(decoder: CacheDecoder, token_ids: Sequence[int]) -> None:
+        header = decoder.header
+        same = header.fingerprint.token_digest == digest_tokens(token_ids)
+        if header.tokens != len(token_ids) or not same:
+            raise CorruptCache("the cache is one of other tokens than were asked for")
+
+    def _typed(self, error: grpc.aio.AioRpcError) -> HeadwiseError:
+        """What a failed prefill call means to our own caller."""
+        typed = from_rpc_error(error)
+        match typed:
+            case Unavailable() | Cancelled():
+                reason = typed.reason if typed.reason != typed.code.name else "PREFILL_UNAVAILABLE"
+                return Unavailable(
+                    f"prefill at {self._target} is unavailable: {typed.message}", reason
+                )
+            case InternalError():
+                return InternalError("prefill failed", "PREFILL_FAILED")
+            case _:
+                return typed
+
+    async def close(self) -> None:
+        await self._channel.close()

@@ -1,0 +1,1 @@
+"""Prefill: a prompt becomes a compact cache."""

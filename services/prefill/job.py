@@ -1,0 +1,49 @@
+"""What a prefill request asks for, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from headwise.errors import InvalidRequest
+from headwise.v1 import prefill_pb2
+from kvstore.cache import Fingerprint, canonical_json, digest_tokens
+from kvstore.policies import Policy
+from kvstore.wire import CacheHeader
+from services.runtime.convert import model_from_proto, policy_from_proto
+from services.runtime.limits import check_tokens
+from services.runtime.model import ServedModel
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PrefillJob:
+    """Tokens to cache and the policy to compact them with."""
+
+    token_ids: tuple[int, ...]
+    policy: Policy
+
+    def header(self, served: ServedModel) -> CacheHeader:
+        """The header of the cache this job makes."""
+        fingerprint = Fingerprint(
+            model=served.fingerprint,
+            token_digest=digest_tokens(self.token_ids),
+            policy=self.policy.name,
+            policy_parameters=canonical_json(self.policy.parameters()),
+        )
+        return CacheHeader(fingerprint, served.shapes, len(self.token_ids))
+
+
+def parse_job(
+    request: prefill_pb2.PrefillRequest,
+    served: ServedModel,
+    *,
+    default_policy: str,
+    max_prompt_tokens: int,
+) -> PrefillJob:
+    """Raises the typed error of the first thing that is wrong."""
+    if request.HasField("expected_model"):
+        model_from_proto(request.expected_model).require_same(served.fingerprint)
+    token_ids = tuple(request.token_ids)
+    if not token_ids:
+        raise InvalidRequest("the prompt has no tokens", "EMPTY_PROMPT", {"field": "token_ids"})
+    check_tokens(token_ids, "token_ids", served.vocabulary_size, max_prompt_tokens)
+    return PrefillJob(token_ids, policy_from_proto(request.policy, default_policy))

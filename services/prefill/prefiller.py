@@ -1,0 +1,111 @@
+"""Runs one prompt through the model and hands out each layer, compacted, as it is finished."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import torch
+
+from kvstore.cache import LayerShape, RaggedLayer
+from kvstore.compaction import compact_layer
+from kvstore.kernels.prefill_attention.op import prefill_attention
+from kvstore.plans import PromptFacts
+from kvstore.policies import Policy
+from kvstore.profiling import Profiler
+from services.prefill.history import LayerHistory
+from services.prefill.stages import StageClock
+from services.runtime.attention import forward
+from services.runtime.model import ServedModel
+
+
+class PrefillStopped(Exception):
+    """The caller went away; raised inside the computation at the next layer."""
+
+
+class LayerWork:
+    """What one layer accumulates over the prompt's chunks."""
+
+    def __init__(self, policy: Policy, shape: LayerShape, tokens: int) -> None:
+        self.shape = shape
+        self.history = LayerHistory(tokens)
+        request = policy.profile_request(tokens, shape)
+        self.profiler = Profiler(request, shape, tokens) if request else None
+
+
+class Prefiller:
+    """One prompt's computation; an `AttentionHook` for the model.
+
+    The prompt's forward pass is exact whatever the policy; only what is kept differs. `emit`
+    receives each layer during the last chunk, before the next layer computes. `progress` is told
+    the tokens done after each chunk but the last.
+    """
+
+    def __init__(
+        self,
+        served: ServedModel,
+        token_ids: Sequence[int],
+        policy: Policy,
+        *,
+        chunk_tokens: int,
+        emit: Callable[[int, RaggedLayer], None],
+        progress: Callable[[int], None],
+        stop: threading.Event,
+    ) -> None:
+        self._served = served
+        self._token_ids = torch.tensor(token_ids, dtype=torch.long, device=served.model.device)
+        self._policy = policy
+        self._chunk_tokens = chunk_tokens
+        self._emit = emit
+        self._progress = progress
+        self._stop = stop
+        self._first = 0
+        self._facts = PromptFacts(len(token_ids), served.tokenizer.classify(token_ids))
+        self._layers: dict[int, LayerWork] = {
+            index: LayerWork(policy, shape, len(token_ids))
+            for index, shape in enumerate(served.shapes)
+        }
+        self.clock = StageClock()
+
+    def run(self) -> None:
+        """Compute the whole prompt. Raises `PrefillStopped` within one layer of `stop`."""
+        with torch.inference_mode(), self.clock.stage("prefill"):
+            for first in range(0, self._facts.tokens, self._chunk_tokens):
+                if first:
+                    self._progress(first)
+                self._first = first
+                chunk = self._token_ids[first : first + self._chunk_tokens]
+                positions = torch.arange(first, first + len(chunk), device=chunk.device)
+                forward(self._served, chunk[None], positions[None], self, logits=False)
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float,
+        sliding_window: int | None,
+    ) -> torch.Tensor:
+        """Exact attention of a chunk; on the way the layer is profiled and, at last, compacted."""
+        if self._stop.is_set():
+            raise PrefillStopped
+        work = self._layers[layer]
+        keys, values = work.history.append(k[0], v[0])
+        out, lse = prefill_attention(q[0], keys, values, scale=scale, sliding_window=sliding_window)
+        if work.profiler:
+            with self.clock.stage("profile"):
+                work.profiler.observe(q[0], keys, values, lse, self._first, scale)
+        if keys.shape[1] == self._facts.tokens:
+            self._finish(layer, keys, values)
+        return out.transpose(0, 1)[None]
+
+    def _finish(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        work = self._layers.pop(layer)
+        with self.clock.stage("profile"):
+            profile = work.profiler.profile() if work.profiler else None
+            plan = self._policy.plan(profile, self._facts, work.shape)
+        with self.clock.stage("compact"):
+            ragged = compact_layer(keys, values, plan, self._facts.classes)
+        with self.clock.stage("ship"):
+            self._emit(layer, ragged)

@@ -1,0 +1,110 @@
+"""Between protobuf and plain values, at the services' edge and nowhere else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import cast
+
+import torch
+import transformers
+from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.message import DecodeError
+from google.protobuf.struct_pb2 import Struct
+
+import headwise
+from headwise.v1 import cache_pb2, prefill_pb2
+from kvstore.cache import FORMAT_VERSION, Fingerprint, LayerShape, ModelFingerprint
+from kvstore.errors import CorruptCache
+from kvstore.policies import Policy, parse_policy
+from kvstore.wire import Frame, FrameKind
+from services.runtime.model import ServedModel
+
+_MODEL_FIELDS = ("model_id", "revision", "weights_digest", "tokenizer_digest", "dtype")
+
+
+def model_to_proto(model: ModelFingerprint) -> cache_pb2.ModelFingerprint:
+    return cache_pb2.ModelFingerprint(**{name: getattr(model, name) for name in _MODEL_FIELDS})
+
+
+def model_from_proto(model: cache_pb2.ModelFingerprint) -> ModelFingerprint:
+    return ModelFingerprint(**{name: getattr(model, name) for name in _MODEL_FIELDS})
+
+
+def frame_to_proto(frame: Frame) -> cache_pb2.CacheFrame:
+    return cache_pb2.CacheFrame(
+        kind=cast(cache_pb2.FrameKind, int(frame.kind)),
+        layer=frame.layer,
+        offset=frame.offset,
+        payload=frame.payload,
+        checksum=frame.checksum,
+    )
+
+
+def frame_from_proto(frame: cache_pb2.CacheFrame) -> Frame:
+    """Raises `CorruptCache` for a kind this version does not know."""
+    try:
+        kind = FrameKind(frame.kind)
+    except ValueError as error:
+        raise CorruptCache(f"frame of unknown kind {frame.kind}") from error
+    return Frame(kind, frame.layer, frame.offset, frame.payload, frame.checksum)
+
+
+def parse_prefill_response(message: bytes) -> prefill_pb2.PrefillResponse:
+    """Raises `CorruptCache` where the bytes are no message: DATA_LOSS like any other damage."""
+    try:
+        return prefill_pb2.PrefillResponse.FromString(message)
+    except DecodeError as error:
+        raise CorruptCache("a message of the cache stream does not parse") from error
+
+
+def policy_from_proto(policy: cache_pb2.Policy, default: str) -> Policy:
+    """Raises `UnknownPolicy` or `InvalidParameter`."""
+    return parse_policy(policy.name or default, MessageToDict(policy.parameters))
+
+
+def recorded_policy(fingerprint: Fingerprint) -> cache_pb2.Policy:
+    """The policy a cache was made with, as its fingerprint records it."""
+    parameters = json.loads(fingerprint.policy_parameters)
+    return cache_pb2.Policy(name=fingerprint.policy, parameters=_struct(parameters))
+
+
+def describe_policies(
+    policies: Iterable[tuple[str, Mapping[str, object]]],
+) -> list[cache_pb2.PolicyDescription]:
+    return [
+        cache_pb2.PolicyDescription(name=name, defaults=_struct(defaults))
+        for name, defaults in policies
+    ]
+
+
+def describe_model(served: ServedModel) -> cache_pb2.ModelDescription:
+    return cache_pb2.ModelDescription(
+        fingerprint=model_to_proto(served.fingerprint),
+        architecture=served.model.config.model_type,
+        context_tokens=served.context_tokens,
+        vocabulary_size=served.vocabulary_size,
+        layers=[_shape_to_proto(shape) for shape in served.shapes],
+    )
+
+
+def describe_versions() -> cache_pb2.Versions:
+    return cache_pb2.Versions(
+        headwise=headwise.__version__,
+        torch=str(torch.__version__),
+        transformers=transformers.__version__,
+        cache_formats=[FORMAT_VERSION],
+    )
+
+
+def _shape_to_proto(shape: LayerShape) -> cache_pb2.LayerShape:
+    return cache_pb2.LayerShape(
+        kv_heads=shape.kv_heads,
+        query_heads=shape.query_heads,
+        head_size=shape.head_size,
+        sliding_window=shape.sliding_window or 0,
+    )
+
+
+def _struct(values: Mapping[str, object]) -> Struct:
+    return ParseDict(dict(values), Struct())

@@ -1,0 +1,37 @@
+"""Loads the model that the configuration names."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import torch
+
+from services.runtime.model import ServedModel, load_model
+from services.runtime.options import ModelOptions
+
+log = logging.getLogger("headwise.model")
+
+
+def load_served_model(options: ModelOptions) -> ServedModel:
+    """Raises what `load_model` raises."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    began = time.perf_counter()
+    served = load_model(
+        options.model,
+        dtype=options.dtype,
+        device=options.device,
+        revision=options.revision,
+        cache_dir=options.model_cache.expanduser(),
+    )
+    seconds = time.perf_counter() - began
+    log.info(
+        "%s ready in %.1f s: %d layers, context %d tokens, weights %s",
+        served.fingerprint.model_id,
+        seconds,
+        len(served.shapes),
+        served.context_tokens,
+        served.fingerprint.weights_digest[:12],
+    )
+    return served
