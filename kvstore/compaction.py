@@ -1,0 +1,48 @@
+"""Compacts a layer: from dense keys and values and a plan to ragged rows of their own."""
+
+from __future__ import annotations
+
+import torch
+
+from kvstore.cache import RaggedLayer
+from kvstore.kernels.compact.op import gather_rows
+from kvstore.plans import LayerPlan
+
+
+def compact_layer(
+    k: torch.Tensor, v: torch.Tensor, plan: LayerPlan, classes: torch.Tensor
+) -> RaggedLayer:
+    """Gather what `plan` keeps of `k`, `v` `[H, T, D]`; `classes` uint8 `[T]`.
+
+    The layer owns its memory: `k` and `v` can be freed. Scores and flags are stored only for the
+    heads whose rule needs them.
+    """
+    heads = plan.heads
+    rows = [head.rows.to(k.device) for head in heads]
+    keys, values = gather_rows(k, v, rows)
+    offsets = [0]
+    for chosen in rows:
+        offsets.append(offsets[-1] + chosen.numel())
+    classes = classes.to(k.device)
+    scores = [
+        head.scores.to(k.device)[chosen]
+        for head, chosen in zip(heads, rows, strict=True)
+        if head.rule.needs_scores and head.scores is not None
+    ]
+    flags = [
+        classes[chosen] for head, chosen in zip(heads, rows, strict=True) if head.rule.needs_flags
+    ]
+    return RaggedLayer(
+        keys=keys,
+        values=values,
+        positions=torch.cat(rows).to(torch.int32),
+        head_offsets=tuple(offsets),
+        rules=tuple(head.rule for head in heads),
+        recovered=tuple(head.recovered for head in heads),
+        scores=_joined(scores, torch.float32, k.device),
+        flags=_joined(flags, torch.uint8, k.device),
+    )
+
+
+def _joined(parts: list[torch.Tensor], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.cat([torch.empty(0, dtype=dtype, device=device), *parts])

@@ -1,0 +1,20 @@
+"""Gathers the kept rows of a layer's heads into one ragged tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from kvstore.kernels.compact import reference
+
+
+def gather_rows(
+    k: torch.Tensor, v: torch.Tensor, rows: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`rows[h]` int64 `[R_h]` of `k[h]` and `v[h]`, heads one after another: two new `[R, D]`.
+
+    `k`, `v` `[H, T, D]` of any strides; a head may keep no row at all.
+    """
+    assert len(rows) == k.shape[0], "a list of rows per KV head"
+    return reference.gather_rows(k, v, rows)

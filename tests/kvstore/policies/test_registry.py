@@ -1,0 +1,80 @@
+"""Policies by name, and parameters that are wrong."""
+
+import json
+import math
+
+import pytest
+
+from kvstore.cache import canonical_json
+from kvstore.errors import InvalidParameter, UnknownPolicy
+from kvstore.policies.coverage import Coverage
+from kvstore.policies.fastgen import FastGen
+from kvstore.policies.registry import known_policies, parse_policy
+
+
+def test_json_numbers_may_be_floats():
+    policy = parse_policy("fastgen", {"floor_rows": 48.0, "recovery": 1, "strict": True})
+    assert policy == FastGen(floor_rows=48, recovery=1.0, strict=True)
+
+
+def test_a_grid_arrives_as_a_list():
+    assert parse_policy("coverage", {"windows": [8.0, 32]}) == Coverage(windows=(8, 32))
+
+
+@pytest.mark.parametrize("name", [name for name, _ in known_policies()])
+def test_parameters_survive_json_and_spell_defaults_out(name):
+    policy = parse_policy(name, {})
+    spelled = canonical_json(policy.parameters())
+    again = parse_policy(name, json.loads(spelled))
+    assert again == policy
+    assert dict(known_policies())[name] == policy.parameters()
+
+
+def test_whole_and_float_spellings_share_a_fingerprint():
+    one, other = (parse_policy("coverage", {"recovery": 1, "sinks": s}) for s in (2, 2.0))
+    assert canonical_json(one.parameters()) == canonical_json(other.parameters())
+
+
+def test_an_unknown_policy_is_refused_by_name():
+    with pytest.raises(UnknownPolicy) as caught:
+        parse_policy("h2o", {})
+    assert caught.value.name == "h2o"
+    assert caught.value.known == ("full", "fastgen", "coverage")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("full", "recovery", 0.9),
+        ("fastgen", "windows", [16]),
+        ("fastgen", "recovery", 0),
+        ("fastgen", "recovery", 1.01),
+        ("fastgen", "recovery", math.nan),
+        ("fastgen", "recovery", True),
+        ("fastgen", "recovery", "0.9"),
+        ("fastgen", "recovery", None),
+        ("fastgen", "local_ratio", -0.3),
+        ("fastgen", "frequent_ratio", math.inf),
+        ("fastgen", "strict", 1),
+        ("fastgen", "strict", "true"),
+        ("fastgen", "sinks", -1),
+        ("fastgen", "sinks", 1.5),
+        ("fastgen", "sinks", True),
+        ("fastgen", "floor_rows", 1e30),
+        ("fastgen", "floor_rows", 10**400),
+        ("fastgen", "profile_rows", [1]),
+        ("coverage", "windows", []),
+        ("coverage", "windows", 16),
+        ("coverage", "windows", "16"),
+        ("coverage", "windows", [0, 16]),
+        ("coverage", "windows", [32, 16]),
+        ("coverage", "windows", [16, 16]),
+        ("coverage", "windows", [16, math.nan]),
+        ("coverage", "windows", list(range(1, 1000))),
+        ("coverage", "", 1),
+    ],
+)
+def test_a_bad_parameter_is_named(name, key, value):
+    with pytest.raises(InvalidParameter) as caught:
+        parse_policy(name, {key: value})
+    assert caught.value.field == f"policy.parameters.{key}"
