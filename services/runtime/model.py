@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,11 +76,13 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise InvalidParameter("dtype", f"{dtype!r} is none of {', '.join(DTYPES)}")
-    source = _locate(name, revision, cache_dir or default_cache_dir())
-    config = _load_config(source)
-    require_served(config)
-    tokenizer = _load_tokenizer(source, config.vocab_size)
-    return _serve(source, _load_weights(source, DTYPES[dtype], device), tokenizer)
+    with _explained(name):
+        source = _locate(name, revision, cache_dir or default_cache_dir())
+        config = _load_config(source)
+        require_served(config)
+        tokenizer = _load_tokenizer(source, config.vocab_size)
+        model = _load_weights(source, DTYPES[dtype], device)
+    return _serve(source, model, tokenizer)
 
 
 def load_tokenizer(
@@ -94,6 +98,8 @@ def _locate(name: str, revision: str, cache_dir: Path) -> _Source:
         return _from_gguf(_smollm2_file(), SMOLLM2, cache_dir)
     path = Path(name).expanduser()
     if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelNotFound(name, "the folder holds no config.json; is it a model's?")
         return _Source(str(path), path.resolve().name, revision)
     if path.suffix == ".gguf" and path.is_file():
         return _from_gguf(path, path.stem, cache_dir)
@@ -120,16 +126,22 @@ def _where(source: _Source) -> dict[str, str]:
     return {"pretrained_model_name_or_path": source.location, **revision}
 
 
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn transformers' own errors into ours."""
+    try:
+        yield
+    except OSError as error:
+        advice = "give a folder, a .gguf file or a hub id (which needs the network or a full cache)"
+        raise ModelNotFound(name, f"{advice}; {error}") from error
+    except ValueError as error:
+        raise ModelRefused(f"transformers cannot read {name!r}: {error}") from error
+
+
 def _load_config(source: _Source) -> PretrainedConfig:
     from transformers import AutoConfig
 
-    try:
-        return AutoConfig.from_pretrained(**_where(source))
-    except OSError as error:
-        advice = "give a folder, a .gguf file or a hub id, and for a hub id look at the network"
-        raise ModelNotFound(source.location, f"{advice} ({error})") from error
-    except ValueError as error:
-        raise ModelRefused(f"transformers cannot read its configuration: {error}") from error
+    return AutoConfig.from_pretrained(**_where(source))
 
 
 def _load_weights(source: _Source, dtype: torch.dtype, device: str) -> PreTrainedModel:

@@ -22,6 +22,9 @@ class TextStream:
         self._decode = decode
         self._told = list(context[-_CONTEXT_TOKENS:])
         self._held: list[int] = []
+        # a context may end within a character, whose bytes are then at most three tokens
+        while len(self._held) < 3 and self._decode(self._told).endswith(_REPLACEMENT):
+            self._held.insert(0, self._told.pop())
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; empty while a character is unfinished."""
@@ -37,12 +40,13 @@ class TextStream:
 
     def _delta(self) -> str:
         # decoding anew from tokens already told keeps the spaces between words right
-        before = self._decode(self._told).rstrip(_REPLACEMENT)
+        before = self._decode(self._told)
         return self._decode(self._told + self._held)[len(before) :]
 
     def _tell(self, delta: str) -> str:
         # an empty delta (a control token) says nothing of the context: keep both
-        self._told = self._held if delta else self._told + self._held
-        self._told = self._told[-_HELD_TOKENS_LIMIT:]
+        told = self._held if delta else self._told + self._held
+        # bytes given up must not join with those to come
+        self._told = [] if delta.endswith(_REPLACEMENT) else told[-_HELD_TOKENS_LIMIT:]
         self._held = []
         return delta
