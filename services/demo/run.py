@@ -54,11 +54,11 @@ def run_demo(options: DemoOptions, console: Console) -> None:
         console.print(f"decode {decode.target} (pid {decode.process.pid})\n")
         client = stack.enter_context(Client(decode.target))
         compact = _ask(client, token_ids, options.policy, options.max_tokens, console)
-        full = _ask(client, token_ids, _FULL, options.max_tokens, console)
+        answers = {compact.result.policy: compact}
+        if "full" not in answers:
+            answers["full"] = _ask(client, token_ids, _FULL, options.max_tokens, console)
         if options.save_file:
             save_prefilled(prefill.target, token_ids[:-1], options.policy, options.save_file)
-    name = compact.result.policy
-    answers = {name: compact, "full": full} if name != "full" else {"full": full}
     _show(answers, compact, console)
     if options.json_file:
         write_figures(options.json_file, answers)
