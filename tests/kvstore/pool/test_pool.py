@@ -153,7 +153,7 @@ def test_a_load_or_block_without_room_changes_nothing() -> None:
     keys = torch.randn(2, 1, SIZE)
     with pytest.raises(PoolExhausted):
         sequence.retain(0, keys, keys, 4, torch.zeros(1, dtype=torch.uint8), [None, None])
-    assert sequence.length == 4
+    assert (sequence.length, pool.used_pages, pool.rows) == (4, 2, 8)
     assert sequence.row_counts() == ((4, 4), (0,))
     after = [head.keys for head in sequence.heads(0)]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

