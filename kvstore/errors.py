@@ -1,12 +1,12 @@
 """What can go wrong in the cache, as a tree:
 
-    KVStoreError
-    ├── InvalidParameter      a policy parameter, budget or option that a caller chose badly
-    ├── UnknownPolicy         a policy name nobody registered
-    ├── CorruptCache          frames or a file that disagree with their own checksums or sizes
-    ├── LimitExceeded         a size, claimed or real, above what this process allows
-    ├── FingerprintMismatch   a cache made by another model, tokenizer, dtype or format
-    └── PoolExhausted         no pages left for what was asked
+KVStoreError
+├── InvalidParameter      a policy parameter, budget or option that a caller chose badly
+├── UnknownPolicy         a policy name nobody registered
+├── CorruptCache          frames or a file that disagree with their own checksums or sizes
+├── LimitExceeded         a size, claimed or real, above what this process allows
+├── FingerprintMismatch   a cache made by another model, tokenizer, dtype or format
+└── PoolExhausted         no pages left for what was asked
 """
 
 from __future__ import annotations
