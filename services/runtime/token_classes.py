@@ -33,7 +33,7 @@ class TokenClasses:
     """A `TokenClass` for every token of a vocabulary. Safe to share between threads."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, vocabulary_size: int) -> None:
-        special = _special_ids(tokenizer)
+        special = special_ids(tokenizer)
         self._texts = _texts(tokenizer, vocabulary_size)
         self.table = torch.zeros(len(self._texts), dtype=torch.uint8)
         for token_id, text in enumerate(self._texts):
@@ -68,8 +68,8 @@ class TokenClasses:
                 start = text.find(literal, start + len(literal))
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
-    """`all_special_ids` misses control tokens that have no role, such as `<file_sep>`."""
+def special_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
+    """Ids of all control tokens; `all_special_ids` misses those without a role, as `<file_sep>`."""
     added = tokenizer.added_tokens_decoder.items()
     return set(tokenizer.all_special_ids) | {i for i, token in added if token.special}
 

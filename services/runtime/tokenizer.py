@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from kvstore.cache import canonical_json
 from kvstore.errors import InvalidParameter
 from services.runtime.model_errors import ChatTemplateMissing, ModelRefused
 from services.runtime.text_stream import TextStream
-from services.runtime.token_classes import TokenClasses
+from services.runtime.token_classes import TokenClasses, special_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -85,8 +84,14 @@ class PromptTokenizer:
         return TextStream(self.decode, context)
 
     def digest(self) -> str:
-        """SHA-256 over all that decides how text becomes tokens; the same in every process."""
-        backend = json.loads(self._backend.to_str())
-        template = self._tokenizer.chat_template
-        identity = canonical_json({"tokenizer": backend, "chat_template": template})
-        return hashlib.sha256(identity.encode()).hexdigest()
+        """SHA-256 over what each token id means, and the chat template; the same in every process.
+
+        Caches are of ids, so how text is cut into them is left out: releases of transformers write
+        that down differently for one and the same GGUF file.
+        """
+        identity = {
+            "vocabulary": self._backend.get_vocab(with_added_tokens=True),
+            "special": sorted(special_ids(self._tokenizer)),
+            "chat_template": self._tokenizer.chat_template,
+        }
+        return hashlib.sha256(canonical_json(identity).encode()).hexdigest()

@@ -138,3 +138,6 @@ def test_the_digest_is_of_the_contents() -> None:
     used.encode("anything")
     assert used.digest() == _tokenizer().digest()
     assert used.digest() != _tokenizer("{{ messages }}").digest()
+    wrapped = _wrapped()
+    wrapped.backend_tokenizer.add_tokens(["one more"])
+    assert used.digest() != PromptTokenizer(wrapped, 300).digest()
