@@ -44,11 +44,12 @@ class PageStorage:
         rows = pages * page_rows
         self.page_rows = page_rows
         self.head_size = head_size
-        self.keys = torch.zeros(rows, head_size, dtype=dtype, device=device)
-        self.values = torch.zeros(rows, head_size, dtype=dtype, device=device)
-        self.positions = torch.zeros(rows, dtype=torch.int32, device=device)
-        self.scores = torch.zeros(rows, dtype=torch.float32, device=device)
-        self.flags = torch.zeros(rows, dtype=torch.uint8, device=device)
+        # not zeroed: a page is written before it is read, and on a CPU an untouched one costs nothing
+        self.keys = torch.empty(rows, head_size, dtype=dtype, device=device)
+        self.values = torch.empty(rows, head_size, dtype=dtype, device=device)
+        self.positions = torch.empty(rows, dtype=torch.int32, device=device)
+        self.scores = torch.empty(rows, dtype=torch.float32, device=device)
+        self.flags = torch.empty(rows, dtype=torch.uint8, device=device)
         self._poison = poison
         self.forget(slice(0, rows))
 
