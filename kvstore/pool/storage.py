@@ -44,7 +44,7 @@ class PageStorage:
         rows = pages * page_rows
         self.page_rows = page_rows
         self.head_size = head_size
-        # not zeroed: a page is written before it is read, and on a CPU an untouched one costs nothing
+        # not zeroed: rows are written before they are read, and untouched CPU pages cost nothing
         self.keys = torch.empty(rows, head_size, dtype=dtype, device=device)
         self.values = torch.empty(rows, head_size, dtype=dtype, device=device)
         self.positions = torch.empty(rows, dtype=torch.int32, device=device)
