@@ -14,6 +14,10 @@ from transformers import (
 )
 
 
+# float32 logits divided by less overflow, and there all probability lies with the likeliest anyway
+_GREEDY_BELOW = 1e-6
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class SamplingParameters:
     """Checked values; `temperature` 0 is greedy, `top_k` 0 and `top_p` 1 mean all tokens."""
@@ -28,7 +32,7 @@ class Sampler:
     """One sequence's choice of tokens; equal seeds and logits give equal tokens."""
 
     def __init__(self, parameters: SamplingParameters, device: torch.device) -> None:
-        self._greedy = parameters.temperature == 0
+        self._greedy = parameters.temperature < _GREEDY_BELOW
         if self._greedy:
             return
         seed = secrets.randbits(63) if parameters.seed is None else parameters.seed
