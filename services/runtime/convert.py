@@ -15,7 +15,7 @@ from google.protobuf.struct_pb2 import Struct
 import headwise
 from headwise.v1 import cache_pb2, prefill_pb2
 from kvstore.cache import FORMAT_VERSION, Fingerprint, LayerShape, ModelFingerprint
-from kvstore.errors import CorruptCache
+from kvstore.errors import CorruptCache, InvalidParameter
 from kvstore.policies import Policy, parse_policy
 from kvstore.wire import Frame, FrameKind
 from services.runtime.model import ServedModel
@@ -60,7 +60,12 @@ def parse_prefill_response(message: bytes) -> prefill_pb2.PrefillResponse:
 
 def policy_from_proto(policy: cache_pb2.Policy, default: str) -> Policy:
     """Raises `UnknownPolicy` or `InvalidParameter`."""
-    return parse_policy(policy.name or default, MessageToDict(policy.parameters))
+    try:
+        parameters = MessageToDict(policy.parameters)
+    except ValueError as error:
+        # JSON knows no NaN and no infinity
+        raise InvalidParameter("policy.parameters", "numbers must be finite") from error
+    return parse_policy(policy.name or default, parameters)
 
 
 def recorded_policy(fingerprint: Fingerprint) -> cache_pb2.Policy:
