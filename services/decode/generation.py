@@ -7,6 +7,7 @@ import math
 
 from headwise.errors import InvalidRequest, NotSupported
 from headwise.v1 import cache_pb2, decode_pb2
+from kvstore.errors import InvalidParameter
 from services.decode.answer import EndRules
 from services.decode.sampling import SamplingParameters
 from services.runtime.limits import check_tokens
@@ -84,13 +85,21 @@ def _prompt(
             field, tokens = "tokens.ids", list(request.tokens.ids)
         case "chat":
             field = "chat.messages"
-            turns = [(m.role, m.content) for m in request.chat.messages]
-            tokens = served.tokenizer.encode_chat(turns) if turns else []
+            tokens = _encode_chat(request.chat, served)
         case _:
             field, tokens = "prompt", []
     if not tokens:
         raise _invalid(field, "the prompt is empty", "EMPTY_PROMPT")
     return tuple(tokens), field
+
+
+def _encode_chat(chat: decode_pb2.ChatMessages, served: ServedModel) -> list[int]:
+    """The templated tokens; none without messages, whatever a template would write around them."""
+    turns = [(message.role, message.content) for message in chat.messages]
+    try:
+        return served.tokenizer.encode_chat(turns) if turns else []
+    except InvalidParameter as error:
+        raise InvalidRequest(str(error), "CHAT_REFUSED", {"field": "chat.messages"}) from error
 
 
 def _sampling(sampling: decode_pb2.Sampling) -> SamplingParameters:

@@ -37,7 +37,9 @@ def to_headwise_error(error: Exception) -> HeadwiseError:
     """The typed error a caller gets; what is not in the table is INTERNAL with a fixed text."""
     if isinstance(error, HeadwiseError):
         return error
-    kind, reason = _TABLE.get(type(error), (InternalError, "INTERNAL"))  # type: ignore[arg-type]
+    # a subclass means what its nearest base in the table means
+    entries = (_TABLE[base] for base in type(error).__mro__ if base in _TABLE)
+    kind, reason = next(entries, (InternalError, "INTERNAL"))
     if kind is InternalError:
         return InternalError("internal error; the server's log has the details", reason)
     retry = RETRY_AFTER_SECONDS if kind is Overloaded else None
