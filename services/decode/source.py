@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -30,6 +31,8 @@ from services.runtime.logs import request_id
 from services.runtime.model import ServedModel
 
 _METHOD = "/headwise.v1.PrefillService/Prefill"
+# prefill ends its call right after the trailer; one that froze there must not cost more
+_END_SECONDS = 0.5
 
 
 class PrefillSource:
@@ -108,6 +111,7 @@ class PrefillSource:
                 heads += heads_of(layers, layer)
                 layers += 1
             if decoder.complete:
+                await _let_end(call)
                 break
         decoder.finish()
         self._require_tokens(decoder, token_ids)
@@ -152,3 +156,13 @@ class PrefillSource:
 
     async def close(self) -> None:
         await self._channel.close()
+
+
+async def _let_end(call: Any) -> None:
+    """Let a call whose trailer came end by itself: prefill counts it as done, not as cancelled.
+
+    The cache is whole, so nothing that happens to prefill from here on matters.
+    """
+    with contextlib.suppress(grpc.aio.AioRpcError, TimeoutError):
+        async with asyncio.timeout(_END_SECONDS):
+            await call.read()
