@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import cast
 
-from google.protobuf.json_format import ParseDict
+from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.struct_pb2 import Struct
 
 from headwise.v1 import cache_pb2, decode_pb2
@@ -31,7 +32,10 @@ class Policy:
     parameters: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     def to_proto(self) -> cache_pb2.Policy:
-        parameters = ParseDict(dict(self.parameters), Struct())
+        try:
+            parameters = ParseDict(dict(self.parameters), Struct())
+        except ParseError as error:
+            raise TypeError(f"policy parameters must be JSON values: {error}") from error
         return cache_pb2.Policy(name=self.name, parameters=parameters)
 
 
@@ -61,7 +65,7 @@ def generate_request(
     ignore_eos: bool,
     report_heads: bool,
 ) -> decode_pb2.GenerateRequest:
-    """The request for a generation; ValueError where a value cannot even be written down."""
+    """ValueError or TypeError where a value cannot even be written down."""
     request = decode_pb2.GenerateRequest(
         policy=(Policy(policy) if isinstance(policy, str) else policy or Policy()).to_proto(),
         sampling=(sampling or Sampling()).to_proto(),
@@ -78,13 +82,12 @@ def generate_request(
 def _set_prompt(request: decode_pb2.GenerateRequest, prompt: Prompt) -> None:
     if isinstance(prompt, str):
         request.text = prompt
-    elif any(isinstance(part, Message) for part in prompt):
+    elif isinstance(next(iter(prompt), None), Message):
         messages = [
-            decode_pb2.ChatMessage(role=part.role, content=part.content)
-            for part in prompt
-            if isinstance(part, Message)
+            decode_pb2.ChatMessage(role=message.role, content=message.content)
+            for message in cast(Sequence[Message], prompt)
         ]
         request.chat.CopyFrom(decode_pb2.ChatMessages(messages=messages))
     else:
-        ids = [part for part in prompt if isinstance(part, int)]
-        request.tokens.CopyFrom(decode_pb2.TokenIds(ids=ids))
+        # protobuf itself refuses what is no token id
+        request.tokens.CopyFrom(decode_pb2.TokenIds(ids=cast(Sequence[int], prompt)))
