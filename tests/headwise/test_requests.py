@@ -1,0 +1,78 @@
+"""What a caller says arrives as said, and what cannot be said is refused at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+import pytest
+from google.protobuf.json_format import MessageToDict
+
+from headwise import Message, Policy, Sampling
+from headwise.requests import Prompt, generate_request
+from headwise.v1 import decode_pb2
+
+
+def _request(prompt: Prompt, **changes: Any) -> decode_pb2.GenerateRequest:
+    arguments: dict[str, Any] = {
+        "policy": None,
+        "sampling": None,
+        "max_tokens": 0,
+        "stop": (),
+        "stop_token_ids": (),
+        "ignore_eos": False,
+        "report_heads": False,
+    }
+    return generate_request(prompt, **(arguments | changes))
+
+
+def test_prompts_of_every_kind() -> None:
+    assert _request("text").text == "text"
+    assert list(_request((3, 4)).tokens.ids) == [3, 4]
+    assert list(_request(numpy.array([3, 4])).tokens.ids) == [3, 4]  # type: ignore[arg-type]
+    chat = _request([Message("system", "be"), Message("user", "hi")]).chat
+    assert [(m.role, m.content) for m in chat.messages] == [("system", "be"), ("user", "hi")]
+
+
+def test_an_empty_prompt_keeps_its_kind() -> None:
+    assert _request("").WhichOneof("prompt") == "text"
+    assert _request([]).WhichOneof("prompt") == "tokens"
+
+
+@pytest.mark.parametrize("prompt", [["text"], [1, "two"], [1.5], [None]])
+def test_what_is_no_token_id_is_never_dropped(prompt: Any) -> None:
+    with pytest.raises(TypeError):
+        _request(prompt)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_tokens": -1},
+        {"max_tokens": 2**32},
+        {"sampling": Sampling(top_k=-1)},
+        {"sampling": Sampling(seed=-1)},
+        {"stop_token_ids": [-1]},
+    ],
+)
+def test_numbers_that_the_contract_cannot_hold_are_value_errors(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="out of range"):
+        _request("x", **changes)
+
+
+def test_a_seed_of_zero_is_not_an_absent_one() -> None:
+    assert _request("x", sampling=Sampling(seed=0)).sampling.HasField("seed")
+    assert not _request("x", sampling=Sampling()).sampling.HasField("seed")
+
+
+def test_a_policy_by_name_and_with_parameters() -> None:
+    assert _request("x", policy="full").policy.name == "full"
+    assert _request("x").policy.name == ""
+    policy = Policy("coverage", {"recovery": 0.9, "windows": [16, 32], "strict": True})
+    sent = _request("x", policy=policy).policy
+    assert MessageToDict(sent.parameters) == policy.parameters
+
+
+def test_parameters_that_are_no_json_are_type_errors() -> None:
+    with pytest.raises(TypeError, match="JSON"):
+        Policy("full", {"x": object()}).to_proto()

@@ -1,0 +1,71 @@
+"""Choosing tokens: greedy, within top-k and top-p, by the right frequencies, repeatably."""
+
+from __future__ import annotations
+
+import collections
+
+import pytest
+import torch
+
+from services.decode.sampling import Sampler, SamplingParameters
+
+_CPU = torch.device("cpu")
+_PROBABILITIES = torch.tensor([0.5, 0.25, 0.15, 0.1])
+_LOGITS = _PROBABILITIES.log()
+
+
+def _draws(parameters: SamplingParameters, count: int = 2000) -> collections.Counter[int]:
+    sampler = Sampler(parameters, _CPU)
+    return collections.Counter(sampler.choose(_LOGITS) for _ in range(count))
+
+
+def test_greedy_takes_the_likeliest_whatever_else_is_set() -> None:
+    assert set(_draws(SamplingParameters(0.0, top_k=3, top_p=0.9, seed=1), 5)) == {0}
+
+
+def test_frequencies_are_the_softmax_of_the_tempered_logits() -> None:
+    draws = _draws(SamplingParameters(temperature=2.0, seed=3), 8000)
+    expected = (_LOGITS / 2).softmax(-1)
+    for token, probability in enumerate(expected.tolist()):
+        # four standard deviations
+        spread = 4 * (probability * (1 - probability) / 8000) ** 0.5
+        assert draws[token] / 8000 == pytest.approx(probability, abs=spread)
+
+
+def test_top_k_draws_only_from_the_k_likeliest() -> None:
+    assert set(_draws(SamplingParameters(1.0, top_k=2, seed=5))) == {0, 1}
+
+
+def test_top_p_draws_only_from_the_smallest_set_of_that_probability() -> None:
+    assert set(_draws(SamplingParameters(1.0, top_p=0.7, seed=5))) == {0, 1}
+    assert set(_draws(SamplingParameters(1.0, top_p=0.4, seed=5))) == {0}
+
+
+def test_equal_seeds_repeat_and_absent_ones_do_not() -> None:
+    def run(seed: int | None) -> list[int]:
+        sampler = Sampler(SamplingParameters(1.0, seed=seed), _CPU)
+        return [sampler.choose(_LOGITS) for _ in range(64)]
+
+    assert run(7) == run(7)
+    assert run(7) != run(8)
+    assert run(None) != run(None)
+    # the largest seed the contract allows
+    assert run(2**64 - 1) == run(2**64 - 1)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        SamplingParameters(temperature=1e-300, seed=1),
+        SamplingParameters(temperature=5e-324, seed=1),
+        SamplingParameters(temperature=1e-7, seed=1),
+        SamplingParameters(temperature=1.0, top_p=5e-324, seed=1),
+    ],
+)
+def test_extreme_values_tend_to_greedy(parameters: SamplingParameters) -> None:
+    assert set(_draws(parameters, 20)) == {0}
+
+
+def test_values_without_effect_draw_from_everything() -> None:
+    draws = _draws(SamplingParameters(100.0, top_k=2**32 - 1, top_p=1.0, seed=1))
+    assert set(draws) == {0, 1, 2, 3}
