@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -9,7 +10,7 @@ from typing import Any, Self
 import grpc
 
 from headwise.channel import channel_options
-from headwise.errors import InternalError, from_rpc_error
+from headwise.errors import Cancelled, InternalError, from_rpc_error
 from headwise.requests import Policy, Prompt, Sampling, generate_request
 from headwise.results import Delta, Result, delta_from_proto, result_from_proto
 from headwise.v1 import decode_pb2, decode_pb2_grpc
@@ -31,6 +32,12 @@ class AsyncGeneration:
                     yield delta_from_proto(response.delta)
         except grpc.RpcError as rpc_error:
             raise from_rpc_error(rpc_error) from rpc_error
+        except asyncio.CancelledError as error:
+            # gRPC raises this for a call cancelled by `cancel` too, when the task goes on
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise Cancelled("the generation was cancelled", "CANCELLED") from error
         finally:
             self._call.cancel()
 

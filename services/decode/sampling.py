@@ -13,7 +13,6 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-
 # float32 logits divided by less overflow, and there all probability lies with the likeliest anyway
 _GREEDY_BELOW = 1e-6
 
