@@ -1,0 +1,207 @@
+"""Streams, retries, deadlines and cancellation of both clients, against a scripted service."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+from headwise import (
+    AsyncClient,
+    Cancelled,
+    Client,
+    DeadlineExceeded,
+    Delta,
+    FinishReason,
+    InternalError,
+    Overloaded,
+    Unavailable,
+)
+from headwise.v1.decode_pb2 import GenerateResponse
+from tests.headwise.fake_service import delta, result, serving
+
+
+def _good(call: int, context: grpc.ServicerContext) -> Iterator[GenerateResponse]:
+    yield from (delta("a"), delta("b"), result())
+
+
+def _busy_at_first(call: int, context: grpc.ServicerContext) -> Iterator[GenerateResponse]:
+    if call == 0:
+        raise Unavailable("come again", "DRAINING")
+    yield from _good(call, context)
+
+
+def _never_there(call: int, context: grpc.ServicerContext) -> Iterator[GenerateResponse]:
+    raise Unavailable("gone", "DRAINING")
+    yield
+
+
+def _gone_after_a_token(call: int, context: grpc.ServicerContext) -> Iterator[GenerateResponse]:
+    yield delta("a")
+    raise Unavailable("gone", "DRAINING")
+
+
+def _full(call: int, context: grpc.ServicerContext) -> Iterator[GenerateResponse]:
+    raise Overloaded("full", "POOL_EXHAUSTED", retry_after_seconds=1.5)
+    yield
+
+
+def _until_cancelled(call: int, context: grpc.ServicerContext) -> Iterator[GenerateResponse]:
+    yield delta("a")
+    ended = threading.Event()
+    context.add_callback(ended.set)
+    assert ended.wait(10)
+
+
+def _no_result(call: int, context: grpc.ServicerContext) -> Iterator[GenerateResponse]:
+    yield delta("a")
+
+
+def test_deltas_then_the_result() -> None:
+    with serving(_good) as (_, target), Client(target) as client:
+        generation = client.generate("x")
+        assert list(generation) == [Delta("a", (1,)), Delta("b", (1,))]
+        assert generation.result.finish_reason is FinishReason.LENGTH
+        assert generation.result.usage.completion_tokens == 2
+
+
+def test_the_result_alone_reads_the_stream() -> None:
+    with serving(_good) as (_, target), Client(target) as client:
+        assert client.generate("x").result.usage.prompt_tokens == 3
+
+
+def test_a_call_that_failed_before_its_first_token_is_begun_again() -> None:
+    with serving(_busy_at_first) as (fake, target), Client(target) as client:
+        assert client.generate("x").text() == "ab"
+    assert len(fake.calls) == 2
+
+
+def test_retries_end_and_can_be_switched_off() -> None:
+    for retries, calls in ((True, 3), (False, 1)):
+        with serving(_never_there) as (fake, target), Client(target, retries=retries) as client:
+            with pytest.raises(Unavailable) as caught:
+                client.generate("x").text()
+        assert caught.value.reason == "DRAINING"
+        assert len(fake.calls) == calls
+
+
+def test_a_generation_that_has_begun_is_never_begun_again() -> None:
+    with serving(_gone_after_a_token) as (fake, target), Client(target) as client:
+        deltas = iter(client.generate("x"))
+        assert next(deltas).text == "a"
+        with pytest.raises(Unavailable):
+            next(deltas)
+    assert len(fake.calls) == 1
+
+
+def test_other_failures_are_not_retried_and_say_when_to_come_again() -> None:
+    with serving(_full) as (fake, target), Client(target) as client:
+        with pytest.raises(Overloaded) as caught:
+            client.generate("x").text()
+    assert caught.value.retry_after_seconds == 1.5
+    assert len(fake.calls) == 1
+
+
+def test_nobody_at_the_target_is_unavailable() -> None:
+    with Client("127.0.0.1:1", retries=False) as client, pytest.raises(Unavailable):
+        client.generate("x").text()
+
+
+def test_the_deadline_is_the_callers() -> None:
+    with serving(_until_cancelled) as (_, target), Client(target) as client:
+        with pytest.raises(DeadlineExceeded):
+            client.generate("x", timeout_seconds=0.3).text()
+
+
+@pytest.mark.parametrize("how", ["cancel", "with block", "iterator dropped"])
+def test_leaving_early_ends_the_call_at_the_server(how: str) -> None:
+    with serving(_until_cancelled) as (fake, target), Client(target) as client:
+        generation = client.generate("x")
+        deltas = iter(generation)
+        next(deltas)
+        ended = threading.Event()
+        assert fake.calls[0].add_callback(ended.set)
+        if how == "cancel":
+            generation.cancel()
+        elif how == "with block":
+            with generation:
+                pass
+        else:
+            del deltas
+        assert ended.wait(5)
+
+
+def test_a_stream_without_a_result_is_an_error() -> None:
+    with serving(_no_result) as (_, target), Client(target) as client:
+        with pytest.raises(InternalError) as caught:
+            _ = client.generate("x").result
+    assert caught.value.reason == "NO_RESULT"
+
+
+def test_the_request_id_travels() -> None:
+    with serving(_good) as (fake, target), Client(target) as client:
+        client.generate("x", request_id="abc").text()
+        sent = {item.key: item.value for item in fake.calls[0].invocation_metadata()}
+    assert sent["x-request-id"] == "abc"
+
+
+async def test_the_async_client_streams_retries_and_returns_the_result() -> None:
+    with serving(_busy_at_first) as (fake, target):
+        async with AsyncClient(target) as client:
+            generation = client.generate("x")
+            assert [d.text async for d in generation] == ["a", "b"]
+            assert (await generation.result()).usage.completion_tokens == 2
+            assert (await client.generate("x").result()).usage.prompt_tokens == 3
+    assert len(fake.calls) == 3
+
+
+async def test_the_async_client_raises_the_same_errors() -> None:
+    with serving(_gone_after_a_token) as (fake, target):
+        async with AsyncClient(target) as client:
+            with pytest.raises(Unavailable):
+                await client.generate("x").text()
+    assert len(fake.calls) == 1
+    with serving(_until_cancelled) as (_, target):
+        async with AsyncClient(target) as client:
+            with pytest.raises(DeadlineExceeded):
+                await client.generate("x", timeout_seconds=0.3).text()
+
+
+async def test_leaving_the_async_stream_ends_the_call_at_the_server() -> None:
+    with serving(_until_cancelled) as (fake, target):
+        async with AsyncClient(target) as client:
+            generation = client.generate("x")
+            async for _ in generation:
+                break
+            ended = threading.Event()
+            assert fake.calls[0].add_callback(ended.set)
+            generation.cancel()
+            assert await asyncio.to_thread(ended.wait, 5)
+            # not asyncio's own error, which would end the caller's task
+            with pytest.raises(Cancelled):
+                await generation.result()
+
+
+async def test_a_cancelled_task_is_cancelled_and_its_call_with_it() -> None:
+    with serving(_until_cancelled) as (fake, target):
+        async with AsyncClient(target) as client:
+            task = asyncio.create_task(client.generate("x").text())
+            while not fake.calls:
+                await asyncio.sleep(0.01)
+            ended = threading.Event()
+            assert fake.calls[0].add_callback(ended.set)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await asyncio.to_thread(ended.wait, 5)
+
+
+def test_a_cancelled_generation_raises_its_typed_error() -> None:
+    with serving(_until_cancelled) as (_, target), Client(target) as client:
+        generation = client.generate("x")
+        generation.cancel()
+        with pytest.raises(Cancelled):
+            _ = generation.result
