@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
 import pytest
+
+# before torch is loaded, as in services/cli.py: tests share their cores with the services
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from services.demo.processes import Service, running_service
 from tests.parts import require_package
