@@ -6,13 +6,23 @@ import json
 
 ChannelOptions = tuple[tuple[str, int | str], ...]
 
-# a stopped process still holds its sockets open, so only an unanswered ping tells. Noticed within
-# 5 s + 3 s; without ping_timeout_ms keepalive alone was not enough in 27 s
+# a stopped process still holds its sockets open, so only an unanswered ping tells. Measured with
+# SIGSTOP: noticed after 8.1 s on a quiet connection, after 3 to 5 s while a cache is on its way, a
+# writer that waits for its window included; without ping_timeout_ms 27 s were not enough
 _KEEPALIVE: ChannelOptions = (
     ("grpc.keepalive_time_ms", 5_000),
     ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.http2.ping_timeout_ms", 3_000),
     ("grpc.http2.max_pings_without_data", 0),
+)
+
+# the kernel of a stopped process still accepts connections: a first call waited 20 s (the default)
+# for the handshake, with this 5 s. Without the upper bound, a peer that was away for minutes is
+# tried again only two minutes after it is back
+_RECONNECT: ChannelOptions = (
+    ("grpc.min_reconnect_backoff_ms", 5_000),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 
 _RETRY = {
@@ -38,7 +48,7 @@ def channel_options(*, retries: bool) -> ChannelOptions:
     begun is never silently begun again.
     """
     policy = (("grpc.service_config", json.dumps(_RETRY)),) if retries else ()
-    return (*_KEEPALIVE, ("grpc.enable_retries", int(retries)), *policy)
+    return (*_KEEPALIVE, *_RECONNECT, ("grpc.enable_retries", int(retries)), *policy)
 
 
 def server_options() -> ChannelOptions:
