@@ -16,7 +16,7 @@ from headwise.v1 import cache_pb2, prefill_pb2, prefill_pb2_grpc
 from kvstore.cache import digest_tokens
 from kvstore.errors import CorruptCache
 from kvstore.pool import SequencePages
-from kvstore.wire import CacheDecoder, WireLimits
+from kvstore.wire import CacheDecoder, CacheHeader, FrameKind, WireLimits
 from services.decode.report import Head, Received, heads_of
 from services.runtime import metrics
 from services.runtime.convert import (
@@ -98,14 +98,22 @@ class PrefillSource:
         began: float | None = None
         async for message in self._messages(call):
             response = parse_prefill_response(message)
-            if response.HasField("report"):
-                stages = response.report
-            if not response.HasField("frame"):
-                continue
+            match response.WhichOneof("part"):
+                case "report":
+                    stages = response.report
+                    continue
+                case "progress":
+                    continue
+                case None:
+                    raise CorruptCache("a message of the cache stream holds nothing known")
             began = began or time.perf_counter()
             wire_bytes += len(message)
             metrics.WIRE_BYTES.labels("received").inc(len(message))
-            layer = decoder.feed(frame_from_proto(response.frame))
+            frame = frame_from_proto(response.frame)
+            layer = decoder.feed(frame)
+            # before any layer: what the layers may claim is bounded by the header's tokens
+            if frame.kind is FrameKind.HEADER:
+                _require_tokens(decoder.header, token_ids)
             if layer is not None:
                 pages.load(layers, layer)
                 heads += heads_of(layers, layer)
@@ -114,7 +122,6 @@ class PrefillSource:
                 await _let_end(call)
                 break
         decoder.finish()
-        self._require_tokens(decoder, token_ids)
         seconds = time.perf_counter() - (began or 0.0)
         policy = recorded_policy(decoder.header.fingerprint)
         return Received(policy, tuple(heads), wire_bytes, seconds, stages)
@@ -132,13 +139,6 @@ class PrefillSource:
             if message is grpc.aio.EOF:
                 return
             yield message
-
-    @staticmethod
-    def _require_tokens(decoder: CacheDecoder, token_ids: Sequence[int]) -> None:
-        header = decoder.header
-        same = header.fingerprint.token_digest == digest_tokens(token_ids)
-        if header.tokens != len(token_ids) or not same:
-            raise CorruptCache("the cache is one of other tokens than were asked for")
 
     def _typed(self, error: grpc.aio.AioRpcError) -> HeadwiseError:
         """What a failed prefill call means to our own caller."""
@@ -166,3 +166,9 @@ async def _let_end(call: Any) -> None:
     with contextlib.suppress(grpc.aio.AioRpcError, TimeoutError):
         async with asyncio.timeout(_END_SECONDS):
             await call.read()
+
+
+def _require_tokens(header: CacheHeader, token_ids: Sequence[int]) -> None:
+    same = header.fingerprint.token_digest == digest_tokens(token_ids)
+    if header.tokens != len(token_ids) or not same:
+        raise CorruptCache("the cache is one of other tokens than were asked for")
