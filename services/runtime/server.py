@@ -22,6 +22,8 @@ from services.runtime.options import ServerOptions
 
 log = logging.getLogger("headwise.server")
 
+_LAST_STATUS_SECONDS = 0.5
+
 
 class ServeError(Exception):
     """The process cannot serve; the message says why and what to do."""
@@ -34,7 +36,8 @@ class Server:
         self._options = options
         self._service = service
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(interceptors=[StatusInterceptor()], options=server_options())
+        self._calls = StatusInterceptor()
+        self._server = grpc.aio.server(interceptors=[self._calls], options=server_options())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
             (service, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
@@ -76,12 +79,23 @@ class Server:
         self._announce(metrics_server.server_port)
         try:
             await self._stopping.wait()
-            log.info("draining for at most %g s", self._options.drain_seconds)
-            await self.set_serving(False)
-            await self._server.stop(self._options.drain_seconds)
+            await self._drain()
         finally:
             metrics_server.shutdown()
             metrics_server.server_close()
+
+    async def _drain(self) -> None:
+        log.info("draining for at most %g s", self._options.drain_seconds)
+        await self.set_serving(False)
+        stopping = asyncio.create_task(self._server.stop(self._options.drain_seconds))
+        idle = asyncio.create_task(self._calls.idle())
+        await asyncio.wait((stopping, idle), return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+        # the last answer's status is still to be sent
+        await asyncio.wait((stopping,), timeout=_LAST_STATUS_SECONDS)
+        # what is left is no work of ours: a watch of the health service never ends by itself
+        await self._server.stop(None)
+        await stopping
 
     def _start_metrics(self) -> WSGIServer:
         try:
