@@ -1,0 +1,41 @@
+"""Services slow enough to be caught in every phase."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Pair, running_pair
+from tests.faults.phases import CHUNK
+from tests.tiny_model import save_tiny_model
+
+LAYERS = 24
+# a long prompt's pages are 24 layers of 2 heads, 8,192 rows of 128 bytes: 50 MB
+POOL_BYTES = 160 << 20
+
+PREFILL_ARGUMENTS = (
+    *("--chunk-tokens", str(CHUNK)),
+    *("--outbox-bytes", str(1 << 20)),
+    *("--max-queued-requests", "1"),
+    *("--threads", "1"),
+)
+DECODE_ARGUMENTS = (
+    *("--pool-bytes", str(POOL_BYTES)),
+    *("--max-sequences", "4"),
+    *("--threads", "1"),
+)
+
+
+@pytest.fixture(scope="session")
+def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny model of many layers."""
+    return save_tiny_model(tmp_path_factory.mktemp("slow-model"), layers=LAYERS)
+
+
+@pytest.fixture(scope="session")
+def slow_pair(slow_model: Path) -> Iterator[Pair]:
+    """One pair for all tests after which it must be as good as new."""
+    with running_pair(str(slow_model), PREFILL_ARGUMENTS, DECODE_ARGUMENTS) as pair:
+        yield pair
