@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -49,8 +49,8 @@ class Engine:
                     self._postprocess(run_step(self._served, self._running))
                 except Exception as error:
                     log.exception("a step failed")
-                    self._fail(error)
-        self._fail(Unavailable("the service is shutting down", "DRAINING"))
+                    _fail(self._running, error)
+        _fail(self._running, Unavailable("the service is shutting down", "DRAINING"))
         self._let_go(lambda sequence: sequence.cancelled)
 
     def _schedule(self) -> bool:
@@ -71,7 +71,12 @@ class Engine:
 
     def _postprocess(self, logits: torch.Tensor) -> None:
         for sequence, row in zip(self._running, logits, strict=True):
-            sequence.accept(row)
+            try:
+                sequence.accept(row)
+            except Exception as error:
+                # its own logits or sampling: the others' step has succeeded
+                log.exception("choosing a token failed")
+                _fail([sequence], error)
         metrics.GENERATED_TOKENS.inc(len(self._running))
         self._let_go(lambda sequence: sequence.finished)
 
@@ -81,7 +86,8 @@ class Engine:
                 sequence.release()
         self._running = [sequence for sequence in self._running if not over(sequence)]
 
-    def _fail(self, error: Exception) -> None:
-        for sequence in self._running:
-            sequence.fail(error)
-            sequence.cancel()
+
+def _fail(sequences: Sequence[RunningSequence], error: Exception) -> None:
+    for sequence in sequences:
+        sequence.fail(error)
+        sequence.cancel()
