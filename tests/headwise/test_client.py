@@ -22,6 +22,7 @@ from headwise import (
 )
 from headwise.v1.decode_pb2 import GenerateResponse
 from tests.headwise.fake_service import delta, result, serving
+from tests.observe import wait_until
 
 
 def _good(call: int, context: grpc.ServicerContext) -> Iterator[GenerateResponse]:
@@ -81,9 +82,12 @@ def test_a_call_that_failed_before_its_first_token_is_begun_again() -> None:
 
 def test_retries_end_and_can_be_switched_off() -> None:
     for retries, calls in ((True, 3), (False, 1)):
-        with serving(_never_there) as (fake, target), Client(target, retries=retries) as client:
-            with pytest.raises(Unavailable) as caught:
-                client.generate("x").text()
+        with (
+            serving(_never_there) as (fake, target),
+            Client(target, retries=retries) as client,
+            pytest.raises(Unavailable) as caught,
+        ):
+            client.generate("x").text()
         assert caught.value.reason == "DRAINING"
         assert len(fake.calls) == calls
 
@@ -98,9 +102,12 @@ def test_a_generation_that_has_begun_is_never_begun_again() -> None:
 
 
 def test_other_failures_are_not_retried_and_say_when_to_come_again() -> None:
-    with serving(_full) as (fake, target), Client(target) as client:
-        with pytest.raises(Overloaded) as caught:
-            client.generate("x").text()
+    with (
+        serving(_full) as (fake, target),
+        Client(target) as client,
+        pytest.raises(Overloaded) as caught,
+    ):
+        client.generate("x").text()
     assert caught.value.retry_after_seconds == 1.5
     assert len(fake.calls) == 1
 
@@ -111,9 +118,12 @@ def test_nobody_at_the_target_is_unavailable() -> None:
 
 
 def test_the_deadline_is_the_callers() -> None:
-    with serving(_until_cancelled) as (_, target), Client(target) as client:
-        with pytest.raises(DeadlineExceeded):
-            client.generate("x", timeout_seconds=0.3).text()
+    with (
+        serving(_until_cancelled) as (_, target),
+        Client(target) as client,
+        pytest.raises(DeadlineExceeded),
+    ):
+        client.generate("x", timeout_seconds=0.3).text()
 
 
 @pytest.mark.parametrize("how", ["cancel", "with block", "iterator dropped"])
@@ -135,9 +145,12 @@ def test_leaving_early_ends_the_call_at_the_server(how: str) -> None:
 
 
 def test_a_stream_without_a_result_is_an_error() -> None:
-    with serving(_no_result) as (_, target), Client(target) as client:
-        with pytest.raises(InternalError) as caught:
-            _ = client.generate("x").result
+    with (
+        serving(_no_result) as (_, target),
+        Client(target) as client,
+        pytest.raises(InternalError) as caught,
+    ):
+        _ = client.generate("x").result
     assert caught.value.reason == "NO_RESULT"
 
 
@@ -189,8 +202,7 @@ async def test_a_cancelled_task_is_cancelled_and_its_call_with_it() -> None:
     with serving(_until_cancelled) as (fake, target):
         async with AsyncClient(target) as client:
             task = asyncio.create_task(client.generate("x").text())
-            while not fake.calls:
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(wait_until, lambda: bool(fake.calls), 5, "the call")
             ended = threading.Event()
             assert fake.calls[0].add_callback(ended.set)
             task.cancel()

@@ -1,0 +1,100 @@
+"""Decoding on compact pages equals dense attention under masks, token by token and row by row."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+
+from kvstore.pool import SequencePages
+from services.decode.engine import Engine
+from services.runtime.model import ServedModel
+from tests.services.decode.engine_parts import (
+    load_served,
+    new_pool,
+    new_sequence,
+    prefill,
+    read,
+)
+from tests.services.decode.slow_decode import SlowDecoder
+
+_PROMPT_TOKENS = 160
+_TOKENS = 40
+
+# small floors and windows, so that every clause has victims within so few tokens
+_CASES = {
+    "fastgen, the published rule": ("fastgen", {"recovery": 0.75, "floor_rows": 8}),
+    "fastgen of the paper's sets": (
+        "fastgen",
+        {"recovery": 0.6, "floor_rows": 0, "sinks": 0, "frequent_ratio": 0.1, "local_ratio": 0.1},
+    ),
+    "fastgen, keeping what was generated": (
+        "fastgen",
+        {
+            "recovery": 0.6,
+            "floor_rows": 4,
+            "frequent_ratio": 0.1,
+            "local_ratio": 0.05,
+            "keep_generated": True,
+        },
+    ),
+    "coverage": ("coverage", {"recovery": 0.6, "floor_rows": 8, "windows": [8, 16, 32]}),
+    "coverage with a growing budget": (
+        "coverage",
+        {"recovery": 0.8, "floor_rows": 8, "windows": [8, 16], "grow": True},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def served(tiny_model: Path) -> ServedModel:
+    return load_served(tiny_model)
+
+
+def _positions(pages: SequencePages) -> list[list[set[int]]]:
+    return [
+        [set(head.positions.tolist()) for head in pages.heads(layer)]
+        for layer in range(len(pages.shapes))
+    ]
+
+
+@pytest.mark.parametrize("case", _CASES)
+async def test_compact_decoding_equals_masked_dense_attention(
+    served: ServedModel, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, parameters = _CASES[case]
+    prompt = served.tokenizer.encode(topics["compound"])[:_PROMPT_TOKENS]
+    layers = prefill(served, prompt[:-1], policy, parameters)
+    slow = SlowDecoder(served, layers)
+    prompt_rows = [[set(head.scores) for head in heads] for heads in slow.heads]
+    expected = slow.generate(prompt, _TOKENS)
+
+    sequence = new_sequence(served, new_pool(served), prompt, layers, _TOKENS)
+    assert _positions(sequence.pages) == prompt_rows
+    kept: list[list[list[set[int]]]] = []
+    release = sequence.pages.release
+    monkeypatch.setattr(
+        SequencePages, "release", lambda pages: (kept.append(_positions(pages)), release())
+    )
+    engine = Engine(served)
+    engine.submit(sequence)
+    ended = await read(sequence)
+    await asyncio.to_thread(engine.close)
+
+    assert list(ended.tokens) == expected
+    assert kept == [[[set(head.scores) for head in heads] for heads in slow.heads]]
+    _require_a_test_worth_its_name(prompt_rows, kept[0])
+
+
+def _require_a_test_worth_its_name(
+    before: list[list[set[int]]], after: list[list[set[int]]]
+) -> None:
+    """Rows of the prompt and fed ones must have gone while decoding."""
+    pairs = [
+        (b, a) for bs, as_ in zip(before, after, strict=True) for b, a in zip(bs, as_, strict=True)
+    ]
+    assert any(b - a for b, a in pairs)
+    fed = set(range(_PROMPT_TOKENS - 1, _PROMPT_TOKENS - 1 + _TOKENS))
+    assert any(fed - a for _, a in pairs)

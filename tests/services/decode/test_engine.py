@@ -1,0 +1,164 @@
+"""The engine steps sequences together, and none of them harms another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from headwise import FinishReason, Unavailable
+from kvstore.pool import PagePool
+from services.decode.engine import Engine
+from services.decode.sampling import Sampler
+from services.decode.sequence import RunningSequence
+from services.runtime.model import ServedModel
+from tests.services.decode.engine_parts import (
+    load_served,
+    new_pool,
+    new_sequence,
+    prefill,
+    read,
+    run_alone,
+)
+
+_LENGTHS = (2, 7, 40, 121)
+_TOKENS = 12
+
+
+class Broken(Sampler):
+    """Fails instead of choosing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def choose(self, logits: torch.Tensor) -> int:
+        raise ArithmeticError("no such luck")
+
+
+@pytest.fixture(scope="module")
+def served(tiny_model: Path) -> ServedModel:
+    return load_served(tiny_model)
+
+
+@pytest.fixture
+def pool(served: ServedModel) -> PagePool:
+    return new_pool(served)
+
+
+@pytest.fixture
+async def engine(served: ServedModel) -> AsyncIterator[Engine]:
+    engine = Engine(served)
+    yield engine
+    await asyncio.to_thread(engine.close)
+
+
+def _sequence(served: ServedModel, pool: PagePool, length: int, **more: int) -> RunningSequence:
+    prompt = [(7 * i * i + length) % served.vocabulary_size for i in range(length)]
+    layers = prefill(served, prompt[:-1], "full")
+    return new_sequence(served, pool, prompt, layers, more.get("max_tokens", _TOKENS))
+
+
+async def _empty(pool: PagePool) -> None:
+    """Pages go back within a step."""
+    for _ in range(200):
+        if pool.free_pages == pool.pages:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{pool.pages - pool.free_pages} pages are still held")
+
+
+async def test_sequences_together_give_the_tokens_they_give_alone(
+    served: ServedModel, pool: PagePool, engine: Engine
+) -> None:
+    alone = [await run_alone(served, _sequence(served, pool, n)) for n in _LENGTHS]
+    together = [_sequence(served, pool, n) for n in _LENGTHS]
+    for sequence in together:
+        engine.submit(sequence)
+    ended = await asyncio.gather(*map(read, together))
+    assert [e.tokens for e in ended] == [a.tokens for a in alone]
+    assert {e.reason for e in ended} == {FinishReason.LENGTH}
+    await _empty(pool)
+
+
+async def test_the_last_token_is_never_fed(
+    served: ServedModel, pool: PagePool, engine: Engine
+) -> None:
+    sequence = _sequence(served, pool, 40)
+    engine.submit(sequence)
+    ended = await read(sequence)
+    # 39 in the cache at first, then the prompt's last token and all made but the last
+    assert ended.memory.rows_dense == ended.memory.rows_kept == 4 * (40 + _TOKENS - 1)
+
+
+async def test_sequences_join_and_leave_between_steps(
+    served: ServedModel, pool: PagePool, engine: Engine
+) -> None:
+    alone = await run_alone(served, _sequence(served, pool, 40))
+    long = _sequence(served, pool, 7, max_tokens=400)
+    engine.submit(long)
+    await asyncio.wait_for(long.events.get(), 30)
+    late = _sequence(served, pool, 40)
+    engine.submit(late)
+    assert (await read(late)).tokens == alone.tokens
+    assert not long.finished
+    long.cancel()
+    await _empty(pool)
+
+
+async def test_a_sequence_that_fails_leaves_the_others_alone(
+    served: ServedModel, pool: PagePool, engine: Engine
+) -> None:
+    alone = await run_alone(served, _sequence(served, pool, 40))
+    broken, good = _sequence(served, pool, 7), _sequence(served, pool, 40)
+    broken._sampler = Broken()
+    engine.submit(broken)
+    engine.submit(good)
+    with pytest.raises(ArithmeticError):
+        await read(broken)
+    assert (await read(good)).tokens == alone.tokens
+    await _empty(pool)
+
+
+async def test_a_failing_step_fails_its_sequences_and_the_engine_lives_on(
+    served: ServedModel, pool: PagePool, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> torch.Tensor:
+        raise ArithmeticError("a step")
+
+    sequences = [_sequence(served, pool, n) for n in _LENGTHS]
+    with monkeypatch.context() as patch:
+        patch.setattr("services.decode.engine.run_step", fail)
+        for sequence in sequences:
+            engine.submit(sequence)
+        for sequence in sequences:
+            with pytest.raises(ArithmeticError):
+                await read(sequence)
+        await _empty(pool)
+    after = _sequence(served, pool, 7)
+    engine.submit(after)
+    assert len((await read(after)).tokens) == _TOKENS
+
+
+async def test_closing_ends_what_runs_and_what_waits(served: ServedModel, pool: PagePool) -> None:
+    engine = Engine(served)
+    running = _sequence(served, pool, 7, max_tokens=4000)
+    engine.submit(running)
+    await asyncio.wait_for(running.events.get(), 30)
+    engine.submit(waiting := _sequence(served, pool, 7))
+    await asyncio.to_thread(engine.close)
+    for sequence in (running, waiting):
+        with pytest.raises(Unavailable):
+            await read(sequence)
+    assert pool.free_pages == pool.pages
+
+
+async def test_a_sequence_cancelled_before_it_joined_gives_its_pages_back(
+    served: ServedModel, pool: PagePool, engine: Engine
+) -> None:
+    sequence = _sequence(served, pool, 7)
+    sequence.cancel()
+    engine.submit(sequence)
+    await _empty(pool)
