@@ -21,7 +21,7 @@ from headwise.errors import (
     Refused,
     Unavailable,
 )
-from headwise.requests import Message, Policy, Prompt, Sampling
+from headwise.requests import GenerateOptions, Message, Policy, Prompt, Sampling
 from headwise.results import Delta, FinishReason, HeadReport, MemoryReport, Result, Timings, Usage
 from headwise.version import __version__
 
@@ -33,6 +33,7 @@ __all__ = [
     "DeadlineExceeded",
     "Delta",
     "FinishReason",
+    "GenerateOptions",
     "HeadReport",
     "HeadwiseError",
     "InternalError",

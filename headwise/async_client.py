@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import grpc
 
 from headwise.channel import channel_options
 from headwise.errors import Cancelled, InternalError, from_rpc_error
-from headwise.requests import Policy, Prompt, Sampling, generate_request
+from headwise.requests import GenerateOptions, Prompt, generate_request
 from headwise.results import Delta, Result, delta_from_proto, result_from_proto
 from headwise.v1 import decode_pb2, decode_pb2_grpc
 
@@ -84,27 +84,12 @@ class AsyncClient:
         self,
         prompt: Prompt,
         *,
-        policy: Policy | str | None = None,
-        sampling: Sampling | None = None,
-        max_tokens: int = 0,
-        stop: Sequence[str] = (),
-        stop_token_ids: Sequence[int] = (),
-        ignore_eos: bool = False,
-        report_heads: bool = False,
         timeout_seconds: float | None = None,
         request_id: str | None = None,
+        **options: Unpack[GenerateOptions],
     ) -> AsyncGeneration:
         """Continue `prompt`; see `headwise.Client.generate`."""
-        request = generate_request(
-            prompt,
-            policy=policy,
-            sampling=sampling,
-            max_tokens=max_tokens,
-            stop=stop,
-            stop_token_ids=stop_token_ids,
-            ignore_eos=ignore_eos,
-            report_heads=report_heads,
-        )
+        request = generate_request(prompt, **options)
         metadata = (("x-request-id", request_id),) if request_id else None
         return AsyncGeneration(
             self._stub.Generate(request, timeout=timeout_seconds, metadata=metadata)

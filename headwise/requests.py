@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, TypedDict, Unpack, cast
 
 from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.struct_pb2 import Struct
@@ -54,27 +54,33 @@ class Sampling:
         )
 
 
+class GenerateOptions(TypedDict, total=False):
+    """Keywords of `generate`, the same for both clients.
+
+    `policy`: a name or a `Policy`; absent, the server's default. `sampling`: absent, greedy.
+    `max_tokens`: absent or 0, the server's default. `stop`: texts that end the answer.
+    `stop_token_ids`: tokens that do, beside the model's own. `ignore_eos`: go on after those.
+    `report_heads`: add what every KV head kept to the result.
+    """
+
+    policy: Policy | str
+    sampling: Sampling
+    max_tokens: int
+    stop: Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    report_heads: bool
+
+
 def generate_request(
-    prompt: Prompt,
-    *,
-    policy: Policy | str | None,
-    sampling: Sampling | None,
-    max_tokens: int,
-    stop: Sequence[str],
-    stop_token_ids: Sequence[int],
-    ignore_eos: bool,
-    report_heads: bool,
+    prompt: Prompt, **options: Unpack[GenerateOptions]
 ) -> decode_pb2.GenerateRequest:
     """ValueError or TypeError where a value cannot even be written down."""
-    request = decode_pb2.GenerateRequest(
-        policy=(Policy(policy) if isinstance(policy, str) else policy or Policy()).to_proto(),
-        sampling=(sampling or Sampling()).to_proto(),
-        max_tokens=max_tokens,
-        stop=stop,
-        stop_token_ids=stop_token_ids,
-        ignore_eos=ignore_eos,
-        report_heads=report_heads,
-    )
+    plain = {name: value for name, value in options.items() if name not in ("policy", "sampling")}
+    request = decode_pb2.GenerateRequest(**cast(Any, plain))
+    policy = options.get("policy") or Policy()
+    request.policy.CopyFrom((Policy(policy) if isinstance(policy, str) else policy).to_proto())
+    request.sampling.CopyFrom((options.get("sampling") or Sampling()).to_proto())
     _set_prompt(request, prompt)
     return request
 
