@@ -76,6 +76,9 @@ def generate_request(
     prompt: Prompt, **options: Unpack[GenerateOptions]
 ) -> decode_pb2.GenerateRequest:
     """ValueError or TypeError where a value cannot even be written down."""
+    unknown = options.keys() - GenerateOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
     plain = {name: value for name, value in options.items() if name not in ("policy", "sampling")}
     request = decode_pb2.GenerateRequest(**cast(Any, plain))
     policy = options.get("policy") or Policy()

@@ -76,3 +76,8 @@ def test_a_policy_by_name_and_with_parameters() -> None:
 def test_parameters_that_are_no_json_are_type_errors() -> None:
     with pytest.raises(TypeError, match="JSON"):
         Policy("full", {"x": object()}).to_proto()
+
+
+def test_an_unknown_keyword_is_refused_even_if_the_message_has_such_a_field() -> None:
+    with pytest.raises(TypeError, match="'text'"):
+        generate_request("hello", text="other")  # type: ignore[call-arg]
