@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from kvstore.cache import LayerShape
@@ -133,10 +134,9 @@ def measure(tokens: int, repetitions: int) -> tuple[dict[str, float], Table]:
     seconds: dict[str, list[float]] = {v.name: [] for v in variants(tokens)}
     profiles: dict[str, list[AttentionProfile]] = {}
     timed_prefill(served, ids[:, : tokens // 8], variants(tokens)[1].request)
-    for _ in range(repetitions):
-        for variant in variants(tokens):
-            taken, profiles[variant.name] = timed_prefill(served, ids, variant.request)
-            seconds[variant.name].append(taken)
+    for variant in track(variants(tokens) * repetitions, "prefilling", transient=True):
+        taken, profiles[variant.name] = timed_prefill(served, ids, variant.request)
+        seconds[variant.name].append(taken)
     shares = {
         name: statistics.median(
             a / b - 1 for a, b in zip(times, seconds["unprofiled"], strict=True)
