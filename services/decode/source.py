@@ -161,11 +161,13 @@ class PrefillSource:
 async def _let_end(call: Any) -> None:
     """Let a call whose trailer came end by itself: prefill counts it as done, not as cancelled.
 
-    The cache is whole, so nothing that happens to prefill from here on matters.
+    The cache is whole, so nothing that happens to prefill from here on matters; only a further
+    message is refused, as in any stream.
     """
     with contextlib.suppress(grpc.aio.AioRpcError, TimeoutError):
         async with asyncio.timeout(_END_SECONDS):
-            await call.read()
+            if await call.read() is not grpc.aio.EOF:
+                raise CorruptCache("a message came after the trailer")
 
 
 def _require_tokens(header: CacheHeader, token_ids: Sequence[int]) -> None:
