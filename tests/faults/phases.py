@@ -7,6 +7,9 @@ import threading
 import time
 from typing import Self
 
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from services.demo.processes import Service
 from tests.conftest import Pair
 from tests.observe import scrape, wait_until
@@ -95,3 +98,11 @@ def clean_after(*services: Service, within_seconds: float) -> float:
         left = within_seconds - (time.monotonic() - began)
         wait_until(lambda s=service: not leftovers(s), left, f"{service.name} to be clean")
     return time.monotonic() - began
+
+
+def serving(service: Service) -> bool:
+    """What the standard health service answers for the whole server."""
+    with grpc.insecure_channel(service.target) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
