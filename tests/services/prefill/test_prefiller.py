@@ -1,0 +1,125 @@
+"""A prompt's cache is the same however it is chunked, comes layer by layer, and stops when told."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvstore.cache import RaggedLayer
+from kvstore.policies import parse_policy
+from services.prefill.prefiller import Prefiller, PrefillStopped
+from services.runtime.model import ServedModel
+from tests.services.decode.engine_parts import load_served, prefill
+
+_TOKENS = 150
+_POLICIES = {
+    "full": {},
+    "fastgen": {"recovery": 0.7, "floor_rows": 8},
+    "coverage": {"recovery": 0.7, "floor_rows": 8, "windows": [8, 16, 32]},
+}
+
+
+@pytest.fixture(scope="module")
+def served(tiny_model: Path) -> ServedModel:
+    return load_served(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def prompt(served: ServedModel) -> list[int]:
+    return served.tokenizer.encode(topics["compound"])[:_TOKENS]
+
+
+@pytest.fixture(scope="module")
+def whole(served: ServedModel, prompt: list[int]) -> dict[str, list[RaggedLayer]]:
+    """Every policy's cache, the prompt computed in one go."""
+    return {name: prefill(served, prompt, name, values) for name, values in _POLICIES.items()}
+
+
+@pytest.mark.parametrize("policy", _POLICIES)
+@settings(max_examples=8, deadline=None)
+@given(chunk_tokens=st.integers(1, _TOKENS - 1))
+def test_chunks_change_nothing(
+    served: ServedModel,
+    prompt: list[int],
+    whole: dict[str, list[RaggedLayer]],
+    policy: str,
+    chunk_tokens: int,
+) -> None:
+    chunked = prefill(served, prompt, policy, _POLICIES[policy], chunk_tokens)
+    for layer, expected in zip(chunked, whole[policy], strict=True):
+        assert layer.rules == expected.rules
+        assert layer.head_offsets == expected.head_offsets
+        assert torch.equal(layer.positions, expected.positions)
+        assert torch.equal(layer.flags, expected.flags)
+        torch.testing.assert_close(layer.keys, expected.keys, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(layer.values, expected.values, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(layer.scores, expected.scores, rtol=1e-4, atol=1e-4)
+        assert layer.recovered == pytest.approx(expected.recovered, abs=1e-5)
+
+
+def test_the_compressing_policies_leave_something_out(whole: dict[str, list[RaggedLayer]]) -> None:
+    rows = {name: sum(layer.rows for layer in layers) for name, layers in whole.items()}
+    assert rows["full"] == 4 * _TOKENS
+    assert max(rows["fastgen"], rows["coverage"]) < rows["full"]
+
+
+class Run:
+    """A prefill that notes what it says, and stops when so many layers have been emitted."""
+
+    def __init__(self, served: ServedModel, prompt: list[int], chunk_tokens: int = 64) -> None:
+        self.emitted: list[int] = []
+        self.progress: list[int] = []
+        self.stop = threading.Event()
+        self.stop_after_layers = len(served.shapes) + 1
+        self.stop_after_tokens = len(prompt)
+        self.prefiller = Prefiller(
+            served,
+            prompt,
+            parse_policy("full", {}),
+            chunk_tokens=chunk_tokens,
+            emit=self._emit,
+            progress=self._progress,
+            stop=self.stop,
+        )
+
+    def _emit(self, index: int, layer: RaggedLayer) -> None:
+        self.emitted.append(index)
+        if len(self.emitted) == self.stop_after_layers:
+            self.stop.set()
+
+    def _progress(self, done: int) -> None:
+        self.progress.append(done)
+        if done >= self.stop_after_tokens:
+            self.stop.set()
+
+
+def test_layers_leave_in_order_during_the_last_chunk_alone(
+    served: ServedModel, prompt: list[int]
+) -> None:
+    run = Run(served, prompt)
+    run.prefiller.run()
+    assert run.emitted == [0, 1]
+    assert run.progress == [64, 128]
+    assert run.prefiller.clock.seconds("prefill") > 0
+
+
+def test_a_stop_is_obeyed_before_the_next_layer(served: ServedModel, prompt: list[int]) -> None:
+    run = Run(served, prompt)
+    run.stop_after_layers = 1
+    with pytest.raises(PrefillStopped):
+        run.prefiller.run()
+    assert run.emitted == [0]
+
+
+def test_a_stop_between_chunks_emits_nothing(served: ServedModel, prompt: list[int]) -> None:
+    run = Run(served, prompt)
+    run.stop_after_tokens = 64
+    with pytest.raises(PrefillStopped):
+        run.prefiller.run()
+    assert (run.emitted, run.progress) == ([], [64])
