@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from headwise.v1 import prefill_pb2, prefill_pb2_grpc
+from kvstore.errors import UnknownPolicy
+from kvstore.policies import parse_policy
 from services.prefill.options import PrefillOptions
 from services.prefill.service import PrefillServicer
 from services.runtime.model_options import load_served_model
-from services.runtime.server import Server
+from services.runtime.server import ServeError, Server
 
 
 async def serve_prefill(options: PrefillOptions) -> None:
-    """Serve until SIGTERM."""
+    """Serve until SIGTERM. Raises `ServeError` where the configuration cannot be served."""
+    _require_policy(options.default_policy)
     server = Server(
         options.server,
         options.port,
@@ -25,3 +28,10 @@ async def serve_prefill(options: PrefillOptions) -> None:
     )
     await server.set_serving(True)
     await server.run()
+
+
+def _require_policy(name: str) -> None:
+    try:
+        parse_policy(name, {})
+    except UnknownPolicy as error:
+        raise ServeError(f"--default-policy: {error}") from error
