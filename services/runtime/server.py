@@ -81,6 +81,9 @@ class Server:
             await self._stopping.wait()
             await self._drain()
         finally:
+            # after a drain there is nothing left to do; a server that is dropped while it runs
+            # complains when it is collected
+            await self._server.stop(None)
             metrics_server.shutdown()
             metrics_server.server_close()
 
