@@ -137,7 +137,8 @@ def _explained(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         advice = "give a folder, a .gguf file or a hub id (which needs the network or a full cache)"
-        raise ModelNotFound(name, f"{advice}; {error}") from error
+        # its first line says what, the others advise on transformers' own options
+        raise ModelNotFound(name, f"{advice}; {str(error).splitlines()[0]}") from error
     except ValueError as error:
         raise ModelRefused(f"transformers cannot read {name!r}: {error}") from error
 
