@@ -1,0 +1,114 @@
+"""The fidelity benchmark's results as tables for people and as named figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import rich.box
+from rich.table import Table
+
+from benchmarks.forced_runs import Measured
+
+if TYPE_CHECKING:
+    from benchmarks.fidelity import Report
+
+Figure = dict[str, float | str | None]
+
+_FULL = "the full cache"
+_DENSE = "the dense cache"
+# what a figure should be at most; FastGen's rows should also be at least .55
+_TARGETS = {"fastgen_t95_rows": 0.75, "fastgen_t95_kl": 0.02}
+_QUARTERS = 4
+
+
+def tables(report: Report) -> list[Table]:
+    """One table a part."""
+    return [
+        _table("Prompt compacted, every later token kept", report.later_kept),
+        _table("Rules applied after every token", report.rules_on),
+        _by_quarter("A longer continuation, rules applied after every token", report.long),
+        _table("A continuation that copies from the prompt, later tokens kept", report.copying),
+        _keys(report.keys),
+    ]
+
+
+def figures(report: Report) -> dict[str, Figure]:
+    """By name; `target` is None where none was set."""
+    found: dict[str, Figure] = {}
+    parts = {"": report.later_kept, "_decoding": report.rules_on, "_copying": report.copying}
+    for part, results in parts.items():
+        for one in results:
+            found |= _figures_of(one.name + part, one)
+    for one in report.long:
+        for number, kl in enumerate(_quarters(one), 1):
+            name = f"{one.name}_long_quarter{number}_kl"
+            found[name] = _figure(name, kl, "nats", _FULL)
+        name = f"{one.name}_long_final_rows"
+        found[name] = _figure(name, one.final_rows, "ratio", _DENSE)
+    for setting, count, cases in report.keys:
+        name = f"{setting}_pass_keys"
+        found[name] = _figure(name, count / cases, "ratio", "all hidden pass keys")
+    return found
+
+
+def _figures_of(name: str, one: Measured) -> dict[str, Figure]:
+    values = (
+        ("rows", one.rows, "ratio", _DENSE),
+        ("final_rows", one.final_rows, "ratio", _DENSE),
+        ("bytes", one.bytes, "ratio", _DENSE),
+        ("perplexity", one.divergence.perplexity, "perplexity", _FULL),
+        ("kl", float(one.divergence.kl.mean()), "nats", _FULL),
+        ("top1", float(one.divergence.agreed.mean()), "ratio", _FULL),
+    )
+    return {
+        f"{name}_{what}": _figure(f"{name}_{what}", value, unit, against)
+        for what, value, unit, against in values
+    }
+
+
+def _figure(name: str, value: float, unit: str, against: str) -> Figure:
+    return {"value": value, "unit": unit, "against": against, "target": _TARGETS.get(name)}
+
+
+def _table(title: str, results: Iterable[Measured]) -> Table:
+    columns = ("rows", "rows at the end", "bytes", "perplexity", "KL", "top-1")
+    table = _empty(title, ("setting", *columns))
+    for one in results:
+        table.add_row(
+            one.name,
+            f"{one.rows:.3f}",
+            f"{one.final_rows:.3f}",
+            f"{one.bytes:.3f}",
+            f"{one.divergence.perplexity:.2f}",
+            f"{float(one.divergence.kl.mean()):.4f}",
+            f"{float(one.divergence.agreed.mean()):.3f}",
+        )
+    return table
+
+
+def _by_quarter(title: str, results: Iterable[Measured]) -> Table:
+    columns = ("rows", "rows at the end", "KL 1st quarter", "2nd", "3rd", "4th")
+    table = _empty(title, ("setting", *columns))
+    for one in results:
+        quarters = (f"{kl:.4f}" for kl in _quarters(one))
+        table.add_row(one.name, f"{one.rows:.3f}", f"{one.final_rows:.3f}", *quarters)
+    return table
+
+
+def _keys(keys: Iterable[tuple[str, int, int]]) -> Table:
+    table = _empty("Pass keys asked for after compression", ("setting", "found", "hidden"))
+    for name, found, cases in keys:
+        table.add_row(name, str(found), str(cases))
+    return table
+
+
+def _quarters(one: Measured) -> list[float]:
+    return [float(part.mean()) for part in one.divergence.kl.tensor_split(_QUARTERS)]
+
+
+def _empty(title: str, columns: Iterable[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=rich.box.MARKDOWN)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    return table

@@ -1,0 +1,50 @@
+"""Can a compact cache still answer what nobody had asked when it was made?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from benchmarks.passages import HiddenKey
+from benchmarks.prompt_record import PromptRecord
+from benchmarks.teacher_forcing import feed, open_pages
+from kvstore.policies import Policy
+from kvstore.pool import SequencePages
+from services.runtime.model import ServedModel
+
+# five digits, a token each, and room for a space or a quotation mark before them
+_ANSWER_TOKENS = 12
+
+
+def found_keys(
+    served: ServedModel,
+    cases: Sequence[HiddenKey],
+    policies: Sequence[Policy],
+    on_case: Callable[[], None],
+) -> list[int]:
+    """For each policy in how many of the cases the greedy answer holds the key, rules on."""
+    found = [0] * len(policies)
+    for case in cases:
+        for number, answer in enumerate(_answers(served, case, policies)):
+            found[number] += case.key in answer
+        on_case()
+    return found
+
+
+def _answers(served: ServedModel, case: HiddenKey, policies: Sequence[Policy]) -> list[str]:
+    record = PromptRecord(served, case.prompt)
+    length = len(case.prompt)
+    more = len(case.question) + _ANSWER_TOKENS
+    return [
+        _answer(served, open_pages(served, record.compact(policy), length, more), case.question)
+        for policy in policies
+    ]
+
+
+def _answer(served: ServedModel, pages: SequencePages, question: Sequence[int]) -> str:
+    """Feed the question as one block, then choose greedily."""
+    logits = feed(served, [pages], question)
+    answer = [int(logits.argmax())]
+    while len(answer) < _ANSWER_TOKENS:
+        logits = feed(served, [pages], answer[-1:])
+        answer.append(int(logits.argmax()))
+    return served.tokenizer.decode(answer)

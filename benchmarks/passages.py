@@ -1,0 +1,71 @@
+"""English technical prose that every Python carries, as tokens, and pass keys hidden in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+from services.runtime.model import ServedModel
+
+# where the passages begin, in tokens of all topics by sorted name. The topics repeat one another:
+# none of these continuations shares a run of 16 tokens with its prompt
+OFFSETS = (20_000, 60_000, 100_000)
+# here it does, for 140 of 256 tokens
+COPYING_OFFSET = 50_000
+# where in the prompt a pass key is hidden, as a share of its length
+DEPTHS = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)
+_QUESTION = "\n\nWhat is the pass key that this text mentions? The pass key is"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Passage:
+    """A prompt, the tokens fed after it, and for each of these the token that really followed."""
+
+    prompt: tuple[int, ...]
+    fed: tuple[int, ...]
+    targets: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HiddenKey:
+    """A prompt with a pass key in it, a question that comes only after compression, the answer."""
+
+    prompt: tuple[int, ...]
+    question: tuple[int, ...]
+    key: str
+
+
+def passages(
+    served: ServedModel, prompt_tokens: int, fed_tokens: int, offsets: Sequence[int] = OFFSETS
+) -> tuple[Passage, ...]:
+    """The passages that begin there."""
+    ids = all_topics(served)
+    found = []
+    for first in offsets:
+        text = tuple(ids[first : first + prompt_tokens + fed_tokens + 1])
+        found.append(
+            Passage(text[:prompt_tokens], text[prompt_tokens:-1], text[prompt_tokens + 1 :])
+        )
+    return tuple(found)
+
+
+def hidden_keys(served: ServedModel, prompt_tokens: int) -> tuple[HiddenKey, ...]:
+    """One case a depth, each of exactly `prompt_tokens`, with a five-digit key of its own."""
+    ids, random_keys = all_topics(served), random.Random(0)
+    cases = []
+    for depth in DEPTHS:
+        key = str(random_keys.randrange(10_000, 100_000))
+        hidden = served.tokenizer.encode(f"\n\nThe pass key is {key}. Remember it.\n\n")
+        before = int(depth * (prompt_tokens - len(hidden)))
+        after = prompt_tokens - len(hidden) - before
+        prompt = ids[:before] + hidden + ids[before : before + after]
+        cases.append(HiddenKey(tuple(prompt), tuple(served.tokenizer.encode(_QUESTION)), key))
+    return tuple(cases)
+
+
+def all_topics(served: ServedModel) -> list[int]:
+    """Every topic of the built-in documentation, by name."""
+    from pydoc_data.topics import topics
+
+    return served.tokenizer.encode("\n\n".join(topics[name] for name in sorted(topics)))

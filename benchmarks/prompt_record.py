@@ -1,0 +1,103 @@
+"""One prompt's dense cache and profiles, from which any number of policies are compacted."""
+
+from __future__ import annotations
+
+import threading
+from typing import ClassVar
+
+from kvstore.cache import LayerShape, RaggedLayer
+from kvstore.compaction import compact_layer
+from kvstore.plans import AttentionProfile, LayerPlan, ProfileRequest, PromptFacts
+from kvstore.policies import Policy
+from kvstore.policies.selection import head_plan
+from kvstore.rules import FULL_RULE
+from services.prefill.prefiller import Prefiller
+from services.runtime.model import ServedModel
+
+# as `headwise prefill` does by default; nothing measured here depends on it
+_CHUNK_TOKENS = 1024
+
+_Requests = tuple[ProfileRequest | None, ...]
+
+
+class _Recorder:
+    """A policy that keeps every row, and the profiles that another policy would have been given."""
+
+    name: ClassVar[str] = "recorder"
+
+    def __init__(self, policy: Policy) -> None:
+        self.profiles: list[AttentionProfile | None] = []
+        self._policy = policy
+
+    def profile_request(self, tokens: int, shape: LayerShape) -> ProfileRequest | None:
+        return self._policy.profile_request(tokens, shape)
+
+    def plan(
+        self, profile: AttentionProfile | None, prompt: PromptFacts, shape: LayerShape
+    ) -> LayerPlan:
+        self.profiles.append(profile)
+        # without the layer's horizon: the policies to come decide about all rows
+        return LayerPlan(shape, (head_plan(FULL_RULE, None, prompt, 1.0),) * shape.kv_heads)
+
+    def parameters(self) -> dict[str, object]:
+        return {}
+
+
+class PromptRecord:
+    """What the prefill of one prompt knows; policies that ask for the same profile share it."""
+
+    def __init__(self, served: ServedModel, token_ids: tuple[int, ...]) -> None:
+        self._served = served
+        self._token_ids = token_ids
+        self._facts = PromptFacts(len(token_ids), served.tokenizer.classify(token_ids))
+        self._dense: dict[int, RaggedLayer] = {}
+        self._profiles: dict[_Requests, list[AttentionProfile | None]] = {}
+
+    def compact(self, policy: Policy) -> list[RaggedLayer]:
+        """The layers that a prefill with `policy` would ship."""
+        profiles = self._profiles_for(policy)
+        return [
+            self._compact_layer(policy, shape, profiles[index], self._dense[index])
+            for index, shape in enumerate(self._served.shapes)
+        ]
+
+    def _compact_layer(
+        self, policy: Policy, shape: LayerShape, profile: AttentionProfile | None, everything: RaggedLayer
+    ) -> RaggedLayer:
+        dense = (shape.kv_heads, self._facts.tokens, shape.head_size)
+        plan = policy.plan(profile, self._facts, shape)
+        return compact_layer(
+            everything.keys.view(dense), everything.values.view(dense), plan, self._facts.classes
+        )
+
+    def _profiles_for(self, policy: Policy) -> list[AttentionProfile | None]:
+        shapes, tokens = self._served.shapes, self._facts.tokens
+        requests = tuple(policy.profile_request(tokens, shape) for shape in shapes)
+        if requests not in self._profiles:
+            recorder = _Recorder(policy)
+            prefiller = Prefiller(
+                self._served,
+                self._token_ids,
+                recorder,
+                chunk_tokens=_CHUNK_TOKENS,
+                emit=self._dense.__setitem__,
+                progress=lambda done: None,
+                stop=threading.Event(),
+            )
+            prefiller.run()
+            self._profiles[requests] = recorder.profiles
+        return self._profiles[requests]
+
+
+def rows_kept(layers: list[RaggedLayer], tokens: int) -> float:
+    """Rows kept over those of the dense cache of `tokens`."""
+    return sum(layer.rows for layer in layers) / sum(layer.kv_heads * tokens for layer in layers)
+
+
+def bytes_kept(layers: list[RaggedLayer], tokens: int) -> float:
+    """Real bytes, positions, scores and flags included, over dense keys and values."""
+    dense = sum(
+        2 * layer.kv_heads * tokens * layer.head_size * layer.keys.element_size()
+        for layer in layers
+    )
+    return sum(layer.nbytes for layer in layers) / dense

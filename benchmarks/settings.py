@@ -1,0 +1,50 @@
+"""What is measured: policies under the names that the figures carry."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from kvstore.policies import Policy
+from kvstore.policies.coverage import Coverage
+from kvstore.policies.fastgen import FastGen
+from kvstore.policies.full import Full
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Setting:
+    """A policy and its name in tables and figures; `t95` is a recovery of .95."""
+
+    name: str
+    policy: Policy
+
+
+_FULL = Setting("full", Full())
+_FASTGEN = tuple(Setting(f"fastgen_t{t}", FastGen(recovery=t / 100)) for t in (80, 90, 95, 98))
+_COVERAGE = tuple(Setting(f"coverage_t{t}", Coverage(recovery=t / 100)) for t in (80, 90, 95, 98))
+
+# every token after the prompt stays: what compacting the prompt costs
+LATER_KEPT = (
+    _FULL,
+    *_FASTGEN,
+    Setting("fastgen_t95_no_frequent", FastGen(recovery=0.95, frequent=False)),
+    *_COVERAGE,
+    Setting("coverage_t95_unweighted", Coverage(recovery=0.95, value_weighted=False)),
+    Setting("coverage_t98_unweighted", Coverage(recovery=0.98, value_weighted=False)),
+    Setting("coverage_t90_strict", Coverage(recovery=0.90, strict=True)),
+    Setting("coverage_t95_strict", Coverage(recovery=0.95, strict=True)),
+)
+
+PASS_KEY = (_FULL, *_FASTGEN[2:], *_COVERAGE[2:])
+COPYING = (_FULL, *_FASTGEN[2:], *_COVERAGE[2:])
+
+# as it is served: each head's rule applies after every token
+RULES_ON = (
+    _FULL,
+    *_FASTGEN[1:3],
+    Setting("fastgen_t90_keep_generated", FastGen(recovery=0.90, keep_generated=True)),
+    Setting("fastgen_t95_keep_generated", FastGen(recovery=0.95, keep_generated=True)),
+    *_COVERAGE[2:],
+    Setting("coverage_t95_grow", Coverage(recovery=0.95, grow=True)),
+    Setting("coverage_t98_grow", Coverage(recovery=0.98, grow=True)),
+)
+LONG = (_FASTGEN[2], *_COVERAGE[2:])
