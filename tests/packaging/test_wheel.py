@@ -1,0 +1,86 @@
+"""The wheel of this tree, installed where there is nothing else, is the client without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[2]
+_PINS = _ROOT / "constraints-cpu.txt"
+
+
+def _run(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=200, check=False
+    )
+
+
+def _require_success(command: Sequence[str], folder: Path) -> str:
+    ended = _run(command, folder)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
+    # from a copy, because setuptools leaves a build folder in the tree it builds
+    tree = folder / "tree"
+    tree.mkdir()
+    files = _require_success(["git", "ls-files", "-z"], _ROOT).rstrip("\0").split("\0")
+    for name in files:
+        if (_ROOT / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_bytes((_ROOT / name).read_bytes())
+    _require_success([*pip, "--no-deps", "--wheel-dir", str(folder), str(tree)], folder)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def clean_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh environment with the wheel and what it needs, and no more."""
+    folder = tmp_path_factory.mktemp("clean")
+    _require_success([sys.executable, "-m", "venv", str(folder / "venv")], folder)
+    python = folder / "venv" / "bin" / "python"
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    _require_success([*pip, "--only-binary", ":all:", "-c", str(_PINS), str(wheel)], folder)
+    return python
+
+
+def test_the_wheel_holds_the_packages_their_types_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert tops == {"headwise", "kvstore", "services"}
+    assert {"headwise/py.typed", "kvstore/py.typed", "headwise/v1/decode_pb2.pyi"} <= set(names)
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_client_needs_no_torch(clean_python: Path, tmp_path: Path) -> None:
+    program = """
+import importlib.util
+from headwise import AsyncClient, Client, Policy, __version__
+with Client("127.0.0.1:1") as client:
+    client.generate("x", policy=Policy("full", {"x": 1}), max_tokens=1).cancel()
+for absent in ("torch", "transformers", "numpy", "click"):
+    assert importlib.util.find_spec(absent) is None, absent
+print(__version__)
+"""
+    said = _require_success([str(clean_python), "-W", "error", "-c", program], tmp_path)
+    assert said.strip()
+
+
+@pytest.mark.parametrize("arguments", [(), ("demo",), ("--help",)])
+def test_a_command_names_the_extra_it_misses(
+    clean_python: Path, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    ended = _run([str(clean_python.with_name("headwise")), *arguments], tmp_path)
+    assert ended.returncode != 0
+    assert "headwise[serve]" in ended.stderr
+    assert "Traceback" not in ended.stderr
