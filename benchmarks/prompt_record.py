@@ -62,7 +62,11 @@ class PromptRecord:
         ]
 
     def _compact_layer(
-        self, policy: Policy, shape: LayerShape, profile: AttentionProfile | None, everything: RaggedLayer
+        self,
+        policy: Policy,
+        shape: LayerShape,
+        profile: AttentionProfile | None,
+        everything: RaggedLayer,
     ) -> RaggedLayer:
         dense = (shape.kv_heads, self._facts.tokens, shape.head_size)
         plan = policy.plan(profile, self._facts, shape)

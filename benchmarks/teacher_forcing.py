@@ -110,9 +110,7 @@ class RetainingAttention:
     def retain(self, first_position: int, classes: torch.Tensor) -> None:
         """Apply the rules at the block's end; `classes` uint8 `[m]`, the fed tokens'."""
         for fed in self._fed:
-            fed.pages.retain(
-                fed.layer, fed.keys, fed.values, first_position, classes, fed.received
-            )
+            fed.pages.retain(fed.layer, fed.keys, fed.values, first_position, classes, fed.received)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -157,9 +155,7 @@ def open_pages(
     return sequence
 
 
-def feed(
-    served: ServedModel, batch: Sequence[SequencePages], block: Sequence[int]
-) -> torch.Tensor:
+def feed(served: ServedModel, batch: Sequence[SequencePages], block: Sequence[int]) -> torch.Tensor:
     """Feed all B sequences one block and apply the rules at its end; returns logits `[B, V]`."""
     first = batch[0].length
     assert all(pages.length == first for pages in batch), "one position for the whole batch"

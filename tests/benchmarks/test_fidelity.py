@@ -85,7 +85,9 @@ def test_divergence_is_computed_from_probabilities():
     found = compare(exact, measured, targets)
     p, q = exact.softmax(-1), measured.softmax(-1)
     for row in range(5):
-        assert float(found.kl[row]) == pytest.approx(float((p[row] * (p[row] / q[row]).log()).sum()))
+        assert float(found.kl[row]) == pytest.approx(
+            float((p[row] * (p[row] / q[row]).log()).sum())
+        )
         assert float(found.loss[row]) == pytest.approx(-float(q[row, targets[row]].log()))
         assert float(found.agreed[row]) == float(p[row].argmax() == q[row].argmax())
 
