@@ -18,7 +18,9 @@ from headwise import Client, HeadwiseError, Result
 class Asking:
     """A generation that a thread reads to its end; `with` cancels it at the end of the block."""
 
-    def __init__(self, target: str, prompt: list[int], *, retries: bool = False, **options: Any):
+    def __init__(
+        self, target: str, prompt: list[int], *, retries: bool = False, **options: Any
+    ) -> None:
         self.tokens: list[int] = []
         self.error: HeadwiseError | None = None
         self.result: Result | None = None
