@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -29,7 +29,7 @@ Report = Callable[[str, object], None]
 
 
 @pytest.fixture
-def cancelled_calls(slow_pair: Pair) -> Iterator[Callable[[], float]]:
+def cancelled_calls(slow_pair: Pair) -> Callable[[], float]:
     """How many Generate calls have been cancelled since the test began."""
 
     def count() -> float:

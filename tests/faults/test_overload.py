@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ def test_every_limit_refuses_and_spares_the_others(full_pair: Pair) -> None:
     alone = answer_of(decode)
     with contextlib.ExitStack() as stack:
 
-        def start(tokens: int, **options: object) -> Asking:
+        def start(tokens: int, **options: Any) -> Asking:
             return stack.enter_context(Asking(decode.target, prompt_of(tokens), **options))
 
         spared = start(40, max_tokens=ANSWER_TOKENS)
