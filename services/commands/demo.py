@@ -19,7 +19,13 @@ _FILE = click.Path(dir_okay=False, path_type=pathlib.Path)
 @click.option("--recovery", type=float, help="Share of attention mass to keep, in (0, 1].")
 @click.option("--prompt-file", type=_FILE, help="Document to read instead of the built-in one.")
 @click.option("--question", default="", help="Question to ask about it.")
-@click.option("--max-tokens", default=96, show_default=True, help="Tokens of each answer.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1, 2**32 - 1),
+    default=96,
+    show_default=True,
+    help="Tokens of each answer.",
+)
 @click.option("--json", "json_file", type=_FILE, help="Write the figures to this file.")
 @click.option("--save", "save_file", type=_FILE, help="Write the compact cache to this file.")
 @click.option(
@@ -59,5 +65,5 @@ def demo(
     )
     try:
         run_demo(options, Console())
-    except (ServiceFailed, ModelError, HeadwiseError, OSError) as error:
+    except (ServiceFailed, ModelError, HeadwiseError, OSError, UnicodeError) as error:
         raise click.ClickException(str(error)) from error

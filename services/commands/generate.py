@@ -12,6 +12,9 @@ from headwise import Client, HeadwiseError, Message, Policy, Sampling
 from services.pictures.heads import HeadCell, head_map
 from services.pictures.result import result_table
 
+# the contract's own bounds; the service knows closer ones
+_UINT32 = click.IntRange(0, 2**32 - 1)
+
 
 def parse_parameters(pairs: tuple[str, ...]) -> dict[str, object]:
     """`name=value` pairs, the values as JSON. Raises `click.BadParameter`."""
@@ -33,11 +36,15 @@ def parse_parameters(pairs: tuple[str, ...]) -> dict[str, object]:
 @click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
 @click.option("--policy", default="", help="Policy; empty for the server's default.")
 @click.option("--parameter", "-p", multiple=True, help="Policy parameter, name=value; repeatable.")
-@click.option("--max-tokens", default=0, help="Tokens at most; 0 for the server's default.")
+@click.option(
+    "--max-tokens", type=_UINT32, default=0, help="Tokens at most; 0 for the server's default."
+)
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--top-k", default=0, help="Only so many of the likeliest tokens; 0 for all.")
+@click.option(
+    "--top-k", type=_UINT32, default=0, help="Only so many of the likeliest tokens; 0 for all."
+)
 @click.option("--top-p", default=0.0, help="Only tokens of this much probability; 0 for all.")
-@click.option("--seed", type=int, help="Makes sampling repeatable.")
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Makes sampling repeatable.")
 @click.option("--stop", multiple=True, help="Text that ends the answer; repeatable.")
 @click.option("--timeout", "timeout_seconds", type=float, help="Seconds for the whole call.")
 @click.option("--heads", is_flag=True, help="Show what every head keeps.")

@@ -31,4 +31,4 @@ def question_about(document: str, question: str = "") -> str:
 
 def read_document(file: pathlib.Path | None, count_tokens: Callable[[str], int]) -> str:
     """The document in `file`, or the built-in one."""
-    return file.read_text() if file else built_in_document(count_tokens)
+    return file.read_text(encoding="utf-8") if file else built_in_document(count_tokens)
