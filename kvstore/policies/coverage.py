@@ -44,13 +44,13 @@ class Coverage:
 
     name: ClassVar[str] = "coverage"
 
-    recovery: float = ratio(0.95)
+    recovery: float = ratio(0.98)
     windows: tuple[int, ...] = token_grid((16, 32, 64, 128, 256, 512))
     sinks: int = tokens(4)
     floor_rows: int = tokens(32)
     strict: bool = flag(False)
     value_weighted: bool = flag(True)
-    grow: bool = flag(False)
+    grow: bool = flag(True)
     profile_rows: int = tokens(0)
 
     def parameters(self) -> dict[str, object]:

@@ -1,9 +1,10 @@
 """FastGen: each head gets the cheapest of five rules that recovers its attention.
 
 Source: Ge et al., Model Tells You What to Discard (arXiv 2310.01801). What the paper leaves open
-is decided so: one rule per KV head, on the mean over its G query heads; sinks and a floor of
-recent rows belong to every rule and count in what it recovers (`sinks=0, floor_rows=0` gives the
-paper's sets).
+is decided so: one rule per KV head, on the mean over its G query heads. Sinks belong to every set
+and count in what it recovers. The floor of recent rows is kept as well but makes no set pass:
+recent rows hold so much of the mass that with them S alone passes in many heads, which then lose
+the rest of the prompt (docs/fidelity.md).
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class FastGen:
     `recovery` is the share of attention mass to recover; 1 means full without profiling.
     `local_ratio` of the prompt is the window of L, `frequent_ratio` of the current length the
     budget of F. `strict`: every query head of the group must pass, not just their mean.
-    `keep_generated`: fed tokens stay until a local window has passed. `profile_rows`: query rows
-    to sample, 0 for all.
+    `keep_generated`: fed tokens stay until a local window has passed; without it, as published,
+    heads of S+P+F hardly admit any. `profile_rows`: query rows to sample, 0 for all.
     """
 
     name: ClassVar[str] = "fastgen"
@@ -37,7 +38,7 @@ class FastGen:
     local_ratio: float = ratio(0.3)
     frequent_ratio: float = ratio(0.3)
     strict: bool = flag(False)
-    keep_generated: bool = flag(False)
+    keep_generated: bool = flag(True)
     sinks: int = tokens(4)
     floor_rows: int = tokens(32)
     frequent: bool = flag(True)
@@ -49,8 +50,9 @@ class FastGen:
     def profile_request(self, tokens: int, shape: LayerShape) -> ProfileRequest | None:
         if self.recovery == 1 or tokens == 0:
             return None
-        windows = {rule.recent_rows for rule in self._candidates(tokens, shape)}
-        return ProfileRequest(tuple(sorted({0, *windows})), self.profile_rows)
+        rules = self._candidates(tokens, shape)
+        edges = {0, *(rule.window for rule in rules), *(rule.recent_rows for rule in rules)}
+        return ProfileRequest(tuple(sorted(edges)), self.profile_rows)
 
     def plan(
         self, profile: AttentionProfile | None, prompt: PromptFacts, shape: LayerShape
@@ -94,8 +96,9 @@ class FastGen:
     ) -> HeadPlan:
         scores = profile.accumulated()[head].mean(0)
         for rule in candidates:
-            recovered = self._recovered(profile, head, rule, scores, prompt)
-            if recovered >= self.recovery:
+            judged = dataclasses.replace(rule, floor_rows=0)
+            if self._recovered(profile, head, judged, scores, prompt) >= self.recovery:
+                recovered = self._recovered(profile, head, rule, scores, prompt)
                 return head_plan(rule, scores, prompt, recovered)
         return head_plan(full_rule(shape), None, prompt, 1.0)
 
