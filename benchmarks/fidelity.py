@@ -27,7 +27,7 @@ from benchmarks.passages import COPYING_OFFSET, OFFSETS, hidden_keys, passages
 from services.runtime.model import ServedModel, load_model
 
 # which of the passages is also fed further
-_LONG_OFFSET = OFFSETS[1]
+_LONG_OFFSET = OFFSETS[2]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ class Report:
     later_kept: list[Measured]
     rules_on: list[Measured]
     long: list[Measured]
+    long_kept: list[Measured]
     copying: list[Measured]
     keys: list[tuple[str, int, int]]
 
@@ -68,6 +69,7 @@ def measure(served: ServedModel, sizes: Sizes, progress: Progress) -> Report:
         with_later_kept(served, three, settings.LATER_KEPT, bar("later kept", later_kept)),
         with_rules(served, three, settings.RULES_ON, bar("rules on", len(three) * sizes.fed)),
         with_rules(served, long, settings.LONG, bar("longer", sizes.long)),
+        with_later_kept(served, long, settings.LONG, bar("longer, kept", len(settings.LONG))),
         with_later_kept(served, copying, settings.COPYING, bar("copying", len(settings.COPYING))),
         [
             (setting.name, count, len(cases))

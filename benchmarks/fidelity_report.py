@@ -28,6 +28,7 @@ def tables(report: Report) -> list[Table]:
         _table("Prompt compacted, every later token kept", report.later_kept),
         _table("Rules applied after every token", report.rules_on),
         _by_quarter("A longer continuation, rules applied after every token", report.long),
+        _by_quarter("The same, every later token kept", report.long_kept),
         _table("A continuation that copies from the prompt, later tokens kept", report.copying),
         _keys(report.keys),
     ]
@@ -40,16 +41,21 @@ def figures(report: Report) -> dict[str, Figure]:
     for part, results in parts.items():
         for one in results:
             found |= _figures_of(one.name + part, one)
-    for one in report.long:
-        for number, kl in enumerate(_quarters(one), 1):
-            name = f"{one.name}_long_quarter{number}_kl"
-            found[name] = _figure(name, kl, "nats", _FULL)
-        name = f"{one.name}_long_final_rows"
-        found[name] = _figure(name, one.final_rows, "ratio", _DENSE)
+    for part, results in {"_long": report.long, "_long_kept": report.long_kept}.items():
+        for one in results:
+            found |= _quarter_figures(one.name + part, one)
     for setting, count, cases in report.keys:
         name = f"{setting}_pass_keys"
         found[name] = _figure(name, count / cases, "ratio", "all hidden pass keys")
     return found
+
+
+def _quarter_figures(name: str, one: Measured) -> dict[str, Figure]:
+    kept = _figure(f"{name}_final_rows", one.final_rows, "ratio", _DENSE)
+    return {f"{name}_final_rows": kept} | {
+        f"{name}_quarter{number}_kl": _figure(f"{name}_quarter{number}_kl", kl, "nats", _FULL)
+        for number, kl in enumerate(_quarters(one), 1)
+    }
 
 
 def _figures_of(name: str, one: Measured) -> dict[str, Figure]:
@@ -72,7 +78,7 @@ def _figure(name: str, value: float, unit: str, against: str) -> Figure:
 
 
 def _table(title: str, results: Iterable[Measured]) -> Table:
-    columns = ("rows", "rows at the end", "bytes", "perplexity", "KL", "top-1")
+    columns = ("rows", "end rows", "bytes", "ppl", "KL", "top-1")
     table = _empty(title, ("setting", *columns))
     for one in results:
         table.add_row(
@@ -88,7 +94,7 @@ def _table(title: str, results: Iterable[Measured]) -> Table:
 
 
 def _by_quarter(title: str, results: Iterable[Measured]) -> Table:
-    columns = ("rows", "rows at the end", "KL 1st quarter", "2nd", "3rd", "4th")
+    columns = ("rows", "end rows", "KL 1st", "2nd", "3rd", "4th quarter")
     table = _empty(title, ("setting", *columns))
     for one in results:
         quarters = (f"{kl:.4f}" for kl in _quarters(one))
