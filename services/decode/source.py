@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -13,19 +12,12 @@ import grpc
 from headwise.channel import channel_options
 from headwise.errors import Cancelled, HeadwiseError, InternalError, Unavailable, from_rpc_error
 from headwise.v1 import cache_pb2, prefill_pb2, prefill_pb2_grpc
-from kvstore.cache import digest_tokens
 from kvstore.errors import CorruptCache
 from kvstore.pool import SequencePages
-from kvstore.wire import CacheDecoder, CacheHeader, FrameKind, WireLimits
-from services.decode.report import Head, Received, heads_of
-from services.runtime import metrics
-from services.runtime.convert import (
-    frame_from_proto,
-    model_from_proto,
-    model_to_proto,
-    parse_prefill_response,
-    recorded_policy,
-)
+from kvstore.wire import CacheDecoder, WireLimits
+from services.decode.reception import Reception
+from services.decode.report import Received
+from services.runtime.convert import model_from_proto, model_to_proto
 from services.runtime.interceptor import REQUEST_ID_KEY
 from services.runtime.logs import request_id
 from services.runtime.model import ServedModel
@@ -92,39 +84,13 @@ class PrefillSource:
 
     async def _receive(self, call: Any, token_ids: Sequence[int], pages: SequencePages) -> Received:
         decoder = CacheDecoder(self._limits, self._served.fingerprint, self._served.shapes)
-        heads: list[Head] = []
-        layers = wire_bytes = 0
-        stages = prefill_pb2.PrefillReport()
-        began: float | None = None
+        reception = Reception(decoder, token_ids, pages)
         async for message in self._messages(call):
-            response = parse_prefill_response(message)
-            match response.WhichOneof("part"):
-                case "report":
-                    stages = response.report
-                    continue
-                case "progress":
-                    continue
-                case None:
-                    raise CorruptCache("a message of the cache stream holds nothing known")
-            began = began or time.perf_counter()
-            wire_bytes += len(message)
-            metrics.WIRE_BYTES.labels("received").inc(len(message))
-            frame = frame_from_proto(response.frame)
-            layer = decoder.feed(frame)
-            # before any layer: what the layers may claim is bounded by the header's tokens
-            if frame.kind is FrameKind.HEADER:
-                _require_tokens(decoder.header, token_ids)
-            if layer is not None:
-                pages.load(layers, layer)
-                heads += heads_of(layers, layer)
-                layers += 1
-            if decoder.complete:
+            reception.take(message)
+            if reception.complete:
                 await _let_end(call)
                 break
-        decoder.finish()
-        seconds = time.perf_counter() - (began or 0.0)
-        policy = recorded_policy(decoder.header.fingerprint)
-        return Received(policy, tuple(heads), wire_bytes, seconds, stages)
+        return reception.finish()
 
     async def _messages(self, call: Any) -> AsyncIterator[bytes]:
         """The stream's messages, as long as each comes in time."""
@@ -168,9 +134,3 @@ async def _let_end(call: Any) -> None:
         async with asyncio.timeout(_END_SECONDS):
             if await call.read() is not grpc.aio.EOF:
                 raise CorruptCache("a message came after the trailer")
-
-
-def _require_tokens(header: CacheHeader, token_ids: Sequence[int]) -> None:
-    same = header.fingerprint.token_digest == digest_tokens(token_ids)
-    if header.tokens != len(token_ids) or not same:
-        raise CorruptCache("the cache is one of other tokens than were asked for")

@@ -1,0 +1,80 @@
+"""Puts one arriving cache together, message by message."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from headwise.v1 import cache_pb2, prefill_pb2
+from kvstore.cache import digest_tokens
+from kvstore.errors import CorruptCache
+from kvstore.pool import SequencePages
+from kvstore.wire import CacheDecoder, CacheHeader, FrameKind
+from services.decode.report import Head, Received, heads_of
+from services.runtime import metrics
+from services.runtime.convert import frame_from_proto, parse_prefill_response, recorded_policy
+
+
+class Reception:
+    """Checks the messages of a Prefill stream and fills `pages` layer by layer.
+
+    What was filled may be used once `complete`: not before the trailer has agreed.
+    """
+
+    def __init__(
+        self, decoder: CacheDecoder, token_ids: Sequence[int], pages: SequencePages
+    ) -> None:
+        self._decoder = decoder
+        self._token_ids = token_ids
+        self._pages = pages
+        self._layers = 0
+        self._heads: list[Head] = []
+        self._wire_bytes = 0
+        self._began: float | None = None
+        self._stages = prefill_pb2.PrefillReport()
+
+    @property
+    def complete(self) -> bool:
+        return self._decoder.complete
+
+    def take(self, message: bytes) -> None:
+        """Raises `CorruptCache`, `LimitExceeded` or `FingerprintMismatch`."""
+        response = parse_prefill_response(message)
+        match response.WhichOneof("part"):
+            case "frame":
+                self._count(len(message))
+                self._take_frame(response.frame)
+            case "report":
+                self._stages = response.report
+            case "progress":
+                pass
+            case _:
+                raise CorruptCache("a message of the cache stream holds nothing known")
+
+    def finish(self) -> Received:
+        """What arrived. Raises `CorruptCache` if the trailer has not."""
+        self._decoder.finish()
+        seconds = time.perf_counter() - (self._began or 0.0)
+        policy = recorded_policy(self._decoder.header.fingerprint)
+        return Received(policy, tuple(self._heads), self._wire_bytes, seconds, self._stages)
+
+    def _count(self, message_bytes: int) -> None:
+        self._began = self._began or time.perf_counter()
+        self._wire_bytes += message_bytes
+        metrics.WIRE_BYTES.labels("received").inc(message_bytes)
+
+    def _take_frame(self, message: cache_pb2.CacheFrame) -> None:
+        frame = frame_from_proto(message)
+        layer = self._decoder.feed(frame)
+        if frame.kind is FrameKind.HEADER:
+            # before any layer: what the layers may claim is bounded by the header's tokens
+            self._require_tokens(self._decoder.header)
+        if layer is not None:
+            self._pages.load(self._layers, layer)
+            self._heads += heads_of(self._layers, layer)
+            self._layers += 1
+
+    def _require_tokens(self, header: CacheHeader) -> None:
+        same = header.fingerprint.token_digest == digest_tokens(self._token_ids)
+        if header.tokens != len(self._token_ids) or not same:
+            raise CorruptCache("the cache is one of other tokens than were asked for")
