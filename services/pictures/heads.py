@@ -17,6 +17,8 @@ _COLOURS = (
     ("special", "white on blue"),
 )
 _OTHER = "white on bright_black"
+# with more heads than this a layer's row counts no longer fit a terminal's 80 columns
+_HEADS_WITH_ROWS = 5
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,10 +44,12 @@ def head_map(cells: Iterable[HeadCell], tokens: int) -> Table:
         by_layer.setdefault(cell.layer, []).append(cell)
     table = Table(title="rows kept per layer and KV head", padding=(0, 0), pad_edge=False)
     table.add_column("layer", justify="right")
-    for head in range(max((len(row) for row in by_layer.values()), default=0)):
-        table.add_column(f"head {head}", justify="center")
+    heads = max((len(row) for row in by_layer.values()), default=0)
+    with_rows = heads <= _HEADS_WITH_ROWS
+    for head in range(heads):
+        table.add_column(f"head {head}" if with_rows else f"{head}", justify="center")
     for layer, row in sorted(by_layer.items()):
-        table.add_row(str(layer), *(_cell(cell, tokens) for cell in row))
+        table.add_row(str(layer), *(_cell(cell, tokens, with_rows) for cell in row))
     return table
 
 
@@ -58,6 +62,7 @@ def legend(head_classes: Sequence[tuple[str, int]]) -> Text:
     return text
 
 
-def _cell(cell: HeadCell, tokens: int) -> Text:
+def _cell(cell: HeadCell, tokens: int, with_rows: bool) -> Text:
     share = cell.rows / tokens if tokens else 1.0
-    return Text(f"{cell.rows:>6} {share:>4.0%} ", colour_of(cell.head_class))
+    rows = f"{cell.rows:>6} " if with_rows else ""
+    return Text(f"{rows}{share:>4.0%} ", colour_of(cell.head_class))

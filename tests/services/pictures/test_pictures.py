@@ -62,3 +62,12 @@ def test_an_empty_prompt_is_no_division_by_zero() -> None:
 
 def test_the_legend_names_every_class_with_its_heads() -> None:
     assert "full  3 heads" in _shown(legend([("full", 3), ("local", 1)]))
+
+
+def test_many_heads_still_fit_a_narrow_terminal() -> None:
+    cells = [HeadCell(0, head, "local", 500) for head in range(8)]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(head_map(cells, 1000))
+    shown = console.export_text()
+    assert shown.count("50%") == 8
+    assert all(len(line) <= 80 for line in shown.splitlines())
