@@ -41,17 +41,24 @@ class Policy:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` 0 mean all tokens."""
+    """How tokens are chosen. `temperature` 0 is greedy; a 0 elsewhere leaves that out.
+
+    `presence_penalty` and `frequency_penalty` count generated tokens, `repetition_penalty` the
+    prompt's too.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 0.0
     seed: int | None = None
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 0.0
 
     def to_proto(self) -> decode_pb2.Sampling:
-        return decode_pb2.Sampling(
-            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=self.seed
-        )
+        fields = dataclasses.fields(self)
+        return decode_pb2.Sampling(**{f.name: getattr(self, f.name) for f in fields})
 
 
 class GenerateOptions(TypedDict, total=False):

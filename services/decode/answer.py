@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 from headwise.results import Delta, FinishReason
 from services.decode.stops import StopFinder
@@ -46,8 +45,3 @@ class Answer:
     def _rest(self) -> str:
         text, stopped = self._stops.push(self._stream.flush())
         return text if stopped else text + self._stops.flush()
-
-
-def merge(deltas: Sequence[Delta]) -> Delta:
-    """Several deltas as one, for a reader that fell behind."""
-    return Delta("".join(d.text for d in deltas), tuple(t for d in deltas for t in d.token_ids))

@@ -16,13 +16,9 @@ from services.runtime.model import ServedModel
 MAX_STOP_TEXTS = 16
 MAX_STOP_TOKEN_IDS = 64
 _MAX_TEMPERATURE = 100.0
-_NOT_SERVED_YET = (
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "logprobs",
-)
+# the OpenAI API's bounds, which clients know
+_MAX_PENALTY = 2.0
+_REPETITION_PENALTIES = (0.1, 10.0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,18 +99,26 @@ def _encode_chat(chat: decode_pb2.ChatMessages, served: ServedModel) -> list[int
 
 
 def _sampling(sampling: decode_pb2.Sampling) -> SamplingParameters:
-    _require_within("sampling.temperature", sampling.temperature, _MAX_TEMPERATURE)
-    _require_within("sampling.top_p", sampling.top_p, 1.0)
-    for name in _NOT_SERVED_YET:
-        if getattr(sampling, name):
-            raise _not_served(f"sampling.{name}")
+    _require_within("sampling.temperature", sampling.temperature, 0, _MAX_TEMPERATURE)
+    _require_within("sampling.top_p", sampling.top_p, 0, 1)
+    _require_within("sampling.min_p", sampling.min_p, 0, 1)
+    for name in ("presence_penalty", "frequency_penalty"):
+        _require_within(f"sampling.{name}", getattr(sampling, name), -_MAX_PENALTY, _MAX_PENALTY)
+    repetition = sampling.repetition_penalty or 1.0
+    _require_within("sampling.repetition_penalty", repetition, *_REPETITION_PENALTIES)
     if sampling.n > 1:
         raise _not_served("sampling.n")
+    if sampling.logprobs:
+        raise _not_served("sampling.logprobs")
     return SamplingParameters(
         temperature=sampling.temperature,
         top_k=sampling.top_k,
         top_p=sampling.top_p or 1.0,
+        min_p=sampling.min_p,
         seed=sampling.seed if sampling.HasField("seed") else None,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        repetition_penalty=repetition,
     )
 
 
@@ -135,9 +139,9 @@ def _stop_token_ids(request: decode_pb2.GenerateRequest, served: ServedModel) ->
     return frozenset(ids) | (frozenset() if request.ignore_eos else served.eos_token_ids)
 
 
-def _require_within(field: str, value: float, maximum: float) -> None:
-    if not (math.isfinite(value) and 0 <= value <= maximum):
-        raise _invalid(field, f"{value} is not within 0 and {maximum:g}")
+def _require_within(field: str, value: float, minimum: float, maximum: float) -> None:
+    if not (math.isfinite(value) and minimum <= value <= maximum):
+        raise _invalid(field, f"{value} is not within {minimum:g} and {maximum:g}")
 
 
 def _invalid(field: str, message: str, reason: str = "PARAMETER_OUT_OF_RANGE") -> InvalidRequest:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+from collections.abc import Sequence
 
 import torch
 from transformers import (
+    LogitsProcessor,
     LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -19,34 +23,82 @@ _GREEDY_BELOW = 1e-6
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SamplingParameters:
-    """Checked values; `temperature` 0 is greedy, `top_k` 0 and `top_p` 1 mean all tokens."""
+    """Checked values; each default leaves the logits alone, and `temperature` 0 is greedy.
+
+    `repetition_penalty` counts the prompt's tokens too, presence and frequency only generated ones.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+class OccurrencePenalty(LogitsProcessor):  # type: ignore[misc]
+    """Takes `presence` off the logits of every generated token, and `frequency` per occurrence."""
+
+    def __init__(self, presence: float, frequency: float, prompt_tokens: int) -> None:
+        self._presence = presence
+        self._frequency = frequency
+        self._prompt_tokens = prompt_tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        generated = input_ids[0, self._prompt_tokens :]
+        counts = torch.bincount(generated, minlength=scores.shape[-1])
+        return scores - self._frequency * counts - self._presence * (counts > 0)
 
 
 class Sampler:
     """One sequence's choice of tokens; equal seeds and logits give equal tokens."""
 
-    def __init__(self, parameters: SamplingParameters, device: torch.device) -> None:
+    def __init__(
+        self, parameters: SamplingParameters, prompt: Sequence[int], device: torch.device
+    ) -> None:
+        self._token_ids = list(prompt)
+        self._penalties = _penalties(parameters, len(prompt))
         self._greedy = parameters.temperature < _GREEDY_BELOW
-        if self._greedy:
-            return
-        seed = secrets.randbits(63) if parameters.seed is None else parameters.seed
-        self._generator = torch.Generator(device).manual_seed(seed)
-        self._warpers = LogitsProcessorList([TemperatureLogitsWarper(parameters.temperature)])
-        if parameters.top_k:
-            self._warpers.append(TopKLogitsWarper(parameters.top_k))
-        if parameters.top_p < 1:
-            self._warpers.append(TopPLogitsWarper(parameters.top_p))
+        if not self._greedy:
+            seed = secrets.randbits(63) if parameters.seed is None else parameters.seed
+            self._generator = torch.Generator(device).manual_seed(seed)
+            self._warpers = _warpers(parameters)
 
     def choose(self, logits: torch.Tensor) -> int:
-        """The next token from `[V]` logits."""
-        if self._greedy:
-            return int(logits.argmax())
+        """The next token from `[V]` logits; it counts as generated from here on."""
+        scores = logits[None]
+        if self._penalties:
+            seen = torch.tensor([self._token_ids], device=logits.device)
+            scores = self._penalties(seen, scores.float())
+        token = int(scores.argmax()) if self._greedy else self._draw(scores.float())
+        self._token_ids.append(token)
+        return token
+
+    def _draw(self, scores: torch.Tensor) -> int:
         # these warpers look at the scores alone
-        no_ids = torch.empty(1, 0, dtype=torch.long, device=logits.device)
-        probabilities = self._warpers(no_ids, logits[None].float()).softmax(-1)
+        no_ids = torch.empty(1, 0, dtype=torch.long, device=scores.device)
+        probabilities = self._warpers(no_ids, scores).softmax(-1)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
+
+def _penalties(parameters: SamplingParameters, prompt_tokens: int) -> LogitsProcessorList:
+    penalties = LogitsProcessorList()
+    if parameters.repetition_penalty != 1:
+        penalties.append(RepetitionPenaltyLogitsProcessor(parameters.repetition_penalty))
+    presence, frequency = parameters.presence_penalty, parameters.frequency_penalty
+    if presence or frequency:
+        penalties.append(OccurrencePenalty(presence, frequency, prompt_tokens))
+    return penalties
+
+
+def _warpers(parameters: SamplingParameters) -> LogitsProcessorList:
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(parameters.temperature)])
+    if parameters.top_k:
+        warpers.append(TopKLogitsWarper(parameters.top_k))
+    if parameters.top_p < 1:
+        warpers.append(TopPLogitsWarper(parameters.top_p))
+    if parameters.min_p:
+        warpers.append(MinPLogitsWarper(parameters.min_p))
+    return warpers

@@ -109,7 +109,7 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
         return RunningSequence(
             pages=pages,
             next_token=spec.token_ids[-1],
-            sampler=Sampler(spec.sampling, self._served.model.device),
+            sampler=Sampler(spec.sampling, spec.token_ids, self._served.model.device),
             answer=Answer(spec.ends, self._served.tokenizer.stream(spec.token_ids)),
             on_release=functools.partial(self._admission.leave, pages),
         )

@@ -41,94 +41,103 @@ def _policy(name: str, **parameters: object) -> PolicyProto:
 
 
 # what is asked, and the reason and field of the INVALID_ARGUMENT it must end in
-_INVALID = {
-    "no prompt": (GenerateRequest(), "EMPTY_PROMPT", "prompt"),
-    "empty text": (GenerateRequest(text=""), "EMPTY_PROMPT", "text"),
-    "no tokens": (GenerateRequest(tokens=TokenIds()), "EMPTY_PROMPT", "tokens.ids"),
-    "no messages": (GenerateRequest(chat=ChatMessages()), "EMPTY_PROMPT", "chat.messages"),
-    "unknown token": (
-        GenerateRequest(tokens=TokenIds(ids=[5, VOCABULARY])),
-        "UNKNOWN_TOKEN",
-        "tokens.ids[1]",
-    ),
-    "absurd token": (
-        GenerateRequest(tokens=TokenIds(ids=[_UINT32])),
-        "UNKNOWN_TOKEN",
-        "tokens.ids[0]",
-    ),
-    "prompt as long as the context": (
-        GenerateRequest(tokens=TokenIds(ids=[5] * CONTEXT)),
-        "PROMPT_TOO_LONG",
-        "tokens.ids",
-    ),
-    "long text": (GenerateRequest(text="of " * 2 * CONTEXT), "PROMPT_TOO_LONG", "text"),
-    "long chat": (
-        GenerateRequest(
-            chat=ChatMessages(messages=[ChatMessage(role="user", content="of " * 2 * CONTEXT)])
+_INVALID = (
+    {
+        "no prompt": (GenerateRequest(), "EMPTY_PROMPT", "prompt"),
+        "empty text": (GenerateRequest(text=""), "EMPTY_PROMPT", "text"),
+        "no tokens": (GenerateRequest(tokens=TokenIds()), "EMPTY_PROMPT", "tokens.ids"),
+        "no messages": (GenerateRequest(chat=ChatMessages()), "EMPTY_PROMPT", "chat.messages"),
+        "unknown token": (
+            GenerateRequest(tokens=TokenIds(ids=[5, VOCABULARY])),
+            "UNKNOWN_TOKEN",
+            "tokens.ids[1]",
         ),
-        "PROMPT_TOO_LONG",
-        "chat.messages",
-    ),
-    "too many tokens to make": (
-        GenerateRequest(tokens=_TOKENS, max_tokens=CONTEXT - 2),
-        "SEQUENCE_TOO_LONG",
-        "max_tokens",
-    ),
-    "absurdly many tokens to make": (
-        GenerateRequest(tokens=_TOKENS, max_tokens=_UINT32),
-        "SEQUENCE_TOO_LONG",
-        "max_tokens",
-    ),
-    "unknown policy": (_asking(_policy("best")), "UNKNOWN_POLICY", "policy.name"),
-    "unknown parameter": (_asking(_policy("full", x=1)), _RANGE, "policy.parameters.x"),
-    "infinite recovery": (
-        _asking(_policy("coverage", recovery=_INFINITY)),
-        _RANGE,
-        "policy.parameters",
-    ),
-    "recovery NaN": (_asking(_policy("coverage", recovery=_NAN)), _RANGE, "policy.parameters"),
-    "rows in part": (_asking(_policy("fastgen", sinks=1.5)), _RANGE, "policy.parameters.sinks"),
-    "no list": (_asking(_policy("coverage", windows=16)), _RANGE, "policy.parameters.windows"),
-    "descending list": (
-        _asking(_policy("coverage", windows=[32, 16])),
-        _RANGE,
-        "policy.parameters.windows",
-    ),
-    "no flag": (_asking(_policy("fastgen", strict=1)), _RANGE, "policy.parameters.strict"),
-    "negative temperature": (_asking(temperature=-0.1), _RANGE, "sampling.temperature"),
-    "temperature NaN": (_asking(temperature=_NAN), _RANGE, "sampling.temperature"),
-    "infinite temperature": (_asking(temperature=_INFINITY), _RANGE, "sampling.temperature"),
-    "absurd temperature": (_asking(temperature=101), _RANGE, "sampling.temperature"),
-    "negative top_p": (_asking(top_p=-0.5), _RANGE, "sampling.top_p"),
-    "top_p above 1": (_asking(top_p=1.01), _RANGE, "sampling.top_p"),
-    "top_p NaN": (_asking(top_p=_NAN), _RANGE, "sampling.top_p"),
-    "too many stops": (GenerateRequest(tokens=_TOKENS, stop=["x"] * 17), _RANGE, "stop"),
-    "empty stop": (GenerateRequest(tokens=_TOKENS, stop=["x", ""]), _RANGE, "stop[1]"),
-    "too many stop ids": (
-        GenerateRequest(tokens=_TOKENS, stop_token_ids=[1] * 65),
-        _RANGE,
-        "stop_token_ids",
-    ),
-    "unknown stop id": (
-        GenerateRequest(tokens=_TOKENS, stop_token_ids=[1, VOCABULARY]),
-        "UNKNOWN_TOKEN",
-        "stop_token_ids[1]",
-    ),
-} | {
-    f"recovery {recovery!r} of {name}": (
-        _asking(_policy(name, recovery=recovery)),
-        _RANGE,
-        "policy.parameters.recovery",
-    )
-    for name in ("fastgen", "coverage")
-    for recovery in (0, -0.5, 1.0001, "0.9", True, None)
-}
+        "absurd token": (
+            GenerateRequest(tokens=TokenIds(ids=[_UINT32])),
+            "UNKNOWN_TOKEN",
+            "tokens.ids[0]",
+        ),
+        "prompt as long as the context": (
+            GenerateRequest(tokens=TokenIds(ids=[5] * CONTEXT)),
+            "PROMPT_TOO_LONG",
+            "tokens.ids",
+        ),
+        "long text": (GenerateRequest(text="of " * 2 * CONTEXT), "PROMPT_TOO_LONG", "text"),
+        "long chat": (
+            GenerateRequest(
+                chat=ChatMessages(messages=[ChatMessage(role="user", content="of " * 2 * CONTEXT)])
+            ),
+            "PROMPT_TOO_LONG",
+            "chat.messages",
+        ),
+        "too many tokens to make": (
+            GenerateRequest(tokens=_TOKENS, max_tokens=CONTEXT - 2),
+            "SEQUENCE_TOO_LONG",
+            "max_tokens",
+        ),
+        "absurdly many tokens to make": (
+            GenerateRequest(tokens=_TOKENS, max_tokens=_UINT32),
+            "SEQUENCE_TOO_LONG",
+            "max_tokens",
+        ),
+        "unknown policy": (_asking(_policy("best")), "UNKNOWN_POLICY", "policy.name"),
+        "unknown parameter": (_asking(_policy("full", x=1)), _RANGE, "policy.parameters.x"),
+        "infinite recovery": (
+            _asking(_policy("coverage", recovery=_INFINITY)),
+            _RANGE,
+            "policy.parameters",
+        ),
+        "recovery NaN": (_asking(_policy("coverage", recovery=_NAN)), _RANGE, "policy.parameters"),
+        "rows in part": (_asking(_policy("fastgen", sinks=1.5)), _RANGE, "policy.parameters.sinks"),
+        "no list": (_asking(_policy("coverage", windows=16)), _RANGE, "policy.parameters.windows"),
+        "descending list": (
+            _asking(_policy("coverage", windows=[32, 16])),
+            _RANGE,
+            "policy.parameters.windows",
+        ),
+        "no flag": (_asking(_policy("fastgen", strict=1)), _RANGE, "policy.parameters.strict"),
+        "negative temperature": (_asking(temperature=-0.1), _RANGE, "sampling.temperature"),
+        "temperature NaN": (_asking(temperature=_NAN), _RANGE, "sampling.temperature"),
+        "infinite temperature": (_asking(temperature=_INFINITY), _RANGE, "sampling.temperature"),
+        "absurd temperature": (_asking(temperature=101), _RANGE, "sampling.temperature"),
+        "negative top_p": (_asking(top_p=-0.5), _RANGE, "sampling.top_p"),
+        "top_p above 1": (_asking(top_p=1.01), _RANGE, "sampling.top_p"),
+        "top_p NaN": (_asking(top_p=_NAN), _RANGE, "sampling.top_p"),
+        "too many stops": (GenerateRequest(tokens=_TOKENS, stop=["x"] * 17), _RANGE, "stop"),
+        "empty stop": (GenerateRequest(tokens=_TOKENS, stop=["x", ""]), _RANGE, "stop[1]"),
+        "too many stop ids": (
+            GenerateRequest(tokens=_TOKENS, stop_token_ids=[1] * 65),
+            _RANGE,
+            "stop_token_ids",
+        ),
+        "unknown stop id": (
+            GenerateRequest(tokens=_TOKENS, stop_token_ids=[1, VOCABULARY]),
+            "UNKNOWN_TOKEN",
+            "stop_token_ids[1]",
+        ),
+    }
+    | {
+        f"{name} {value!r}": (_asking(**{name: value}), _RANGE, f"sampling.{name}")
+        for name, values in {
+            "min_p": (-0.1, 1.1, _NAN),
+            "presence_penalty": (-2.5, 2.5, _NAN),
+            "frequency_penalty": (-2.5, 1e300, _NAN),
+            "repetition_penalty": (-1.0, 0.01, 11.0, _NAN),
+        }.items()
+        for value in values
+    }
+    | {
+        f"recovery {recovery!r} of {name}": (
+            _asking(_policy(name, recovery=recovery)),
+            _RANGE,
+            "policy.parameters.recovery",
+        )
+        for name in ("fastgen", "coverage")
+        for recovery in (0, -0.5, 1.0001, "0.9", True, None)
+    }
+)
 
 _NOT_SERVED = {
-    "min_p": 0.1,
-    "presence_penalty": -1.0,
-    "frequency_penalty": _NAN,
-    "repetition_penalty": 1.1,
     "n": 2,
     "logprobs": 1,
 }

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from headwise import AsyncClient, Client, FinishReason, Message, Policy, Sampling
 from tests.conftest import Pair
@@ -106,3 +110,19 @@ def test_both_services_describe_the_same_model(tiny_pair: Pair) -> None:
     assert [layer.kv_heads for layer in description.model.layers] == [2, 2]
     assert {p.name for p in description.policies} >= {"full", "fastgen", "coverage"}
     assert description.default_policy in {p.name for p in description.policies}
+
+
+def test_penalised_greedy_tokens_are_those_of_transformers(
+    tiny_pair: Pair, tiny_model: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    prompt = [int(token) for token in torch.randint(2, 500, (400,), generator=torch.manual_seed(4))]
+    whole = model.generate(
+        torch.tensor([prompt]), do_sample=False, max_new_tokens=24, repetition_penalty=2.0
+    )
+    plain = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=24)
+    with Client(tiny_pair[1].target) as client:
+        sampling = Sampling(repetition_penalty=2.0)
+        answer = client.generate(prompt, policy="full", sampling=sampling, max_tokens=24)
+        tokens = [t for delta in answer for t in delta.token_ids]
+    assert tokens == whole[0, len(prompt) :].tolist() != plain[0, len(prompt) :].tolist()

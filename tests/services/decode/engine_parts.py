@@ -71,7 +71,7 @@ def new_sequence(
     return RunningSequence(
         pages=pages,
         next_token=prompt[-1],
-        sampler=Sampler(sampling or SamplingParameters(), torch.device("cpu")),
+        sampler=Sampler(sampling or SamplingParameters(), (), torch.device("cpu")),
         answer=Answer(EndRules(max_tokens, (), frozenset()), served.tokenizer.stream(prompt)),
         on_release=lambda: None,
     )

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from headwise import Delta, FinishReason
-from services.decode.answer import Answer, EndRules, merge
+from services.decode.answer import Answer, EndRules
 from services.runtime.text_stream import TextStream
 
 _BYTES = {1: b"a", 2: b"b", 3: "é".encode()[:1], 4: "é".encode()[1:], 5: b""}
+
+
+def merge(deltas: Sequence[Delta]) -> Delta:
+    """Several deltas as one."""
+    return Delta("".join(d.text for d in deltas), tuple(t for d in deltas for t in d.token_ids))
 
 
 def _decode(token_ids: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ _LOGITS = _PROBABILITIES.log()
 
 
 def _draws(parameters: SamplingParameters, count: int = 2000) -> collections.Counter[int]:
-    sampler = Sampler(parameters, _CPU)
+    sampler = Sampler(parameters, (), _CPU)
     return collections.Counter(sampler.choose(_LOGITS) for _ in range(count))
 
 
@@ -43,7 +43,7 @@ def test_top_p_draws_only_from_the_smallest_set_of_that_probability() -> None:
 
 def test_equal_seeds_repeat_and_absent_ones_do_not() -> None:
     def run(seed: int | None) -> list[int]:
-        sampler = Sampler(SamplingParameters(1.0, seed=seed), _CPU)
+        sampler = Sampler(SamplingParameters(1.0, seed=seed), (), _CPU)
         return [sampler.choose(_LOGITS) for _ in range(64)]
 
     assert run(7) == run(7)
@@ -69,3 +69,23 @@ def test_extreme_values_tend_to_greedy(parameters: SamplingParameters) -> None:
 def test_values_without_effect_draw_from_everything() -> None:
     draws = _draws(SamplingParameters(100.0, top_k=2**32 - 1, top_p=1.0, seed=1))
     assert set(draws) == {0, 1, 2, 3}
+
+
+def test_min_p_draws_only_what_is_likely_enough_beside_the_likeliest() -> None:
+    assert set(_draws(SamplingParameters(1.0, min_p=0.4, seed=5))) == {0, 1}
+
+
+def test_presence_and_frequency_count_what_was_generated_and_not_the_prompt() -> None:
+    def greedy(parameters: SamplingParameters) -> list[int]:
+        sampler = Sampler(parameters, (0, 0, 0), _CPU)
+        return [sampler.choose(torch.tensor([3.0, 2.5, 0.0])) for _ in range(4)]
+
+    assert greedy(SamplingParameters()) == [0, 0, 0, 0]
+    assert greedy(SamplingParameters(presence_penalty=1.0)) == [0, 1, 0, 0]
+    # after 0, 1, 0 the logits are 1.8, 1.9
+    assert greedy(SamplingParameters(frequency_penalty=0.6)) == [0, 1, 0, 1]
+
+
+def test_repetition_counts_the_prompt_too() -> None:
+    sampler = Sampler(SamplingParameters(repetition_penalty=2.0), (0,), _CPU)
+    assert sampler.choose(torch.tensor([3.0, 2.0, 0.0])) == 1
