@@ -2,7 +2,8 @@
 
 Each repetition runs the same prefill unprofiled, with all rows and with 512 rows, one after
 another; a share is the median of the repetitions' own ratios, so that drift of the machine falls
-out. Shares of wall time and of processor time are given: on a shared machine the former is noise. Weights are SmolLM2-135M's and the text is English prose out of Python's own documentation.
+out. Shares of wall time and of processor time are given: on a shared machine the former is noisy.
+Weights are SmolLM2-135M's and the text is English prose out of Python's own documentation.
 """
 
 from __future__ import annotations
