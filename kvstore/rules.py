@@ -24,12 +24,12 @@ class ScoreUpdate(enum.StrEnum):
 
 
 # float products such as 0.1 * 30 land a hair above the whole number that is meant
-_ROUNDING = 1e-9
+RATIO_ROUNDING = 1e-9
 
 
 def share_of(ratio: float, tokens: int) -> int:
     """`ceil(ratio · tokens)`, immune to the last bit of the product."""
-    return math.ceil(ratio * tokens - _ROUNDING)
+    return math.ceil(ratio * tokens - RATIO_ROUNDING)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """Paged memory for many sequences' compact caches, and its exact accounts."""
 
+from kvstore.pool.batch import BatchStep
 from kvstore.pool.bounds import pages_bound
 from kvstore.pool.pages import PagePool
 from kvstore.pool.reservation import Reservation
 from kvstore.pool.sequence import SequencePages
 
-__all__ = ["PagePool", "Reservation", "SequencePages", "pages_bound"]
+__all__ = ["BatchStep", "PagePool", "Reservation", "SequencePages", "pages_bound"]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-
 from kvstore.cache import HeadRows, LayerShape, RaggedLayer
 from kvstore.errors import InvalidParameter
-from kvstore.kernels.retain import RowMarks, retain_moves
 from kvstore.pool.bounds import pages_for, rows_bound
-from kvstore.pool.carry import carry_out, fill
-from kvstore.pool.head import HeadPages
 from kvstore.pool.reservation import Reservation
+from kvstore.pool.storage import read_rows
+from kvstore.pool.tables import PageTables
+from kvstore.rule_table import decode, encode
 
 
 class SequencePages:
@@ -34,56 +30,35 @@ class SequencePages:
         self.shapes = shapes
         self.reservation = reservation
         self._storage = reservation.storage
-        self._layers = tuple(
-            tuple(HeadPages(reservation) for _ in range(shape.kv_heads)) for shape in shapes
-        )
+        self.tables = PageTables(reservation, shapes)
 
     def load(self, layer_index: int, layer: RaggedLayer) -> None:
         """Fill an empty layer. Raises `PoolExhausted` or `InvalidParameter` before any change."""
-        heads = self._layers[layer_index]
         self._require_fit(layer_index, layer)
-        counts = layer.head_row_counts()
-        self._require_pages(heads, counts)
-        for table, source in zip(heads, layer.heads(), strict=True):
-            fill(self._storage, table, source)
+        rows = self.tables.with_layer(layer_index, layer.head_row_counts())
+        self.tables.require(rows)
+        self.tables.extend(rows)
+        self.tables.settle(rows)
+        for head, source in enumerate(layer.heads()):
+            self.tables.rules[layer_index, head] = encode(source.rule)
+            self._write(layer_index, head, source)
 
     def heads(self, layer_index: int) -> tuple[HeadRows, ...]:
         """The layer's rows, each head's in no order of position.
 
         Views where a head's pages follow one another, else gathered copies; to be used before the
-        layer's next `retain`, which overwrites victims in place.
+        next step, which overwrites victims in place.
         """
-        return tuple(table.read() for table in self._layers[layer_index])
-
-    def retain(
-        self,
-        layer_index: int,
-        new_keys: torch.Tensor,
-        new_values: torch.Tensor,
-        first_position: int,
-        new_flags: torch.Tensor,
-        received: Sequence[torch.Tensor | None],
-    ) -> None:
-        """Apply each head's rule at a block's end.
-
-        `new_keys`, `new_values` `[H, m, D]`; `new_flags` uint8 `[m]`, the fed tokens' classes;
-        `received` is `AttentionStep.received`. All is decided first and needs no room beyond the
-        rows that stay; raises `PoolExhausted` before any change if the reservation is too small.
-        """
-        tables, fed = self._layers[layer_index], new_keys.shape[1]
-        length = first_position + fed
-        marks = self._fed_marks(first_position, length, new_flags)
-        moves = [
-            retain_moves(table.rule, table.marks(), marks, share, length)
-            for table, share in zip(tables, received, strict=True)
-        ]
-        self._require_pages(tables, [move.rows for move in moves])
-        carry_out(self._storage, tables, moves, new_keys, new_values, marks)
-        self.length = max(self.length, length)
+        return tuple(
+            self._read(layer_index, head) for head in range(self.shapes[layer_index].kv_heads)
+        )
 
     def row_counts(self) -> tuple[tuple[int, ...], ...]:
         """Rows held, per layer and KV head."""
-        return tuple(tuple(table.rows for table in tables) for tables in self._layers)
+        return tuple(
+            tuple(rows[: shape.kv_heads].tolist())
+            for rows, shape in zip(self.tables.rows, self.shapes, strict=True)
+        )
 
     @property
     def resident_bytes(self) -> int:
@@ -100,20 +75,18 @@ class SequencePages:
         """Pages that suffice until `final_length` tokens have been seen; see `rows_bound`."""
         page_rows = self._storage.page_rows
         return sum(
-            pages_for(rows_bound(table.rule, table.rows, self.length, final_length), page_rows)
-            for tables in self._layers
-            for table in tables
+            pages_for(rows_bound(decode(rule), rows, self.length, final_length), page_rows)
+            for layer, counts in enumerate(self.row_counts())
+            for rule, rows in zip(self.tables.rules[layer], counts, strict=False)
         )
 
     def release(self) -> None:
         """Give all pages back and end the reservation. Further calls do nothing."""
         self.reservation.release()
-        self._layers = tuple(
-            tuple(HeadPages(self.reservation) for _ in tables) for tables in self._layers
-        )
+        self.tables.clear()
 
     def _require_fit(self, layer_index: int, layer: RaggedLayer) -> None:
-        assert not any(table.rows for table in self._layers[layer_index]), "a layer loads once"
+        assert not self.tables.rows[layer_index].any(), "a layer loads once"
         shape, dtype = self.shapes[layer_index], self._storage.keys.dtype
         if (layer.kv_heads, layer.head_size) != (shape.kv_heads, shape.head_size):
             got = f"{layer.kv_heads} heads of size {layer.head_size}"
@@ -123,11 +96,24 @@ class SequencePages:
                 f"layers[{layer_index}]", f"{layer.keys.dtype}, the pool has {dtype}"
             )
 
-    def _require_pages(self, tables: Sequence[HeadPages], rows: Sequence[int]) -> None:
-        missing = (table.missing_pages(count) for table, count in zip(tables, rows, strict=True))
-        self.reservation.require(sum(missing))
+    def _read(self, layer: int, head: int) -> HeadRows:
+        storage, rule = self._storage, decode(self.tables.rules[layer, head])
+        index = self.tables.index(layer, head, range(self.tables.rows[layer, head]))
+        return HeadRows(
+            rule,
+            read_rows(storage.keys, index),
+            read_rows(storage.values, index),
+            read_rows(storage.positions, index),
+            read_rows(storage.scores, index) if rule.needs_scores else None,
+            read_rows(storage.flags, index) if rule.needs_flags else None,
+        )
 
-    def _fed_marks(self, first: int, length: int, flags: torch.Tensor) -> RowMarks:
-        device = self._storage.positions.device
-        positions = torch.arange(first, length, dtype=torch.int32, device=device)
-        return RowMarks(positions, flags=flags.to(device))
+    def _write(self, layer: int, head: int, source: HeadRows) -> None:
+        storage, index = self._storage, self.tables.index(layer, head, range(source.rows))
+        storage.keys[index] = source.keys.to(storage.keys.device)
+        storage.values[index] = source.values.to(storage.keys.device)
+        storage.positions[index] = source.positions.to(storage.keys.device)
+        if source.scores is not None:
+            storage.scores[index] = source.scores.to(storage.keys.device)
+        if source.flags is not None:
+            storage.flags[index] = source.flags.to(storage.keys.device)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from kvstore.cache import FLAG_BYTES, POSITION_BYTES, SCORE_BYTES
 
@@ -15,14 +17,6 @@ RowIndex = slice | torch.Tensor
 def read_rows(column: torch.Tensor, index: RowIndex) -> torch.Tensor:
     """These rows: a view of a slice, else a copy."""
     return column[index] if isinstance(index, slice) else column.index_select(0, index)
-
-
-def write_rows(column: torch.Tensor, index: RowIndex, rows: torch.Tensor) -> None:
-    if isinstance(index, slice):
-        column[index] = rows
-    else:
-        # half the cost of `column[index] = rows` for the few rows of a step
-        column.index_copy_(0, index, rows)
 
 
 class PageStorage:
@@ -59,20 +53,13 @@ class PageStorage:
         row = 2 * self.head_size * self.keys.element_size()
         return self.page_rows * (row + POSITION_BYTES + SCORE_BYTES + FLAG_BYTES)
 
-    def index(self, rows: Sequence[int]) -> RowIndex:
+    def index(self, rows: NDArray[np.int64]) -> RowIndex:
         """The cheapest index of these flat rows: a slice reads as a view, a tensor as a copy."""
-        if not rows:
+        if not len(rows):
             return slice(0, 0)
-        first = rows[0]
-        if rows[-1] - first + 1 == len(rows) and list(rows) == list(range(first, rows[-1] + 1)):
-            return slice(first, rows[-1] + 1)
-        return torch.tensor(rows, device=self.keys.device)
-
-    def move(self, targets: Sequence[int], sources: Sequence[int]) -> None:
-        """Copy whole rows, scores aside, as if all were read before any is written."""
-        target, source = self.index(targets), self.index(sources)
-        for column in (self.keys, self.values, self.positions, self.flags):
-            write_rows(column, target, read_rows(column, source).clone())
+        if (np.diff(rows) == 1).all():
+            return slice(int(rows[0]), int(rows[-1]) + 1)
+        return torch.from_numpy(rows).to(self.keys.device)
 
     def forget(self, rows: RowIndex) -> None:
         """Rows no longer in use; costs nothing unless poisoned."""

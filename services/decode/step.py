@@ -6,23 +6,17 @@ from collections.abc import Sequence
 
 import torch
 
-from kvstore.kernels.ragged_attention import ragged_attention
+from kvstore.pool import BatchStep
 from services.decode.sequence import RunningSequence
 from services.runtime.attention import forward
 from services.runtime.model import ServedModel
 
 
 class BatchAttention:
-    """An `AttentionHook` for B sequences that each feed one token.
+    """An `AttentionHook` over a batch's pages."""
 
-    Keeps the step's own keys, values and received attention until `retain`, so that no cache
-    changes before the whole forward pass has succeeded.
-    """
-
-    def __init__(self, batch: Sequence[RunningSequence]) -> None:
-        self._batch = batch
-        self._fed: list[tuple[int, int, torch.Tensor, torch.Tensor, Sequence[torch.Tensor | None]]]
-        self._fed = []
+    def __init__(self, step: BatchStep) -> None:
+        self._step = step
 
     def attend(
         self,
@@ -33,28 +27,8 @@ class BatchAttention:
         scale: float,
         sliding_window: int | None,
     ) -> torch.Tensor:
-        """`q [B, HQ, 1, D]`, `k`, `v [B, H, 1, D]`; returns `[B, 1, HQ, D]`."""
-        out = torch.empty_like(q)
-        for row, sequence in enumerate(self._batch):
-            step = ragged_attention(
-                q[row],
-                sequence.pages.heads(layer),
-                k[row],
-                v[row],
-                sequence.position,
-                scale=scale,
-                sliding_window=sliding_window,
-            )
-            out[row] = step.out
-            self._fed.append((row, layer, k[row], v[row], step.received))
-        return out.transpose(1, 2)
-
-    def retain(self, classes: torch.Tensor) -> None:
-        """Apply every head's rule after the last layer; `classes` uint8 `[B]`, the fed tokens'."""
-        positions = [sequence.position for sequence in self._batch]
-        for row, layer, keys, values, received in self._fed:
-            pages = self._batch[row].pages
-            pages.retain(layer, keys, values, positions[row], classes[row : row + 1], received)
+        """`q [B, HQ, m, D]`, `k`, `v [B, H, m, D]`; returns `[B, m, HQ, D]`."""
+        return self._step.attend(layer, q, k, v, scale, sliding_window).transpose(1, 2)
 
 
 def run_step(served: ServedModel, batch: Sequence[RunningSequence]) -> torch.Tensor:
@@ -62,8 +36,8 @@ def run_step(served: ServedModel, batch: Sequence[RunningSequence]) -> torch.Ten
     device = served.model.device
     tokens = torch.tensor([[sequence.next_token] for sequence in batch], device=device)
     positions = torch.tensor([[sequence.position] for sequence in batch], device=device)
-    attention = BatchAttention(batch)
-    logits = forward(served, tokens, positions, attention, logits=True)
+    step = BatchStep([sequence.pages for sequence in batch])
+    logits = forward(served, tokens, positions, BatchAttention(step), logits=True)
     assert logits is not None
-    attention.retain(served.tokenizer.classes[tokens[:, 0].cpu()])
+    step.retain(served.tokenizer.classes[tokens.cpu()])
     return logits

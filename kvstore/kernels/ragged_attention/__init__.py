@@ -1,5 +1,5 @@
-"""Attention of a fed block over one layer's ragged heads."""
+"""Attention of fed tokens over one layer's ragged heads in pages."""
 
-from kvstore.kernels.ragged_attention.op import AttentionStep, ragged_attention
+from kvstore.kernels.ragged_attention.op import ragged_attention
 
-__all__ = ["AttentionStep", "ragged_attention"]
+__all__ = ["ragged_attention"]

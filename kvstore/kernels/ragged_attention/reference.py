@@ -1,61 +1,69 @@
-"""Ragged attention in plain torch, one KV head after another."""
+"""Ragged attention in plain torch, one sequence and KV head after another."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
 
 import torch
 
-from kvstore.cache import HeadRows
+from kvstore.kernels.paged_batch import PagedBatch, StepScratch
 
 
 def attend(
     q: torch.Tensor,
-    heads: Sequence[HeadRows],
     new_keys: torch.Tensor,
     new_values: torch.Tensor,
-    first_position: int,
+    batch: PagedBatch,
+    layer: int,
+    scratch: StepScratch,
     scale: float,
     sliding_window: int | None,
-) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-    """Out `[HQ, m, D]` and what each head's rows received; shapes as in the contract."""
-    query_heads, fed, size = q.shape
-    group = query_heads // len(heads)
+) -> torch.Tensor:
+    """See op.py."""
+    sequences, heads, fed, size = new_keys.shape
+    group = q.shape[1] // heads
     # the G query heads of a KV head are one matrix: each key row is read once for all of them
-    queries = (q.float() * scale).reshape(len(heads), group * fed, size)
+    queries = (q.float() * scale).reshape(sequences, heads, group * fed, size)
     out = torch.empty_like(queries)
-    received: list[torch.Tensor | None] = []
-    for number, head in enumerate(heads):
+    for sequence, head in itertools.product(range(sequences), range(heads)):
+        place, at = (sequence, layer, head), (sequence, head)
+        held = batch.flat_rows(*place, int(batch.rows[place]))
         probabilities = _probabilities(
-            queries[number], head, new_keys[number].float(), first_position, sliding_window
+            queries[at],
+            batch.keys[held].float(),
+            batch.positions[held],
+            new_keys[at].float(),
+            int(batch.lengths[sequence]),
+            sliding_window,
         )
-        torch.mm(probabilities[:, head.rows :], new_values[number].float(), out=out[number])
-        if head.rows:
-            out[number].addmm_(probabilities[:, : head.rows], head.values.float())
-        scored = head.rule.needs_scores
-        received.append(probabilities.sum(0).div_(group) if scored else None)
-    return out.reshape(query_heads, fed, size).to(q.dtype), received
+        values = torch.cat((batch.values[held].float(), new_values[at].float()))
+        torch.mm(probabilities, values, out=out[at])
+        if scratch.scored[place]:
+            start, rows = scratch.starts[place], len(values)
+            received = probabilities.sum(0).div_(group)
+            scratch.received[start : start + rows] = received.cpu().numpy()
+    return out.reshape(q.shape).to(q.dtype)
 
 
 def _probabilities(
     queries: torch.Tensor,
-    head: HeadRows,
+    keys: torch.Tensor,
+    positions: torch.Tensor,
     new_keys: torch.Tensor,
     first_position: int,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    """Softmax over a head's held rows and the block's own, f32 `[G · m, R + m]`."""
-    fed, rows = new_keys.shape[0], head.rows
-    # the two products share one buffer, so that the keys themselves are never joined
+    """Softmax over a head's R held rows and the m new ones, f32 `[G · m, R + m]`."""
+    fed, rows = new_keys.shape[0], keys.shape[0]
+    # the two products share one buffer, so that the keys need not be joined
     logits = queries.new_empty(queries.shape[0], rows + fed)
-    if rows:
-        torch.mm(queries, head.keys.float().t(), out=logits[:, :rows])
+    torch.mm(queries, keys.t(), out=logits[:, :rows])
     torch.mm(queries, new_keys.t(), out=logits[:, rows:])
     by_query = logits.view(-1, fed, rows + fed)
     if fed > 1:
         by_query[:, :, rows:].masked_fill_(_later(fed, logits.device), -torch.inf)
     if sliding_window is not None:
-        hidden = _too_far(head.positions, first_position, fed, sliding_window)
+        hidden = _too_far(positions, first_position, fed, sliding_window)
         by_query.masked_fill_(hidden, -torch.inf)
     return logits.softmax(-1)
 

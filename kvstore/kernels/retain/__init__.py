@@ -1,6 +1,5 @@
-"""What becomes of a head's rows, and of the new ones, after a fed block."""
+"""What becomes of every head's rows, and of the new ones, after a step's last layer."""
 
-from kvstore.kernels.retain.moves import RetainMoves, RowMarks
-from kvstore.kernels.retain.op import retain_moves
+from kvstore.kernels.retain.op import carry, decide
 
-__all__ = ["RetainMoves", "RowMarks", "retain_moves"]
+__all__ = ["carry", "decide"]

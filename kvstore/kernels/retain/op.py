@@ -1,31 +1,41 @@
-"""What becomes of a head's rows after a fed block: contract and dispatch."""
+"""What becomes of all heads' rows after a step: contract and dispatch.
+
+In two halves, because pages are taken in between: nothing in the pool changes before it is known
+that there is room.
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from kvstore.kernels.retain import reference
-from kvstore.kernels.retain.moves import RetainMoves, RowMarks
-from kvstore.rules import RetentionRule
+from kvstore.kernels.paged_batch import FedRows, PagedBatch, StepScratch
+from kvstore.kernels.retain import cpu, reference
 
 
-def retain_moves(
-    rule: RetentionRule,
-    held: RowMarks,
-    fed: RowMarks,
-    received: torch.Tensor | None,
-    length: int,
-) -> RetainMoves:
-    """Decide for each of the R held and m fed rows: stay, append, take a victim's slot, or go.
+def decide(batch: PagedBatch, scratch: StepScratch, flags: torch.Tensor) -> NDArray[np.int32]:
+    """Decide for each of a head's R held and m fed rows whether it stays; rows after, `[B, L, H]`.
 
-    `received` f32 `[R + m]` is the attention probability each row received in this block, None
-    where the rule needs no scores; `length` counts the tokens seen, the block's included. Scores
-    first grow by the rule's `score_update`: `sum` adds what was received; `decayed` multiplies
-    held scores by `score_decay` once per fed token, then adds; `none` leaves them. A new row
-    starts from 0. Then `keep_mask` is applied to all rows together.
+    `flags` as in `FedRows`. Scores first grow by the rule's `score_update`: `sum` adds what was
+    received; `decayed` multiplies held scores by `score_decay` once per fed token, then adds;
+    `none` leaves them. A new row starts from 0. Then `keep_mask` is applied to all rows together,
+    with `lengths[b] + m` tokens seen. The new scores go to `scratch.received`, the decision to
+    `scratch.stays`; the pool is only read.
     """
-    if rule.full and not rule.horizon:
-        # never a victim: no row needs to be looked at
-        return reference.append(held.rows, fed.rows, None)
-    # one Triton launch for all layers, sequences and heads dispatches above this level
-    return reference.decide(rule, held, fed, received, length)
+    # one Triton launch for device tensors dispatches here
+    backend = cpu if batch.on_cpu_in_f32 else reference
+    return backend.decide(batch, scratch, flags)
+
+
+def carry(
+    batch: PagedBatch, scratch: StepScratch, fed: FedRows, rows_after: NDArray[np.int32]
+) -> None:
+    """Change the slots as was decided; nothing that stays and need not move is touched.
+
+    `batch.pages` already has the pages for `rows_after`, `batch.rows` is still from before. New
+    rows that stay take victims' slots in ascending order and are then appended; holes still open
+    are filled from the tail. Scores and flags are written with the rows.
+    """
+    backend = cpu if batch.on_cpu_in_f32 else reference
+    backend.carry(batch, scratch, fed, rows_after)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,14 +11,23 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from kvstore.cache import LayerShape, RaggedLayer
-from kvstore.kernels.ragged_attention import ragged_attention
-from kvstore.pool import PagePool, SequencePages
+from kvstore.kernels.paged_batch import PagedBatch
+from kvstore.pool import BatchStep, PagePool, SequencePages
 from kvstore.rules import RetentionRule, ScoreUpdate, TokenClass
 from tests.kvstore.pool.slow_head import Row, SlowHead
 from tests.kvstore.retention_strategies import rules
 
 HEADS, GROUP, SIZE, PAGE_ROWS = 2, 2, 4, 4
 SCALE = 0.5
+
+
+@pytest.fixture(scope="module", autouse=True, params=["compiled", "reference"])
+def backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Everything here holds for the compiled kernels and for their reference."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "reference":
+            patch.setattr(PagedBatch, "on_cpu_in_f32", False)
+        yield
 
 
 class Decoding:
@@ -70,21 +80,13 @@ class Decoding:
         queries = torch.randn(len(self.slow) * GROUP, fed, SIZE, generator=self.random)
         keys = torch.stack([torch.stack([row.key for row in head]) for head in rows])
         values = torch.stack([torch.stack([row.value for row in head]) for head in rows])
-        step = ragged_attention(
-            queries,
-            self.paged.heads(0),
-            keys,
-            values,
-            first,
-            scale=SCALE,
-            sliding_window=self.window,
-        )
-        flags = torch.tensor(classes, dtype=torch.uint8)
-        self.paged.retain(0, keys, values, first, flags, step.received)
+        step = BatchStep([self.paged], fed)
+        outs = step.attend(0, queries[None], keys[None], values[None], SCALE, self.window)[0]
+        step.retain(torch.tensor([classes], dtype=torch.uint8))
         for number, (head, new) in enumerate(zip(self.slow, rows, strict=True)):
             part = slice(number * GROUP, (number + 1) * GROUP)
             out, received = head.attend(queries[part], new, SCALE, self.window)
-            torch.testing.assert_close(step.out[part].double(), out, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(outs[part].double(), out, atol=1e-5, rtol=1e-4)
             chosen = set(self.paged.heads(0)[number].positions.tolist())
             self.victims.append(head.retain(new, received, self.length, chosen))
         self.compare()

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kvstore.cache import LayerShape, RaggedLayer
 from kvstore.errors import InvalidParameter, PoolExhausted
-from kvstore.pool import PagePool, SequencePages, pages_bound
+from kvstore.pool import BatchStep, PagePool, SequencePages, pages_bound
 from kvstore.rules import FULL_RULE, RetentionRule
 
 SIZE, PAGE_ROWS, PAGES = 4, 4, 24
@@ -39,11 +39,11 @@ def a_layer(*counts: int, head_rule: RetentionRule = FULL_RULE) -> RaggedLayer:
 
 def feed(sequence: SequencePages, tokens: int) -> None:
     """A block through every layer, without scores."""
-    first = sequence.length
+    step = BatchStep([sequence], tokens)
     for index, shape in enumerate(sequence.shapes):
-        keys = torch.randn(shape.kv_heads, tokens, SIZE)
-        flags = torch.zeros(tokens, dtype=torch.uint8)
-        sequence.retain(index, keys, keys, first, flags, [None] * shape.kv_heads)
+        keys = torch.randn(1, shape.kv_heads, tokens, SIZE)
+        step.attend(index, torch.randn(1, shape.query_heads, tokens, SIZE), keys, keys, 1.0, None)
+    step.retain(torch.zeros(1, tokens, dtype=torch.uint8))
 
 
 class Accounting(RuleBasedStateMachine):
@@ -150,9 +150,8 @@ def test_a_load_or_block_without_room_changes_nothing() -> None:
     assert (pool.used_pages, pool.rows) == (0, 0)
     sequence.load(0, a_layer(4, 4))
     before = [head.keys.clone() for head in sequence.heads(0)]
-    keys = torch.randn(2, 1, SIZE)
     with pytest.raises(PoolExhausted):
-        sequence.retain(0, keys, keys, 4, torch.zeros(1, dtype=torch.uint8), [None, None])
+        feed(sequence, 1)
     assert (sequence.length, pool.used_pages, pool.rows) == (4, 2, 8)
     assert sequence.row_counts() == ((4, 4), (0,))
     after = [head.keys for head in sequence.heads(0)]

@@ -1,109 +1,181 @@
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
 
-from kvstore.cache import HeadRows
-from kvstore.kernels.ragged_attention import AttentionStep, ragged_attention
+from kvstore.cache import HeadRows, LayerShape, RaggedLayer
+from kvstore.kernels.paged_batch import PagedBatch
+from kvstore.pool import BatchStep, PagePool, SequencePages
 from kvstore.rules import FULL_RULE, RetentionRule, ScoreUpdate
 
 SCORED = RetentionRule(budget_rows=4, score_update=ScoreUpdate.SUM)
-GROUP, SIZE = 3, 8
-# a head empty, and sizes around the widths that vectors and tiles have
-ROWS = (0, 1, 63, 257)
+GROUP, SIZE, PAGE_ROWS, FIRST = 3, 8, 16, 300
+# a head empty, and sizes around the widths that vectors, tiles and pages have
+ROWS = ((0, 1, 63, 257), (64, 16, 0, 0))
 RULES = (SCORED, FULL_RULE, SCORED, SCORED)
 
 
-def a_step(
-    fed: int, dtype: torch.dtype = torch.float32
-) -> tuple[torch.Tensor, list[HeadRows], torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(fed)
+@dataclasses.dataclass(frozen=True)
+class Fed:
+    """One sequence's queries and new rows, and the rows its heads hold."""
+
+    q: torch.Tensor
+    heads: list[HeadRows]
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    out: torch.Tensor
+    received: list[torch.Tensor | None]
+
+
+def a_sequence(rows: Sequence[int], fed: int, dtype: torch.dtype = torch.float32) -> Fed:
+    generator = torch.Generator().manual_seed(fed + sum(rows))
     heads = []
-    for rows, rule in zip(ROWS, RULES, strict=True):
-        positions = torch.randperm(300, generator=generator)[:rows].int()
-        keys, values = torch.randn(2, rows, SIZE, generator=generator).to(dtype)
+    for count, rule in zip(rows, RULES, strict=True):
+        positions = torch.randperm(FIRST, generator=generator)[:count].int()
+        keys, values = torch.randn(2, count, SIZE, generator=generator).to(dtype)
         heads.append(HeadRows(rule, keys, values, positions))
-    q = torch.randn(len(ROWS) * GROUP, fed, SIZE, generator=generator).to(dtype)
-    new_keys, new_values = torch.randn(2, len(ROWS), fed, SIZE, generator=generator).to(dtype)
-    return q, heads, new_keys, new_values
+    q = torch.randn(len(rows) * GROUP, fed, SIZE, generator=generator).to(dtype)
+    new_keys, new_values = torch.randn(2, len(rows), fed, SIZE, generator=generator).to(dtype)
+    return Fed(q, heads, new_keys, new_values)
 
 
-def dense(
-    q: torch.Tensor,
-    heads: list[HeadRows],
-    new_keys: torch.Tensor,
-    new_values: torch.Tensor,
-    first: int,
-    window: int | None,
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def a_batch(fed: int, dtype: torch.dtype = torch.float32) -> list[Fed]:
+    return [a_sequence(rows, fed, dtype) for rows in ROWS]
+
+
+def dense(sequence: Fed, window: int | None) -> Outcome:
     """Attention in float64 over each head's rows under an explicit mask."""
-    fed = q.shape[1]
-    own = torch.arange(first, first + fed)
+    fed = sequence.q.shape[1]
+    own = torch.arange(FIRST, FIRST + fed)
     outs, received = [], []
-    for number, head in enumerate(heads):
+    for number, head in enumerate(sequence.heads):
         positions = torch.cat((head.positions.long(), own))
-        keys = torch.cat((head.keys, new_keys[number])).double()
-        values = torch.cat((head.values, new_values[number])).double()
+        keys = torch.cat((head.keys, sequence.keys[number])).double()
+        values = torch.cat((head.values, sequence.values[number])).double()
         distance = own[:, None] - positions
         seen = (distance >= 0) & (distance < (window or 10**9))
         total = torch.zeros(len(positions), dtype=torch.float64)
-        for query in q[number * GROUP : (number + 1) * GROUP].double():
+        for query in sequence.q[number * GROUP : (number + 1) * GROUP].double():
             logits = (query @ keys.T / math.sqrt(SIZE)).masked_fill(~seen, -torch.inf)
             probabilities = logits.softmax(-1)
             outs.append(probabilities @ values)
             total += probabilities.sum(0) / GROUP
-        received.append(total)
-    return torch.stack(outs), received
+        received.append(total if head.rule.needs_scores else None)
+    return Outcome(torch.stack(outs), received)
 
 
-def attend(
-    q: torch.Tensor,
-    heads: list[HeadRows],
-    new_keys: torch.Tensor,
-    new_values: torch.Tensor,
-    window: int | None = None,
-) -> AttentionStep:
-    scale = 1 / math.sqrt(SIZE)
-    return ragged_attention(q, heads, new_keys, new_values, 300, scale=scale, sliding_window=window)
+def attend(batch: list[Fed], window: int | None = None) -> list[Outcome]:
+    """All sequences together, out of the pages of one pool."""
+    fed, shape = batch[0].q.shape[1], LayerShape(len(RULES), len(RULES) * GROUP, SIZE, window)
+    pool = PagePool(80, PAGE_ROWS, SIZE, batch[0].q.dtype, poison=True)
+    pages = [SequencePages(pool.reserve(30), (shape,), FIRST) for _ in batch]
+    for sequence, held in zip(batch, pages, strict=True):
+        held.load(0, a_layer(sequence.heads))
+    step = BatchStep(pages, fed)
+    q, k, v = (
+        torch.stack([getattr(one, name) for one in batch]) for name in ("q", "keys", "values")
+    )
+    outs = step.attend(0, q, k, v, 1 / math.sqrt(SIZE), window)
+    scratch = step._scratch
+    return [
+        Outcome(
+            out,
+            [
+                torch.from_numpy(scratch.received[start : start + head.rows + fed])
+                if head.rule.needs_scores
+                else None
+                for head, start in zip(sequence.heads, scratch.starts[row, 0], strict=True)
+            ],
+        )
+        for row, (out, sequence) in enumerate(zip(outs, batch, strict=True))
+    ]
 
 
+def a_layer(heads: list[HeadRows]) -> RaggedLayer:
+    offsets = [0]
+    for head in heads:
+        offsets.append(offsets[-1] + head.rows)
+    return RaggedLayer(
+        torch.cat([head.keys for head in heads]),
+        torch.cat([head.values for head in heads]),
+        torch.cat([head.positions for head in heads]),
+        tuple(offsets),
+        tuple(head.rule for head in heads),
+        (1.0,) * len(heads),
+        torch.zeros(sum(head.rows for head in heads if head.rule.needs_scores)),
+        torch.empty(0, dtype=torch.uint8),
+    )
+
+
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
 @pytest.mark.parametrize("window", [None, 1, 40, 1000])
 @pytest.mark.parametrize("fed", [1, 2, 63])
-def test_agrees_with_dense_attention_in_float64(fed: int, window: int | None) -> None:
-    step = a_step(fed)
-    result = attend(*step, window)
-    out, received = dense(*step, 300, window)
-    torch.testing.assert_close(result.out.double(), out, atol=2e-6, rtol=1e-5)
-    for rule, got, expected in zip(RULES, result.received, received, strict=True):
-        if not rule.needs_scores:
-            assert got is None
-            continue
-        assert got is not None
-        assert got.dtype == torch.float32
-        torch.testing.assert_close(got.double(), expected, atol=5e-6, rtol=1e-5)
+def test_agrees_with_dense_attention_in_float64(
+    fed: int, window: int | None, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend == "reference":
+        monkeypatch.setattr(PagedBatch, "on_cpu_in_f32", False)
+    batch = a_batch(fed)
+    for sequence, result in zip(batch, attend(batch, window), strict=True):
+        expected = dense(sequence, window)
+        torch.testing.assert_close(result.out.double(), expected.out, atol=2e-6, rtol=1e-5)
+        for got, wanted in zip(result.received, expected.received, strict=True):
+            assert (got is None) == (wanted is None)
+            if got is not None and wanted is not None:
+                torch.testing.assert_close(got.double(), wanted, atol=5e-6, rtol=1e-5)
 
 
-def test_every_query_gives_all_of_its_probability() -> None:
-    fed = 5
-    for share, rows in zip(attend(*a_step(fed)).received, ROWS, strict=True):
-        if share is not None:
-            assert share.shape == (rows + fed,)
-            assert float(share.sum()) == pytest.approx(fed, abs=1e-5)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_cut_into_parts_does_not_show(threads: int) -> None:
+    before = torch.get_num_threads()
+    batch = a_batch(1)
+    try:
+        torch.set_num_threads(threads)
+        results = attend(batch)
+    finally:
+        torch.set_num_threads(before)
+    for sequence, result in zip(batch, results, strict=True):
+        expected = dense(sequence, None)
+        torch.testing.assert_close(result.out.double(), expected.out, atol=2e-6, rtol=1e-5)
 
 
-def test_row_order_does_not_matter() -> None:
-    q, heads, new_keys, new_values = a_step(3)
-    shuffled, orders = [], []
-    for head in heads:
-        order = torch.randperm(head.rows)
-        orders.append(order)
-        shuffled.append(
-            HeadRows(head.rule, head.keys[order], head.values[order], head.positions[order])
-        )
-    plain = attend(q, heads, new_keys, new_values, 40)
-    other = attend(q, shuffled, new_keys, new_values, 40)
+@pytest.mark.parametrize("size", [1.0, 30.0, 300.0])
+def test_logits_far_apart_agree_with_float64(size: float) -> None:
+    """Most rows of such a head weigh nothing at all, and the rest must still add up."""
+    batch = [dataclasses.replace(one, q=one.q * size) for one in a_batch(1)]
+    for sequence, result in zip(batch, attend(batch), strict=True):
+        expected = dense(sequence, None)
+        # a logit of this size is itself only so exact in f32
+        torch.testing.assert_close(result.out.double(), expected.out, atol=2e-6 * size, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fed", [1, 5])
+def test_every_query_gives_all_of_its_probability(fed: int) -> None:
+    for rows, result in zip(ROWS, attend(a_batch(fed)), strict=True):
+        for share, count in zip(result.received, rows, strict=True):
+            if share is not None:
+                assert share.shape == (count + fed,)
+                assert float(share.sum()) == pytest.approx(fed, abs=1e-5)
+
+
+@pytest.mark.parametrize("fed", [1, 3])
+def test_row_order_does_not_matter(fed: int) -> None:
+    sequence = a_sequence(ROWS[0], fed)
+    orders = [torch.randperm(head.rows) for head in sequence.heads]
+    shuffled = [
+        HeadRows(head.rule, head.keys[order], head.values[order], head.positions[order])
+        for head, order in zip(sequence.heads, orders, strict=True)
+    ]
+    (plain,) = attend([sequence], 40)
+    (other,) = attend([dataclasses.replace(sequence, heads=shuffled)], 40)
     torch.testing.assert_close(other.out, plain.out, atol=2e-6, rtol=1e-5)
     for order, before, after in zip(orders, plain.received, other.received, strict=True):
         if before is not None and after is not None:
@@ -111,9 +183,9 @@ def test_row_order_does_not_matter() -> None:
 
 
 def test_half_precision_rows_are_accumulated_in_f32() -> None:
-    step = a_step(2, torch.bfloat16)
-    result = attend(*step)
-    assert result.out.dtype == torch.bfloat16
-    out, _ = dense(*step, 300, None)
-    # nothing but the result itself is rounded to bfloat16
-    torch.testing.assert_close(result.out, out.to(torch.bfloat16), atol=1e-6, rtol=1 / 128)
+    batch = a_batch(2, torch.bfloat16)
+    for sequence, result in zip(batch, attend(batch), strict=True):
+        assert result.out.dtype == torch.bfloat16
+        out = dense(sequence, None).out
+        # nothing but the result itself is rounded to bfloat16
+        torch.testing.assert_close(result.out, out.to(torch.bfloat16), atol=1e-6, rtol=1 / 128)

@@ -1,0 +1,312 @@
+"""Retention of all sequences, layers and heads in two parallel passes, f32 on CPU."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import prange
+from numpy.typing import NDArray
+
+from kvstore.kernels.paged_batch import FedRows, PagedBatch, StepScratch
+from kvstore.kernels.threads import ONLY_PRANGE, match_torch_threads
+from kvstore.rule_table import SCORE_DECAYED, SCORE_SUM
+from kvstore.rules import RATIO_ROUNDING
+
+# arrays inside kernels; numba has no static types to offer
+_Array = Any
+
+# up to so many rows that lose their rank are found by a scan each: one or two in nearly every step
+_FEW = 4
+
+
+def decide(batch: PagedBatch, scratch: StepScratch, flags: torch.Tensor) -> NDArray[np.int32]:
+    """See op.py."""
+    match_torch_threads()
+    rows_after = batch.rows.copy()
+    _decide(
+        batch.positions.numpy(),
+        batch.scores.numpy(),
+        batch.flags.numpy(),
+        batch.page_rows,
+        batch.kv_heads,
+        batch.pages,
+        batch.rows,
+        batch.rules,
+        batch.lengths,
+        scratch.starts,
+        scratch.scored,
+        scratch.received,
+        scratch.stays,
+        flags.numpy(),
+        rows_after,
+    )
+    return rows_after
+
+
+def carry(
+    batch: PagedBatch, scratch: StepScratch, fed: FedRows, rows_after: NDArray[np.int32]
+) -> None:
+    """See op.py."""
+    match_torch_threads()
+    _carry(
+        batch.keys.numpy(),
+        batch.values.numpy(),
+        batch.positions.numpy(),
+        batch.scores.numpy(),
+        batch.flags.numpy(),
+        batch.page_rows,
+        batch.kv_heads,
+        batch.pages,
+        batch.rows,
+        batch.lengths,
+        scratch.starts,
+        scratch.scored,
+        scratch.received,
+        scratch.stays,
+        fed.keys.contiguous().numpy(),
+        fed.values.contiguous().numpy(),
+        fed.flags.numpy(),
+        rows_after,
+    )
+
+
+@numba.njit(parallel=ONLY_PRANGE, cache=True, nogil=True)
+def _decide(
+    positions: _Array,
+    scores: _Array,
+    flags: _Array,
+    page_rows: int,
+    kv_heads: _Array,
+    pages: _Array,
+    rows: _Array,
+    rules: _Array,
+    lengths: _Array,
+    starts: _Array,
+    scored: _Array,
+    received: _Array,
+    stays: _Array,
+    new_flags: _Array,
+    rows_after: _Array,
+) -> None:
+    sequences, layers, heads = rows.shape
+    fed = new_flags.shape[1]
+    for place in prange(sequences * layers * heads):
+        b, l, h = place // (layers * heads), place // heads % layers, place % heads
+        if h < kv_heads[l]:
+            total, start = rows[b, l, h] + fed, starts[b, l, h]
+            rows_after[b, l, h] = total
+            if start >= 0:
+                held_positions = np.empty(total, np.int32)
+                held_flags = np.empty(total, np.uint8)
+                _gather(
+                    positions, flags, page_rows, pages[b, l, h], held_positions, held_flags, fed
+                )
+                for n in range(fed):
+                    held_positions[total - fed + n] = lengths[b] + n
+                    held_flags[total - fed + n] = new_flags[b, n]
+                kept = stays[start : start + total]
+                rule, length = rules[b, l, h], lengths[b] + fed
+                _keep_by_clauses(rule, held_positions, held_flags, length, kept)
+                if scored[b, l, h]:
+                    grown = received[start : start + total]
+                    _grow(rule, scores, page_rows, pages[b, l, h], grown, fed)
+                    _keep_highest(rule, held_positions, grown, length, kept)
+                if rule.horizon > 0:
+                    for n in range(total):
+                        kept[n] &= held_positions[n] > length - 1 - rule.horizon
+                rows_after[b, l, h] = kept.sum()
+
+
+@numba.njit(cache=True, nogil=True)
+def _gather(
+    positions: _Array,
+    flags: _Array,
+    page_rows: int,
+    pages: _Array,
+    held_positions: _Array,
+    held_flags: _Array,
+    fed: int,
+) -> None:
+    """A head's marks in slot order; the last `fed` entries are left for the new rows."""
+    held = len(held_positions) - fed
+    for first in range(0, held, page_rows):
+        row = pages[first // page_rows] * page_rows
+        for n in range(min(page_rows, held - first)):
+            held_positions[first + n] = positions[row + n]
+            held_flags[first + n] = flags[row + n]
+
+
+@numba.njit(cache=True, nogil=True)
+def _grow(
+    rule: Any, scores: _Array, page_rows: int, pages: _Array, grown: _Array, fed: int
+) -> None:
+    """Turn what each row received into its new score."""
+    held = len(grown) - fed
+    adds = rule.score_update == SCORE_SUM or rule.score_update == SCORE_DECAYED
+    decay = np.float32(rule.score_decay**fed if rule.score_update == SCORE_DECAYED else 1.0)
+    if not adds:
+        grown[:] = np.float32(0.0)
+    for first in range(0, held, page_rows):
+        row = pages[first // page_rows] * page_rows
+        for n in range(min(page_rows, held - first)):
+            grown[first + n] += decay * scores[row + n]
+
+
+@numba.njit(cache=True, nogil=True)
+def _keep_by_clauses(
+    rule: Any, positions: _Array, flags: _Array, length: int, kept: _Array
+) -> None:
+    recent = length - 1 - max(rule.window, rule.floor_rows - rule.sinks)
+    generated = length
+    if rule.generated_window > 0:
+        generated = max(rule.generated_from, length - rule.generated_window)
+    full, sinks, protected = rule.full, rule.sinks, rule.protected
+    for n in range(len(kept)):
+        p = positions[n]
+        by_place = (p > recent) | (p < sinks) | (p >= generated)
+        kept[n] = full | by_place | ((flags[n] & protected) != 0)
+
+
+@numba.njit(cache=True, nogil=True)
+def _keep_highest(
+    rule: Any, positions: _Array, scores: _Array, length: int, kept: _Array
+) -> None:
+    """Also keep the budget's rows of highest score; of equal scores the earlier position wins."""
+    share = math.ceil(rule.budget_ratio * length - RATIO_ROUNDING)
+    budget = max(rule.budget_rows, np.int64(share))
+    if budget <= 0:
+        return
+    # rows that do not compete rank above all that do
+    candidates = np.empty(len(scores), np.float32)
+    losers = -budget
+    for n in range(len(scores)):
+        competes = not (rule.budget_beyond and kept[n])
+        candidates[n] = scores[n] if competes else np.float32(np.inf)
+        losers += competes
+    if losers <= 0:
+        kept[:] = True
+    elif losers <= _FEW:
+        _lose_lowest(candidates, positions, losers, kept)
+    else:
+        _keep_above(candidates, positions, losers, kept)
+
+
+@numba.njit(fastmath={"nnan", "nsz"}, cache=True, nogil=True)
+def _lose_lowest(scores: _Array, positions: _Array, losers: int, kept: _Array) -> None:
+    """Keep all but the lowest `losers` rows, whose fate stays what it is, by a scan for each."""
+    lost = np.empty(losers, np.int64)
+    for found in range(losers):
+        lowest = scores[0]
+        for n in range(len(scores)):
+            lowest = min(lowest, scores[n])
+        latest = -1
+        for n in range(len(scores)):
+            if scores[n] == lowest and (latest < 0 or positions[n] > positions[latest]):
+                latest = n
+        lost[found] = latest
+        scores[latest] = np.float32(np.inf)
+    fates = kept[lost]
+    kept[:] = True
+    for found in range(losers):
+        kept[lost[found]] = fates[found]
+
+
+@numba.njit(cache=True, nogil=True)
+def _keep_above(scores: _Array, positions: _Array, losers: int, kept: _Array) -> None:
+    """Keep all but the lowest `losers` rows, whose fate stays what it is, by a partition."""
+    threshold = np.partition(scores, losers)[losers]
+    tied = np.sort(positions[scores == threshold])
+    below = (scores < threshold).sum()
+    last = tied[len(tied) - 1 - (losers - below)]
+    for n in range(len(scores)):
+        if scores[n] > threshold or (scores[n] == threshold and positions[n] <= last):
+            kept[n] = True
+
+
+@numba.njit(parallel=ONLY_PRANGE, cache=True, nogil=True)
+def _carry(
+    keys: _Array,
+    values: _Array,
+    positions: _Array,
+    scores: _Array,
+    flags: _Array,
+    page_rows: int,
+    kv_heads: _Array,
+    pages: _Array,
+    rows: _Array,
+    lengths: _Array,
+    starts: _Array,
+    scored: _Array,
+    received: _Array,
+    stays: _Array,
+    new_keys: _Array,
+    new_values: _Array,
+    new_flags: _Array,
+    rows_after: _Array,
+) -> None:
+    sequences, layers, heads = rows.shape
+    fed = new_flags.shape[1]
+    always = np.ones(fed, np.bool_)
+    for place in prange(sequences * layers * heads):
+        b, l, h = place // (layers * heads), place // heads % layers, place % heads
+        if h < kv_heads[l]:
+            held, after, table = rows[b, l, h], rows_after[b, l, h], pages[b, l, h]
+            start = starts[b, l, h]
+            staying = stays[start : start + held] if start >= 0 else stays[:0]
+            arriving = stays[start + held : start + held + fed] if start >= 0 else always
+            grown = received[start : start + held + fed] if scored[b, l, h] else received[:0]
+            if scored[b, l, h]:
+                _write_scores(scores, page_rows, table, grown[:held], staying)
+            hole = _next_hole(staying, 0)
+            end = held
+            for n in range(fed):
+                if arriving[n]:
+                    refills = hole < len(staying)
+                    slot = hole if refills else end
+                    row = table[slot // page_rows] * page_rows + slot % page_rows
+                    keys[row] = new_keys[b, l, h, n]
+                    values[row] = new_values[b, l, h, n]
+                    positions[row] = lengths[b] + n
+                    flags[row] = new_flags[b, n]
+                    if scored[b, l, h]:
+                        scores[row] = grown[held + n]
+                    if refills:
+                        hole = _next_hole(staying, hole + 1)
+                    else:
+                        end += 1
+            old = after
+            while hole < min(after, len(staying)):
+                while not staying[old]:
+                    old += 1
+                target = table[hole // page_rows] * page_rows + hole % page_rows
+                source = table[old // page_rows] * page_rows + old % page_rows
+                keys[target] = keys[source]
+                values[target] = values[source]
+                positions[target] = positions[source]
+                flags[target] = flags[source]
+                scores[target] = scores[source]
+                old += 1
+                hole = _next_hole(staying, hole + 1)
+
+
+@numba.njit(cache=True, nogil=True)
+def _next_hole(staying: _Array, slot: int) -> int:
+    """The first slot from `slot` on whose row goes; the number of slots if none."""
+    while slot < len(staying) and staying[slot]:
+        slot += 1
+    return slot
+
+
+@numba.njit(cache=True, nogil=True)
+def _write_scores(
+    scores: _Array, page_rows: int, pages: _Array, grown: _Array, staying: _Array
+) -> None:
+    for first in range(0, len(grown), page_rows):
+        row = pages[first // page_rows] * page_rows
+        for n in range(min(page_rows, len(grown) - first)):
+            if staying[first + n]:
+                scores[row + n] = grown[first + n]
