@@ -50,11 +50,25 @@ class PagedBatch:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class FedRows:
-    """What a step feeds: `keys`, `values` `[B, L, H, m, D]`, classes `flags` uint8 `[B, m]`."""
+    """The rows of the m tokens that a step feeds: `keys`, `values` `[B, L, H, m, D]`.
+
+    Filled layer by layer during the forward pass.
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
-    flags: torch.Tensor
+
+    @classmethod
+    def of(cls, batch: PagedBatch, fed: int) -> FedRows:
+        """Room for a step that feeds each sequence `fed` tokens."""
+        size = (*batch.rows.shape, fed, batch.keys.shape[1])
+        return cls(batch.keys.new_empty(size), batch.keys.new_empty(size))
+
+    def put(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Take in a layer's `[B, H, m, D]`."""
+        heads = keys.shape[1]
+        self.keys[:, layer, :heads] = keys
+        self.values[:, layer, :heads] = values
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

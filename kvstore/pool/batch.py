@@ -25,11 +25,7 @@ class BatchStep:
         self._sequences = sequences
         self._batch = _paged(sequences)
         self._scratch = StepScratch.of(self._batch, fed)
-        columns = self._batch.keys
-        size = (*self._batch.rows.shape, fed, columns.shape[1])
-        self._keys, self._values = torch.empty(
-            2, *size, dtype=columns.dtype, device=columns.device
-        ).unbind()
+        self._fed = FedRows.of(self._batch, fed)
 
     def attend(
         self,
@@ -41,11 +37,15 @@ class BatchStep:
         sliding_window: int | None,
     ) -> torch.Tensor:
         """`q [B, HQ, m, D]`, `k`, `v [B, H, m, D]`; returns `[B, HQ, m, D]`."""
-        heads = k.shape[1]
-        self._keys[:, layer, :heads] = k
-        self._values[:, layer, :heads] = v
+        self._fed.put(layer, k, v)
         return ragged_attention(
-            q, k, v, self._batch, layer, self._scratch, scale=scale, sliding_window=sliding_window
+            q,
+            self._fed,
+            self._batch,
+            layer,
+            self._scratch,
+            scale=scale,
+            sliding_window=sliding_window,
         )
 
     def retain(self, flags: torch.Tensor) -> None:
@@ -59,8 +59,7 @@ class BatchStep:
             table.require(rows)
         if any([table.extend(rows) for table, rows in zip(tables, rows_after, strict=True)]):
             self._batch = _paged(self._sequences)
-        fed = FedRows(self._keys, self._values, flags)
-        carry(self._batch, self._scratch, fed, rows_after)
+        carry(self._batch, self._scratch, self._fed, flags, rows_after)
         for sequence, rows in zip(self._sequences, rows_after, strict=True):
             sequence.tables.settle(rows)
             sequence.length += flags.shape[1]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numba import prange
 
-from kvstore.kernels.paged_batch import PagedBatch, StepScratch
+from kvstore.kernels.paged_batch import FedRows, PagedBatch, StepScratch
 from kvstore.kernels.threads import ONLY_PRANGE, match_torch_threads
 
 # arrays inside kernels; numba has no static types to offer
@@ -38,8 +38,7 @@ _LEAST_EXPONENT = np.float32(-127.0)
 
 def attend(
     q: torch.Tensor,
-    new_keys: torch.Tensor,
-    new_values: torch.Tensor,
+    fed: FedRows,
     batch: PagedBatch,
     layer: int,
     scratch: StepScratch,
@@ -47,28 +46,29 @@ def attend(
     sliding_window: int | None,
 ) -> torch.Tensor:
     """See op.py; m is 1."""
-    out = torch.empty(q.shape)
+    out = np.empty(q.shape, np.float32)
     _attend(
-        # logits in units of log 2 from the start
-        (q.float() * (scale * math.log2(math.e))).contiguous().numpy()[:, :, 0],
-        new_keys.contiguous().numpy()[:, :, 0],
-        new_values.contiguous().numpy()[:, :, 0],
+        q.contiguous().numpy(),
+        fed.keys.numpy(),
+        fed.values.numpy(),
         batch.keys.numpy(),
         batch.values.numpy(),
         batch.positions.numpy(),
         batch.page_rows,
         batch.pages,
         batch.rows,
+        int(batch.kv_heads[layer]),
         batch.lengths,
         layer,
         scratch.starts,
         scratch.scored,
         scratch.received,
+        np.float32(scale * math.log2(math.e)),
         sliding_window or 0,
         match_torch_threads(),
-        out.numpy()[:, :, 0],
+        out,
     )
-    return out.to(q.dtype)
+    return torch.from_numpy(out)
 
 
 @numba.njit(parallel=ONLY_PRANGE, fastmath=_FAST, cache=True, nogil=True)
@@ -82,17 +82,20 @@ def _attend(
     page_rows: int,
     pages: _Array,
     rows: _Array,
+    heads: int,
     lengths: _Array,
     layer: int,
     starts: _Array,
     scored: _Array,
     received: _Array,
+    scale: float,
     window: int,
     parts: int,
     out: _Array,
 ) -> None:
-    sequences, heads, size = new_keys.shape
-    group = q.shape[1] // heads
+    """Logits are in units of log 2 throughout; `scale` brings them there."""
+    sequences, query_heads, _, size = q.shape
+    group = query_heads // heads
     queries = q.reshape(sequences * heads, group, size)
     ends = np.cumsum(rows[:, layer, :heads].copy().reshape(-1))
     held = ends[-1]
@@ -124,12 +127,15 @@ def _attend(
                 maxima[part + head],
                 sums[part + head],
                 mixed[part + head],
-                logits[:, begin : ends[head]],
+                logits,
+                begin,
                 scored[b, layer, h],
+                scale,
             )
             row = stop
             head += 1
     totals = np.empty((len(ends), group), np.float32)
+    shares = np.empty(len(ends), np.float32)
     for head in range(len(ends)):
         b, h = head // heads, head % heads
         begin = ends[head] - rows[b, layer, h]
@@ -138,17 +144,19 @@ def _attend(
         some = slice(first + head, first + head + pieces)
         _join(
             queries[head],
-            new_keys[b, h],
-            new_values[b, h],
+            new_keys[b, layer, h, 0],
+            new_values[b, layer, h, 0],
+            scale,
             maxima[some],
             sums[some],
             mixed[some],
             totals[head],
-            out[b, h * group : (h + 1) * group],
+            shares[head : head + 1],
+            out[b, h * group : (h + 1) * group, 0],
         )
         if scored[b, layer, h]:
             own = starts[b, layer, h] + rows[b, layer, h]
-            received[own] = _own_share(queries[head], new_keys[b, h], totals[head])
+            received[own] = shares[head]
     if any_scored:
         for part in prange(parts):
             row, last = part * share, min(held, (part + 1) * share)
@@ -159,8 +167,7 @@ def _attend(
                 stop = min(last, ends[head])
                 if scored[b, layer, h]:
                     start = starts[b, layer, h] - begin
-                    target = received[start + row : start + stop]
-                    _shares(logits[:, row:stop], totals[head], target)
+                    _shares(logits, row, stop, totals[head], received, start + row)
                 row = stop
                 head += 1
 
@@ -180,61 +187,73 @@ def _attend_piece(
     sums: _Array,
     mixed: _Array,
     logits: _Array,
+    at: int,
     scored: bool,
+    scale: float,
 ) -> None:
     """Slots `first` to `last` − 1 of a head: running maximum, sum and weighted values per query."""
     group = queries.shape[0]
     tile = np.empty((group, _TILE_ROWS), np.float32)
     exponents = np.empty(_TILE_ROWS, np.int32)
+    powers = exponents.view(np.float32)
     maxima[:] = _HIDDEN
     sums[:] = np.float32(0.0)
     mixed[:] = np.float32(0.0)
-    while first < last:
-        count = min(_TILE_ROWS, last - first)
+    for slot in range(first, last, _TILE_ROWS):
+        count = min(_TILE_ROWS, last - slot)
         done = 0
         while done < count:
-            page, row = (first + done) // page_rows, (first + done) % page_rows
-            run = min(page_rows - row, count - done)
-            row += pages[page] * page_rows
-            _products(queries, keys[row : row + run], tile[:, done : done + run])
+            run, row = _run(pages, page_rows, slot + done, count - done)
+            _products(queries, keys, row, run, tile, done, scale)
             if oldest >= 0:
                 for r in range(run):
                     if positions[row + r] < oldest:
                         tile[:, done + r] = _HIDDEN
             done += run
         if scored:
-            logits[:, first : first + count] = tile[:, :count]
-        for g in range(group):
-            _softmax_tile(tile[g, :count], exponents[:count], maxima, sums, mixed, g)
+            for g in range(group):
+                for r in range(count):
+                    logits[g, at + slot + r] = tile[g, r]
+        _softmax_tile(tile, count, exponents, powers, maxima, sums, mixed)
         done = 0
         while done < count:
-            page, row = (first + done) // page_rows, (first + done) % page_rows
-            run = min(page_rows - row, count - done)
-            row += pages[page] * page_rows
-            _mix(tile[:, done : done + run], values[row : row + run], mixed)
+            run, row = _run(pages, page_rows, slot + done, count - done)
+            _mix(tile, done, values, row, run, mixed)
             done += run
-        first += count
+
+
+@numba.njit(cache=True, nogil=True)
+def _run(pages: _Array, page_rows: int, slot: int, most: int) -> tuple[int, int]:
+    """How many rows from `slot` on, at most `most`, lie in its page, and the first's flat row."""
+    offset = slot % page_rows
+    return min(page_rows - offset, most), pages[slot // page_rows] * page_rows + offset
 
 
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
-def _products(queries: _Array, keys: _Array, out: _Array) -> None:
-    """`queries [G, D]` times `keys [n, D]`, four rows at a time: out `[G, n]`."""
+def _products(
+    queries: _Array, keys: _Array, row: int, run: int, tile: _Array, at: int, scale: float
+) -> None:
+    """Scaled products of `queries [G, D]` and `run` keys from `row` on, to `tile[:, at ...]`."""
     group, size = queries.shape
-    rows = keys.shape[0]
-    fours = rows - rows % 4
+    fours = run - run % 4
     for g in range(group):
-        query = queries[g]
-        for r in range(0, fours, 4):
-            k0, k1, k2, k3 = keys[r], keys[r + 1], keys[r + 2], keys[r + 3]
+        for n in range(0, fours, 4):
+            r = row + n
             s0 = s1 = s2 = s3 = np.float32(0.0)
             for d in range(size):
-                s0 += query[d] * k0[d]
-                s1 += query[d] * k1[d]
-                s2 += query[d] * k2[d]
-                s3 += query[d] * k3[d]
-            out[g, r], out[g, r + 1], out[g, r + 2], out[g, r + 3] = s0, s1, s2, s3
-        for r in range(fours, rows):
-            out[g, r] = _dot(query, keys[r])
+                s0 += queries[g, d] * keys[r, d]
+                s1 += queries[g, d] * keys[r + 1, d]
+                s2 += queries[g, d] * keys[r + 2, d]
+                s3 += queries[g, d] * keys[r + 3, d]
+            tile[g, at + n] = s0 * scale
+            tile[g, at + n + 1] = s1 * scale
+            tile[g, at + n + 2] = s2 * scale
+            tile[g, at + n + 3] = s3 * scale
+        for n in range(fours, run):
+            total = np.float32(0.0)
+            for d in range(size):
+                total += queries[g, d] * keys[row + n, d]
+            tile[g, at + n] = total * scale
 
 
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
@@ -247,63 +266,76 @@ def _dot(a: _Array, b: _Array) -> float:
 
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
 def _softmax_tile(
-    tile: _Array, exponents: _Array, maxima: _Array, sums: _Array, mixed: _Array, g: int
+    tile: _Array,
+    count: int,
+    exponents: _Array,
+    powers: _Array,
+    maxima: _Array,
+    sums: _Array,
+    mixed: _Array,
 ) -> None:
-    """Turn logits `[n]` into weights under the running maximum, and bring the sums under it."""
-    top = maxima[g]
-    for r in range(tile.shape[0]):
-        top = max(top, tile[r])
-    if top > maxima[g]:
-        shrink = np.exp2(maxima[g] - top)
-        sums[g] *= shrink
-        for d in range(mixed.shape[1]):
-            mixed[g, d] *= shrink
-        maxima[g] = top
-    for r in range(tile.shape[0]):
-        tile[r] -= top
-    _exp2(tile, exponents)
-    total = np.float32(0.0)
-    for r in range(tile.shape[0]):
-        total += tile[r]
-    sums[g] += total
+    """Turn logits `[G, n]` into weights under the running maxima, and bring the sums under them."""
+    for g in range(tile.shape[0]):
+        top = maxima[g]
+        for r in range(count):
+            top = max(top, tile[g, r])
+        if top > maxima[g]:
+            shrink = np.exp2(maxima[g] - top)
+            sums[g] *= shrink
+            for d in range(mixed.shape[1]):
+                mixed[g, d] *= shrink
+            maxima[g] = top
+        sums[g] += _exp2(tile, g, count, top, exponents, powers)
 
 
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
-def _exp2(x: _Array, exponents: _Array) -> None:
-    """2^x of values at most 0, in place; 0 below 2^−126. Vectorised, unlike the library's."""
-    for i in range(x.shape[0]):
-        clipped = max(x[i], _LEAST_EXPONENT)
-        whole = np.floor(clipped + np.float32(0.5))
-        f = clipped - whole
+def _exp2(
+    tile: _Array, g: int, count: int, top: float, exponents: _Array, powers: _Array
+) -> float:
+    """2^(x − top) of `tile[g, :count]`, at most `top`, in place; 0 below 2^−126. Their sum.
+
+    Vectorised, unlike the library's. `powers` is the f32 view of int32 `exponents`.
+    """
+    for r in range(count):
+        x = max(tile[g, r] - top, _LEAST_EXPONENT)
+        whole = np.floor(x + np.float32(0.5))
+        f = x - whole
         # a float's exponent bits alone are a power of two; exponent 0 makes it 0
-        exponents[i] = (np.int32(whole) + 127) << 23
+        exponents[r] = (np.int32(whole) + 127) << 23
         power = _C5 + f * _C6
         power = _C4 + f * power
         power = _C3 + f * power
         power = _C2 + f * power
         power = _C1 + f * power
-        x[i] = _C0 + f * power
-    powers = exponents.view(np.float32)
-    for i in range(x.shape[0]):
-        x[i] *= powers[i]
+        tile[g, r] = _C0 + f * power
+    total = np.float32(0.0)
+    for r in range(count):
+        weight = tile[g, r] * powers[r]
+        tile[g, r] = weight
+        total += weight
+    return total
 
 
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
-def _mix(weights: _Array, values: _Array, mixed: _Array) -> None:
-    """Add `weights [G, n]` times `values [n, D]` to `mixed [G, D]`, four rows at a time."""
-    rows, size = values.shape
-    fours = rows - rows % 4
-    for g in range(weights.shape[0]):
-        target = mixed[g]
-        for r in range(0, fours, 4):
-            w0, w1, w2, w3 = weights[g, r], weights[g, r + 1], weights[g, r + 2], weights[g, r + 3]
-            v0, v1, v2, v3 = values[r], values[r + 1], values[r + 2], values[r + 3]
+def _mix(
+    tile: _Array, at: int, values: _Array, row: int, run: int, mixed: _Array
+) -> None:
+    """Add `run` values from `row` on, weighted by `tile[:, at ...]`, to `mixed`, four at a time."""
+    group, size = mixed.shape
+    fours = run - run % 4
+    for g in range(group):
+        for n in range(0, fours, 4):
+            r = row + n
+            w0, w1 = tile[g, at + n], tile[g, at + n + 1]
+            w2, w3 = tile[g, at + n + 2], tile[g, at + n + 3]
             for d in range(size):
-                target[d] += (w0 * v0[d] + w1 * v1[d]) + (w2 * v2[d] + w3 * v3[d])
-        for r in range(fours, rows):
-            weight, value = weights[g, r], values[r]
+                mixed[g, d] += (w0 * values[r, d] + w1 * values[r + 1, d]) + (
+                    w2 * values[r + 2, d] + w3 * values[r + 3, d]
+                )
+        for n in range(fours, run):
+            weight = tile[g, at + n]
             for d in range(size):
-                target[d] += weight * value[d]
+                mixed[g, d] += weight * values[row + n, d]
 
 
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
@@ -311,55 +343,56 @@ def _join(
     queries: _Array,
     new_key: _Array,
     new_value: _Array,
+    scale: float,
     maxima: _Array,
     sums: _Array,
     mixed: _Array,
     totals: _Array,
+    share: _Array,
     out: _Array,
 ) -> None:
-    """A head's pieces and the fed token's own row as one: out `[G, D]`, log-sums `totals [G]`."""
-    pieces = maxima.shape[0]
-    for g in range(queries.shape[0]):
-        own = _dot(queries[g], new_key)
+    """A head's pieces and the fed token's own row as one: out `[G, D]`, log-sums `totals [G]`.
+
+    `share [1]` is the probability that the own row received, mean over the query heads.
+    """
+    group = queries.shape[0]
+    share[0] = np.float32(0.0)
+    for g in range(group):
+        own = _dot(queries[g], new_key) * scale
         top = own
-        for piece in range(pieces):
+        for piece in range(len(maxima)):
             top = max(top, maxima[piece, g])
-        weight = np.exp2(own - top)
-        total = weight
-        for d in range(out.shape[1]):
-            out[g, d] = weight * new_value[d]
-        for piece in range(pieces):
+        own_weight = np.exp2(own - top)
+        total = own_weight
+        for piece in range(len(maxima)):
             weight = np.exp2(maxima[piece, g] - top)
+            maxima[piece, g] = weight
             total += weight * sums[piece, g]
-            for d in range(out.shape[1]):
-                out[g, d] += weight * mixed[piece, g, d]
         for d in range(out.shape[1]):
-            out[g, d] /= total
+            mean = own_weight * new_value[d]
+            for piece in range(len(maxima)):
+                mean += maxima[piece, g] * mixed[piece, g, d]
+            out[g, d] = mean / total
         totals[g] = top + np.log2(total)
+        share[0] += own_weight / total / np.float32(group)
 
 
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
-def _own_share(queries: _Array, new_key: _Array, totals: _Array) -> float:
-    """The probability that the fed token's own row received, mean over the query heads."""
-    share = np.float32(0.0)
-    for g in range(queries.shape[0]):
-        share += np.exp2(_dot(queries[g], new_key) - totals[g])
-    return share / np.float32(queries.shape[0])
-
-
-@numba.njit(fastmath=_FAST, cache=True, nogil=True)
-def _shares(logits: _Array, totals: _Array, received: _Array) -> None:
-    """Probabilities out of logits `[G, n]`, mean over the query heads."""
-    group, rows = logits.shape
-    power = np.empty(_TILE_ROWS, np.float32)
+def _shares(logits: _Array, first: int, last: int, totals: _Array, received: _Array, at: int) -> None:
+    """Probabilities out of `logits[:, first:last]`, mean over G, to `received[at ...]`."""
+    group = logits.shape[0]
+    tile = np.empty((group, _TILE_ROWS), np.float32)
     exponents = np.empty(_TILE_ROWS, np.int32)
+    powers = exponents.view(np.float32)
     part = np.float32(1.0) / np.float32(group)
-    for first in range(0, rows, _TILE_ROWS):
-        count = min(_TILE_ROWS, rows - first)
-        received[first : first + count] = np.float32(0.0)
+    for row in range(first, last, _TILE_ROWS):
+        count = min(_TILE_ROWS, last - row)
+        to = at + row - first
+        for r in range(count):
+            received[to + r] = np.float32(0.0)
         for g in range(group):
             for r in range(count):
-                power[r] = min(logits[g, first + r] - totals[g], np.float32(0.0))
-            _exp2(power[:count], exponents[:count])
+                tile[g, r] = min(logits[g, row + r], totals[g])
+            _exp2(tile, g, count, totals[g], exponents, powers)
             for r in range(count):
-                received[first + r] += power[r] * part
+                received[to + r] += tile[g, r] * part

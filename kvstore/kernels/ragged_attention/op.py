@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from kvstore.kernels.paged_batch import PagedBatch, StepScratch
+from kvstore.kernels.paged_batch import FedRows, PagedBatch, StepScratch
 from kvstore.kernels.ragged_attention import cpu, reference
 
 
 def ragged_attention(
     q: torch.Tensor,
-    new_keys: torch.Tensor,
-    new_values: torch.Tensor,
+    fed: FedRows,
     batch: PagedBatch,
     layer: int,
     scratch: StepScratch,
@@ -21,12 +20,11 @@ def ragged_attention(
 ) -> torch.Tensor:
     """Attend m fed tokens of each of B sequences to its held rows, and causally to themselves.
 
-    `q` `[B, HQ, m, D]` with HQ = H · G, the G query heads of a KV head adjacent; `new_keys`,
-    `new_values` `[B, H, m, D]`, the fed tokens' own rows, at positions `batch.lengths[b] ...`,
-    which lie after every held row. Query i sees all held rows, or with a sliding window only rows
+    `q` `[B, HQ, m, D]` with HQ = H · G, the G query heads of a KV head adjacent. The `fed` tokens'
+    own rows of the layer are at positions `batch.lengths[b] ...`, after every held row. Query i sees all held rows, or with a sliding window only rows
     closer than that to its own position. Logits, softmax and sums are f32. Returns
     `[B, HQ, m, D]` in the dtype of the queries, and writes `scratch.received` of scored heads.
     """
     # a Triton kernel for device tensors dispatches here
     backend = cpu if batch.on_cpu_in_f32 and q.shape[2] == 1 else reference
-    return backend.attend(q, new_keys, new_values, batch, layer, scratch, scale, sliding_window)
+    return backend.attend(q, fed, batch, layer, scratch, scale, sliding_window)

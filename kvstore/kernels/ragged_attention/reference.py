@@ -6,13 +6,12 @@ import itertools
 
 import torch
 
-from kvstore.kernels.paged_batch import PagedBatch, StepScratch
+from kvstore.kernels.paged_batch import FedRows, PagedBatch, StepScratch
 
 
 def attend(
     q: torch.Tensor,
-    new_keys: torch.Tensor,
-    new_values: torch.Tensor,
+    fed: FedRows,
     batch: PagedBatch,
     layer: int,
     scratch: StepScratch,
@@ -20,10 +19,11 @@ def attend(
     sliding_window: int | None,
 ) -> torch.Tensor:
     """See op.py."""
-    sequences, heads, fed, size = new_keys.shape
-    group = q.shape[1] // heads
+    sequences, query_heads, block, size = q.shape
+    heads = int(batch.kv_heads[layer])
+    group = query_heads // heads
     # the G query heads of a KV head are one matrix: each key row is read once for all of them
-    queries = (q.float() * scale).reshape(sequences, heads, group * fed, size)
+    queries = (q.float() * scale).reshape(sequences, heads, group * block, size)
     out = torch.empty_like(queries)
     for sequence, head in itertools.product(range(sequences), range(heads)):
         place, at = (sequence, layer, head), (sequence, head)
@@ -32,11 +32,11 @@ def attend(
             queries[at],
             batch.keys[held].float(),
             batch.positions[held],
-            new_keys[at].float(),
+            fed.keys[place].float(),
             int(batch.lengths[sequence]),
             sliding_window,
         )
-        values = torch.cat((batch.values[held].float(), new_values[at].float()))
+        values = torch.cat((batch.values[held].float(), fed.values[place].float()))
         torch.mm(probabilities, values, out=out[at])
         if scratch.scored[place]:
             start, rows = scratch.starts[place], len(values)

@@ -48,7 +48,11 @@ def decide(batch: PagedBatch, scratch: StepScratch, flags: torch.Tensor) -> NDAr
 
 
 def carry(
-    batch: PagedBatch, scratch: StepScratch, fed: FedRows, rows_after: NDArray[np.int32]
+    batch: PagedBatch,
+    scratch: StepScratch,
+    fed: FedRows,
+    flags: torch.Tensor,
+    rows_after: NDArray[np.int32],
 ) -> None:
     """See op.py."""
     match_torch_threads()
@@ -67,9 +71,9 @@ def carry(
         scratch.scored,
         scratch.received,
         scratch.stays,
-        fed.keys.contiguous().numpy(),
-        fed.values.contiguous().numpy(),
-        fed.flags.numpy(),
+        fed.keys.numpy(),
+        fed.values.numpy(),
+        flags.numpy(),
         rows_after,
     )
 

@@ -17,7 +17,7 @@ from kvstore.kernels.retain import cpu, reference
 def decide(batch: PagedBatch, scratch: StepScratch, flags: torch.Tensor) -> NDArray[np.int32]:
     """Decide for each of a head's R held and m fed rows whether it stays; rows after, `[B, L, H]`.
 
-    `flags` as in `FedRows`. Scores first grow by the rule's `score_update`: `sum` adds what was
+    `flags` uint8 `[B, m]`, the fed tokens' classes, on the CPU. Scores first grow by the rule's `score_update`: `sum` adds what was
     received; `decayed` multiplies held scores by `score_decay` once per fed token, then adds;
     `none` leaves them. A new row starts from 0. Then `keep_mask` is applied to all rows together,
     with `lengths[b] + m` tokens seen. The new scores go to `scratch.received`, the decision to
@@ -29,7 +29,11 @@ def decide(batch: PagedBatch, scratch: StepScratch, flags: torch.Tensor) -> NDAr
 
 
 def carry(
-    batch: PagedBatch, scratch: StepScratch, fed: FedRows, rows_after: NDArray[np.int32]
+    batch: PagedBatch,
+    scratch: StepScratch,
+    fed: FedRows,
+    flags: torch.Tensor,
+    rows_after: NDArray[np.int32],
 ) -> None:
     """Change the slots as was decided; nothing that stays and need not move is touched.
 
@@ -38,4 +42,4 @@ def carry(
     are filled from the tail. Scores and flags are written with the rows.
     """
     backend = cpu if batch.on_cpu_in_f32 else reference
-    backend.carry(batch, scratch, fed, rows_after)
+    backend.carry(batch, scratch, fed, flags, rows_after)

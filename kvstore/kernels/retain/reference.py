@@ -34,10 +34,14 @@ def decide(batch: PagedBatch, scratch: StepScratch, flags: torch.Tensor) -> NDAr
 
 
 def carry(
-    batch: PagedBatch, scratch: StepScratch, fed: FedRows, rows_after: NDArray[np.int32]
+    batch: PagedBatch,
+    scratch: StepScratch,
+    fed: FedRows,
+    flags: torch.Tensor,
+    rows_after: NDArray[np.int32],
 ) -> None:
     """See op.py."""
-    block = fed.flags.shape[1]
+    block = flags.shape[1]
     for place in _heads(batch):
         held, start = int(batch.rows[place]), int(scratch.starts[place])
         stays = scratch.stays[start : start + held + block] if start >= 0 else None
@@ -46,7 +50,7 @@ def carry(
         assert moves.rows == rows_after[place], "what was decided is carried out"
         index = batch.flat_rows(*place, max(held, moves.rows))
         _move(batch, index, moves)
-        _place(batch, index, moves, fed, place)
+        _place(batch, index, moves, fed, flags[place[0]], place)
         if scratch.scored[place]:
             scores = torch.from_numpy(scratch.received[start : start + held + block])
             batch.scores[index[: moves.rows]] = scores[moves.origins(held)].to(index.device)
@@ -141,11 +145,16 @@ def _move(batch: PagedBatch, index: torch.Tensor, moves: RetainMoves) -> None:
 
 
 def _place(
-    batch: PagedBatch, index: torch.Tensor, moves: RetainMoves, fed: FedRows, place: _Place
+    batch: PagedBatch,
+    index: torch.Tensor,
+    moves: RetainMoves,
+    fed: FedRows,
+    flags: torch.Tensor,
+    place: _Place,
 ) -> None:
     if moves.placed:
         slots, new = torch.tensor(moves.placed, device=index.device).t()
         batch.keys[index[slots]] = fed.keys[place][new]
         batch.values[index[slots]] = fed.values[place][new]
         batch.positions[index[slots]] = (int(batch.lengths[place[0]]) + new).int()
-        batch.flags[index[slots]] = fed.flags[place[0]].to(new.device)[new]
+        batch.flags[index[slots]] = flags.to(new.device)[new]
