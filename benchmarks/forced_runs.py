@@ -101,7 +101,7 @@ def _ruled(
 ) -> list[Measured]:
     prompt = len(passage.prompt)
     layers = [record.compact(setting.policy) for setting in settings]
-    batch = [open_pages(served, rows, prompt, len(passage.fed)) for rows in layers]
+    batch = open_pages(served, layers, prompt, len(passage.fed))
     logits = []
     for token in passage.fed:
         logits.append(feed(served, batch, (token,)))

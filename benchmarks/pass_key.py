@@ -34,10 +34,9 @@ def _answers(served: ServedModel, case: HiddenKey, policies: Sequence[Policy]) -
     record = PromptRecord(served, case.prompt)
     length = len(case.prompt)
     more = len(case.question) + _ANSWER_TOKENS
-    return [
-        _answer(served, open_pages(served, record.compact(policy), length, more), case.question)
-        for policy in policies
-    ]
+    caches = [record.compact(policy) for policy in policies]
+    sequences = open_pages(served, caches, length, more)
+    return [_answer(served, pages, case.question) for pages in sequences]
 
 
 def _answer(served: ServedModel, pages: SequencePages, question: Sequence[int]) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.attention_hooks import DenseAttention, RaggedAttention, RetainingAttention
+from benchmarks.attention_hooks import DenseAttention
 from kvstore.cache import RaggedLayer
-from kvstore.pool import PagePool, SequencePages, pages_bound
+from kvstore.pool import BatchStep, PagePool, SequencePages, pages_bound
+from services.decode.step import BatchAttention
 from services.runtime.attention import AttentionHook
 from services.runtime.model import ServedModel
 
@@ -43,29 +44,37 @@ def kept_logits(
     served: ServedModel, layers: Sequence[RaggedLayer], first_position: int, fed: Sequence[int]
 ) -> torch.Tensor:
     """Logits `[m, V]` over the compact prompt, with all m fed tokens kept."""
-    hook = RaggedAttention(layers, first_position)
-    return _logits(served, [fed], first_position, hook, keep=len(fed))[0]
+    # no rule is ever applied: the step ends before its `retain`
+    step = BatchStep(open_pages(served, [layers], first_position, 0), len(fed))
+    return _logits(served, [fed], first_position, BatchAttention(step), keep=len(fed))[0]
 
 
 def open_pages(
-    served: ServedModel, layers: Sequence[RaggedLayer], first_position: int, more_tokens: int
-) -> SequencePages:
-    """Pages that hold the compact prompt, with room for `more_tokens`."""
+    served: ServedModel,
+    caches: Sequence[Sequence[RaggedLayer]],
+    first_position: int,
+    more_tokens: int,
+) -> list[SequencePages]:
+    """Pages of one pool that hold these compact prompts, each with room for `more_tokens`."""
     pages = pages_bound(served.shapes, first_position + more_tokens, _PAGE_ROWS)
-    pool = PagePool(pages, _PAGE_ROWS, served.shapes[0].head_size, served.dtype)
-    sequence = SequencePages(pool.reserve(pages), served.shapes, first_position)
-    for index, layer in enumerate(layers):
-        sequence.load(index, layer)
-    return sequence
+    size = served.shapes[0].head_size
+    pool = PagePool(pages * len(caches), _PAGE_ROWS, size, served.dtype)
+    batch = []
+    for layers in caches:
+        sequence = SequencePages(pool.reserve(pages), served.shapes, first_position)
+        for index, layer in enumerate(layers):
+            sequence.load(index, layer)
+        batch.append(sequence)
+    return batch
 
 
 def feed(served: ServedModel, batch: Sequence[SequencePages], block: Sequence[int]) -> torch.Tensor:
     """Feed all B sequences one block and apply the rules at its end; returns logits `[B, V]`."""
     first = batch[0].length
     assert all(pages.length == first for pages in batch), "one position for the whole batch"
-    hook = RetainingAttention(batch)
-    logits = _logits(served, [block] * len(batch), first, hook, keep=1)
-    hook.retain(first, served.tokenizer.classify(block))
+    step = BatchStep(batch, len(block))
+    logits = _logits(served, [block] * len(batch), first, BatchAttention(step), keep=1)
+    step.retain(served.tokenizer.classify(block).repeat(len(batch), 1))
     return logits[:, 0]
 
 

@@ -62,8 +62,9 @@ def decode(entry: NDArray[np.void]) -> RetentionRule:
 
 def needs_scores(rules: NDArray[np.void]) -> NDArray[np.bool_]:
     """`RetentionRule.needs_scores` of every entry."""
-    budget: NDArray[np.bool_] = (rules["budget_rows"] > 0) | (rules["budget_ratio"] > 0)
-    return budget & ~rules["full"]
+    budget = (rules["budget_rows"] > 0) | (rules["budget_ratio"] > 0)
+    needed: NDArray[np.bool_] = budget & ~rules["full"]
+    return needed
 
 
 def may_evict(rules: NDArray[np.void]) -> NDArray[np.bool_]:

@@ -57,7 +57,8 @@ class BatchStep:
         tables = [sequence.tables for sequence in self._sequences]
         for table, rows in zip(tables, rows_after, strict=True):
             table.require(rows)
-        if any([table.extend(rows) for table, rows in zip(tables, rows_after, strict=True)]):
+        grown = [table.extend(rows) for table, rows in zip(tables, rows_after, strict=True)]
+        if any(grown):
             self._batch = _paged(self._sequences)
         carry(self._batch, self._scratch, self._fed, flags, rows_after)
         for sequence, rows in zip(self._sequences, rows_after, strict=True):
@@ -67,6 +68,7 @@ class BatchStep:
 
 def _paged(sequences: Sequence[SequencePages]) -> PagedBatch:
     storage = sequences[0].reservation.storage
+    assert all(one.reservation.storage is storage for one in sequences), "one pool for the batch"
     tables = [sequence.tables for sequence in sequences]
     return PagedBatch(
         storage.keys,

@@ -46,7 +46,7 @@ class Engine:
         with torch.inference_mode():
             while self._schedule():
                 try:
-                    self._postprocess(run_step(self._served, self._running))
+                    self._postprocess(self._step())
                 except Exception as error:
                     log.exception("a step failed")
                     _fail(self._running, error)
@@ -68,6 +68,10 @@ class Engine:
             if not any(sequence.cancelled for sequence in self._running):
                 metrics.BATCH_SEQUENCES.observe(len(self._running))
                 return True
+
+    def _step(self) -> torch.Tensor:
+        pages = [sequence.pages for sequence in self._running]
+        return run_step(self._served, pages, [sequence.next_token for sequence in self._running])
 
     def _postprocess(self, logits: torch.Tensor) -> None:
         for sequence, row in zip(self._running, logits, strict=True):

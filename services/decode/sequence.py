@@ -51,11 +51,6 @@ class RunningSequence:
         self._loop = asyncio.get_running_loop()
 
     @property
-    def position(self) -> int:
-        """Position of the token to be fed next."""
-        return self.pages.length
-
-    @property
     def finished(self) -> bool:
         return self._answer.finish_reason is not None
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kvstore.pool import BatchStep
-from services.decode.sequence import RunningSequence
+from kvstore.pool import BatchStep, SequencePages
 from services.runtime.attention import forward
 from services.runtime.model import ServedModel
 
@@ -31,12 +30,14 @@ class BatchAttention:
         return self._step.attend(layer, q, k, v, scale, sliding_window).transpose(1, 2)
 
 
-def run_step(served: ServedModel, batch: Sequence[RunningSequence]) -> torch.Tensor:
-    """Feed each sequence its next token; returns the logits `[B, V]`."""
+def run_step(
+    served: ServedModel, batch: Sequence[SequencePages], next_tokens: Sequence[int]
+) -> torch.Tensor:
+    """Feed each of B sequences its next token and apply its rules; returns the logits `[B, V]`."""
     device = served.model.device
-    tokens = torch.tensor([[sequence.next_token] for sequence in batch], device=device)
-    positions = torch.tensor([[sequence.position] for sequence in batch], device=device)
-    step = BatchStep([sequence.pages for sequence in batch])
+    tokens = torch.tensor(next_tokens, device=device)[:, None]
+    positions = torch.tensor([pages.length for pages in batch], device=device)[:, None]
+    step = BatchStep(batch)
     logits = forward(served, tokens, positions, BatchAttention(step), logits=True)
     assert logits is not None
     step.retain(served.tokenizer.classes[tokens.cpu()])

@@ -19,7 +19,8 @@ from numba import prange
 from kvstore.kernels.paged_batch import FedRows, PagedBatch, StepScratch
 from kvstore.kernels.threads import ONLY_PRANGE, match_torch_threads
 
-# arrays inside kernels; numba has no static types to offer
+# kernels of one file: numba's cache on disk sees no change in another's functions.
+# arrays inside them; numba has no static types to offer
 _Array = Any
 
 # keys and values of 64 rows of 64 floats fill a first-level cache of 32 KiB
@@ -257,7 +258,7 @@ def _products(
 
 
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
-def _dot(a: _Array, b: _Array) -> float:
+def _dot(a: _Array, b: _Array) -> np.float32:
     total = np.float32(0.0)
     for d in range(a.shape[0]):
         total += a[d] * b[d]
@@ -291,7 +292,7 @@ def _softmax_tile(
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
 def _exp2(
     tile: _Array, g: int, count: int, top: float, exponents: _Array, powers: _Array
-) -> float:
+) -> np.float32:
     """2^(x − top) of `tile[g, :count]`, at most `top`, in place; 0 below 2^−126. Their sum.
 
     Vectorised, unlike the library's. `powers` is the f32 view of int32 `exponents`.
@@ -317,9 +318,7 @@ def _exp2(
 
 
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
-def _mix(
-    tile: _Array, at: int, values: _Array, row: int, run: int, mixed: _Array
-) -> None:
+def _mix(tile: _Array, at: int, values: _Array, row: int, run: int, mixed: _Array) -> None:
     """Add `run` values from `row` on, weighted by `tile[:, at ...]`, to `mixed`, four at a time."""
     group, size = mixed.shape
     fours = run - run % 4
@@ -378,7 +377,9 @@ def _join(
 
 
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
-def _shares(logits: _Array, first: int, last: int, totals: _Array, received: _Array, at: int) -> None:
+def _shares(
+    logits: _Array, first: int, last: int, totals: _Array, received: _Array, at: int
+) -> None:
     """Probabilities out of `logits[:, first:last]`, mean over G, to `received[at ...]`."""
     group = logits.shape[0]
     tile = np.empty((group, _TILE_ROWS), np.float32)

@@ -21,10 +21,11 @@ def ragged_attention(
     """Attend m fed tokens of each of B sequences to its held rows, and causally to themselves.
 
     `q` `[B, HQ, m, D]` with HQ = H · G, the G query heads of a KV head adjacent. The `fed` tokens'
-    own rows of the layer are at positions `batch.lengths[b] ...`, after every held row. Query i sees all held rows, or with a sliding window only rows
-    closer than that to its own position. Logits, softmax and sums are f32. Returns
-    `[B, HQ, m, D]` in the dtype of the queries, and writes `scratch.received` of scored heads.
+    own rows of the layer are at positions `batch.lengths[b] ...`, after every held row. Query i
+    sees all held rows, or with a sliding window only rows closer than that to its own position.
+    Logits, softmax and sums are f32. Returns `[B, HQ, m, D]` in the dtype of the queries, and
+    writes `scratch.received` of scored heads.
     """
     # a Triton kernel for device tensors dispatches here
-    backend = cpu if batch.on_cpu_in_f32 and q.shape[2] == 1 else reference
-    return backend.attend(q, fed, batch, layer, scratch, scale, sliding_window)
+    attend = cpu.attend if batch.on_cpu_in_f32 and q.shape[2] == 1 else reference.attend
+    return attend(q, fed, batch, layer, scratch, scale, sliding_window)

@@ -16,7 +16,8 @@ from kvstore.kernels.threads import ONLY_PRANGE, match_torch_threads
 from kvstore.rule_table import SCORE_DECAYED, SCORE_SUM
 from kvstore.rules import RATIO_ROUNDING
 
-# arrays inside kernels; numba has no static types to offer
+# kernels of one file: numba's cache on disk sees no change in another's functions.
+# arrays inside them; numba has no static types to offer
 _Array = Any
 
 # up to so many rows that lose their rank are found by a scan each: one or two in nearly every step
@@ -99,30 +100,30 @@ def _decide(
     sequences, layers, heads = rows.shape
     fed = new_flags.shape[1]
     for place in prange(sequences * layers * heads):
-        b, l, h = place // (layers * heads), place // heads % layers, place % heads
-        if h < kv_heads[l]:
-            total, start = rows[b, l, h] + fed, starts[b, l, h]
-            rows_after[b, l, h] = total
+        b, layer, h = place // (layers * heads), place // heads % layers, place % heads
+        if h < kv_heads[layer]:
+            total, start = rows[b, layer, h] + fed, starts[b, layer, h]
+            rows_after[b, layer, h] = total
             if start >= 0:
                 held_positions = np.empty(total, np.int32)
                 held_flags = np.empty(total, np.uint8)
                 _gather(
-                    positions, flags, page_rows, pages[b, l, h], held_positions, held_flags, fed
+                    positions, flags, page_rows, pages[b, layer, h], held_positions, held_flags, fed
                 )
                 for n in range(fed):
                     held_positions[total - fed + n] = lengths[b] + n
                     held_flags[total - fed + n] = new_flags[b, n]
                 kept = stays[start : start + total]
-                rule, length = rules[b, l, h], lengths[b] + fed
+                rule, length = rules[b, layer, h], lengths[b] + fed
                 _keep_by_clauses(rule, held_positions, held_flags, length, kept)
-                if scored[b, l, h]:
+                if scored[b, layer, h]:
                     grown = received[start : start + total]
-                    _grow(rule, scores, page_rows, pages[b, l, h], grown, fed)
+                    _grow(rule, scores, page_rows, pages[b, layer, h], grown, fed)
                     _keep_highest(rule, held_positions, grown, length, kept)
                 if rule.horizon > 0:
                     for n in range(total):
                         kept[n] &= held_positions[n] > length - 1 - rule.horizon
-                rows_after[b, l, h] = kept.sum()
+                rows_after[b, layer, h] = kept.sum()
 
 
 @numba.njit(cache=True, nogil=True)
@@ -176,9 +177,7 @@ def _keep_by_clauses(
 
 
 @numba.njit(cache=True, nogil=True)
-def _keep_highest(
-    rule: Any, positions: _Array, scores: _Array, length: int, kept: _Array
-) -> None:
+def _keep_highest(rule: Any, positions: _Array, scores: _Array, length: int, kept: _Array) -> None:
     """Also keep the budget's rows of highest score; of equal scores the earlier position wins."""
     share = math.ceil(rule.budget_ratio * length - RATIO_ROUNDING)
     budget = max(rule.budget_rows, np.int64(share))
@@ -256,14 +255,14 @@ def _carry(
     fed = new_flags.shape[1]
     always = np.ones(fed, np.bool_)
     for place in prange(sequences * layers * heads):
-        b, l, h = place // (layers * heads), place // heads % layers, place % heads
-        if h < kv_heads[l]:
-            held, after, table = rows[b, l, h], rows_after[b, l, h], pages[b, l, h]
-            start = starts[b, l, h]
+        b, layer, h = place // (layers * heads), place // heads % layers, place % heads
+        if h < kv_heads[layer]:
+            held, after, table = rows[b, layer, h], rows_after[b, layer, h], pages[b, layer, h]
+            start = starts[b, layer, h]
             staying = stays[start : start + held] if start >= 0 else stays[:0]
             arriving = stays[start + held : start + held + fed] if start >= 0 else always
-            grown = received[start : start + held + fed] if scored[b, l, h] else received[:0]
-            if scored[b, l, h]:
+            grown = received[start : start + held + fed] if scored[b, layer, h] else received[:0]
+            if scored[b, layer, h]:
                 _write_scores(scores, page_rows, table, grown[:held], staying)
             hole = _next_hole(staying, 0)
             end = held
@@ -272,11 +271,11 @@ def _carry(
                     refills = hole < len(staying)
                     slot = hole if refills else end
                     row = table[slot // page_rows] * page_rows + slot % page_rows
-                    keys[row] = new_keys[b, l, h, n]
-                    values[row] = new_values[b, l, h, n]
+                    keys[row] = new_keys[b, layer, h, n]
+                    values[row] = new_values[b, layer, h, n]
                     positions[row] = lengths[b] + n
                     flags[row] = new_flags[b, n]
-                    if scored[b, l, h]:
+                    if scored[b, layer, h]:
                         scores[row] = grown[held + n]
                     if refills:
                         hole = _next_hole(staying, hole + 1)

@@ -17,15 +17,15 @@ from kvstore.kernels.retain import cpu, reference
 def decide(batch: PagedBatch, scratch: StepScratch, flags: torch.Tensor) -> NDArray[np.int32]:
     """Decide for each of a head's R held and m fed rows whether it stays; rows after, `[B, L, H]`.
 
-    `flags` uint8 `[B, m]`, the fed tokens' classes, on the CPU. Scores first grow by the rule's `score_update`: `sum` adds what was
-    received; `decayed` multiplies held scores by `score_decay` once per fed token, then adds;
-    `none` leaves them. A new row starts from 0. Then `keep_mask` is applied to all rows together,
-    with `lengths[b] + m` tokens seen. The new scores go to `scratch.received`, the decision to
-    `scratch.stays`; the pool is only read.
+    `flags` uint8 `[B, m]`, the fed tokens' classes, on the CPU. Scores first grow by the rule's
+    `score_update`: `sum` adds what was received; `decayed` multiplies held scores by `score_decay`
+    once per fed token, then adds; `none` leaves them. A new row starts from 0. Then `keep_mask` is
+    applied to all rows together, with `lengths[b] + m` tokens seen. The new scores go to
+    `scratch.received`, the decision to `scratch.stays`; the pool is only read.
     """
     # one Triton launch for device tensors dispatches here
-    backend = cpu if batch.on_cpu_in_f32 else reference
-    return backend.decide(batch, scratch, flags)
+    decide_all = cpu.decide if batch.on_cpu_in_f32 else reference.decide
+    return decide_all(batch, scratch, flags)
 
 
 def carry(
@@ -41,5 +41,5 @@ def carry(
     rows that stay take victims' slots in ascending order and are then appended; holes still open
     are filled from the tail. Scores and flags are written with the rows.
     """
-    backend = cpu if batch.on_cpu_in_f32 else reference
-    backend.carry(batch, scratch, fed, flags, rows_after)
+    carry_all = cpu.carry if batch.on_cpu_in_f32 else reference.carry
+    carry_all(batch, scratch, fed, flags, rows_after)

@@ -1,0 +1,215 @@
+"""Decode steps on full and compact caches, against transformers' own batched decode.
+
+Model, weights and threads are the same, and the contestants take turns step by step, so that
+drift of the machine falls out of the ratios. Caches are random rows; coverage's heads are of very
+different sizes, as real ones are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks.random_caches import (
+    coverage_rules,
+    full_rules,
+    open_random,
+    random_dynamic_cache,
+)
+from kvstore.pool import SequencePages
+from services.decode.step import run_step
+from services.runtime import attention
+from services.runtime.model import ServedModel, load_model
+
+_KEPT_RATIO = 0.2
+_BANDWIDTH_FLOATS = 1 << 28
+_WARM_UP_STEPS = 2
+
+# (name, against, target)
+FIGURES = {
+    "ratio_compact_b8_c4096": ("transformers with DynamicCache", 4.5),
+    "ratio_full_b8_c4096": ("transformers with DynamicCache", 2.2),
+    "ratio_compact_b1_c1024": ("transformers with DynamicCache", 1.5),
+    "fraction_of_limit_b8_c4096": ("a forward without context and kept rows at read speed", 0.75),
+}
+
+
+class NoContext:
+    """An `AttentionHook` under which every token sees itself alone."""
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float,
+        sliding_window: int | None,
+    ) -> torch.Tensor:
+        return v.repeat_interleave(q.shape[1] // v.shape[1], 1).transpose(1, 2)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Contest:
+    """Seconds per step, one entry a round, by contestant."""
+
+    batch: int
+    tokens: int
+    seconds: dict[str, list[float]]
+    compact_bytes: int
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.seconds[name])
+
+    def ratio(self, name: str) -> float:
+        """How many times the peer's tokens per second, the median of the rounds' own ratios."""
+        pairs = zip(self.seconds["transformers"], self.seconds[name], strict=True)
+        return statistics.median(peer / ours for peer, ours in pairs)
+
+
+def ours(served: ServedModel, batch: Sequence[SequencePages]) -> Callable[[], None]:
+    tokens = [7] * len(batch)
+
+    def step() -> None:
+        with torch.inference_mode():
+            tokens[:] = run_step(served, batch, tokens).argmax(-1).tolist()
+
+    return step
+
+
+def peers(served: ServedModel, batch: int, tokens: int) -> Callable[[], None]:
+    cache = random_dynamic_cache(served, batch, tokens)
+    ids = torch.full((batch, 1), 7)
+
+    def step() -> None:
+        with torch.inference_mode(), _sdpa(served):
+            logits = served.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
+            ids[:, 0] = logits[:, -1].argmax(-1)
+
+    return step
+
+
+def without_context(served: ServedModel, batch: int) -> Callable[[], None]:
+    ids = torch.full((batch, 1), 7)
+
+    def step() -> None:
+        attention.forward(served, ids, ids, NoContext(), logits=True)
+
+    return step
+
+
+@contextmanager
+def _sdpa(served: ServedModel) -> Iterator[None]:
+    """transformers' fastest attention on CPU."""
+    served.model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        served.model.set_attn_implementation(attention.IMPLEMENTATION)
+
+
+def hold(served: ServedModel, batch: int, tokens: int, rounds: int, *, with_full: bool) -> Contest:
+    """Let the contestants take turns, one step each a round."""
+    more = rounds + _WARM_UP_STEPS
+    compact = open_random(
+        served, coverage_rules(served.shapes, tokens, _KEPT_RATIO), batch, tokens, more
+    )
+    steps = {
+        "transformers": peers(served, batch, tokens),
+        "compact": ours(served, compact),
+        "no context": without_context(served, batch),
+    }
+    if with_full:
+        full = open_random(served, full_rules(served.shapes, tokens), batch, tokens, more)
+        steps["full"] = ours(served, full)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in track(range(-_WARM_UP_STEPS, rounds), f"batch {batch}", transient=True):
+        for name, step in steps.items():
+            begin = time.perf_counter()
+            step()
+            if number >= 0:
+                seconds[name].append(time.perf_counter() - begin)
+    rows = sum(sum(map(sum, pages.row_counts())) for pages in compact)
+    row_bytes = 2 * served.shapes[0].head_size * served.dtype.itemsize
+    return Contest(batch, tokens, seconds, rows * row_bytes)
+
+
+def read_bytes_per_second() -> float:
+    """How fast memory can be read at best, by a sum over more than any cache holds."""
+    floats = torch.ones(_BANDWIDTH_FLOATS)
+    best = 0.0
+    for _ in range(6):
+        begin = time.perf_counter()
+        floats.sum()
+        best = max(best, floats.nbytes / (time.perf_counter() - begin))
+    return best
+
+
+def measure(rounds: int) -> tuple[dict[str, float], list[Table]]:
+    """The figures by name, and tables for people."""
+    served = load_model("smollm2")
+    bandwidth = read_bytes_per_second()
+    large = hold(served, 8, 4096, rounds, with_full=True)
+    small = hold(served, 1, 1024, 2 * rounds, with_full=False)
+    limit = large.median("no context") + large.compact_bytes / bandwidth
+    figures = {
+        "ratio_compact_b8_c4096": large.ratio("compact"),
+        "ratio_full_b8_c4096": large.ratio("full"),
+        "ratio_compact_b1_c1024": small.ratio("compact"),
+        "fraction_of_limit_b8_c4096": limit / large.median("compact"),
+    }
+    caption = (
+        f"limit of compact: {limit * 1e3:.0f} ms, a forward without context and "
+        f"{large.compact_bytes / 1e6:.0f} MB of kept rows at {bandwidth / 1e9:.1f} GB/s"
+    )
+    return figures, [_table(large, caption), _table(small, "")]
+
+
+def _table(contest: Contest, caption: str) -> Table:
+    table = Table(
+        title=f"{contest.batch} sequences of {contest.tokens} tokens, "
+        f"{torch.get_num_threads()} threads",
+        caption=caption,
+    )
+    for column in ("cache", "ms a step", "tokens a second", "times the peer"):
+        table.add_column(column, justify="left" if column == "cache" else "right")
+    for name in contest.seconds:
+        step = contest.median(name)
+        table.add_row(
+            name, f"{step * 1e3:.1f}", f"{contest.batch / step:.1f}", f"{contest.ratio(name):.2f}"
+        )
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    values, tables = measure(arguments.rounds)
+    figures = {
+        name: {"value": values[name], "unit": "ratio", "against": against, "target": target}
+        for name, (against, target) in FIGURES.items()
+    }
+    for table in tables:
+        Console().print(table)
+    Console().print(figures)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"figures": figures}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
