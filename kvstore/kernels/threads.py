@@ -18,8 +18,8 @@ ONLY_PRANGE = {
 }
 
 
-def match_torch_threads() -> int:
-    """Set the calling thread's number of kernel threads to torch's, and return it."""
-    threads = min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS))
+def match_torch_threads(most: int) -> int:
+    """Give the calling thread's kernels as many threads as torch has, at most `most`."""
+    threads = min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS), most)
     numba.set_num_threads(threads)
     return threads

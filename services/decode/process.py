@@ -14,6 +14,7 @@ from services.decode.engine import Engine
 from services.decode.options import DecodeOptions
 from services.decode.service import DecodeServicer
 from services.decode.source import PrefillSource
+from services.decode.step import warm_up
 from services.runtime.model import ServedModel
 from services.runtime.model_options import load_served_model
 from services.runtime.server import ServeError, Server
@@ -41,6 +42,8 @@ async def serve_decode(options: DecodeOptions) -> None:
         ),
         stall_seconds=options.prefill_stall_seconds,
     )
+    log.info("compiling the kernels, or loading them from the cache of an earlier start")
+    warm_up(served)
     engine = Engine(served)
     servicer = DecodeServicer(served, options, _pool(served, options), source, engine)
     server.add(

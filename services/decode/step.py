@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kvstore.pool import BatchStep, SequencePages
+from kvstore.pool import BatchStep, PagePool, SequencePages, pages_bound
 from services.runtime.attention import forward
 from services.runtime.model import ServedModel
 
@@ -42,3 +42,15 @@ def run_step(
     assert logits is not None
     step.retain(served.tokenizer.classes[tokens.cpu()])
     return logits
+
+
+def warm_up(served: ServedModel) -> None:
+    """Step an empty sequence once, so that no request waits until kernels are compiled.
+
+    Takes up to a minute where they are not yet in numba's cache on disk.
+    """
+    pages = pages_bound(served.shapes, 1, 1)
+    size = served.shapes[0].head_size
+    pool = PagePool(pages, 1, size, served.dtype, served.model.device)
+    with pool.reserve(pages) as reservation:
+        run_step(served, [SequencePages(reservation, served.shapes)], [0])

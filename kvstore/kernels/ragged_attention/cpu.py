@@ -25,6 +25,8 @@ _Array = Any
 
 # keys and values of 64 rows of 64 floats fill a first-level cache of 32 KiB
 _TILE_ROWS = 64
+# rows that are worth waking a thread for
+_THREAD_ROWS = 512
 # logits no query reaches; finite, so that differences of two are defined
 _HIDDEN = np.float32(-1e30)
 # NaN is garbage whatever is done with it; infinities keep their meaning
@@ -66,7 +68,7 @@ def attend(
         scratch.received,
         np.float32(scale * math.log2(math.e)),
         sliding_window or 0,
-        match_torch_threads(),
+        match_torch_threads(1 + int(batch.rows[:, layer].sum()) // _THREAD_ROWS),
         out,
     )
     return torch.from_numpy(out)

@@ -26,7 +26,7 @@ _FEW = 4
 
 def decide(batch: PagedBatch, scratch: StepScratch, flags: torch.Tensor) -> NDArray[np.int32]:
     """See op.py."""
-    match_torch_threads()
+    match_torch_threads(batch.rows.size)
     rows_after = batch.rows.copy()
     _decide(
         batch.positions.numpy(),
@@ -56,7 +56,7 @@ def carry(
     rows_after: NDArray[np.int32],
 ) -> None:
     """See op.py."""
-    match_torch_threads()
+    match_torch_threads(batch.rows.size)
     _carry(
         batch.keys.numpy(),
         batch.values.numpy(),

@@ -1,0 +1,126 @@
+"""Many sequences in one step end up as each would alone, by the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvstore.cache import HeadRows, LayerShape, RaggedLayer
+from kvstore.errors import PoolExhausted
+from kvstore.kernels.paged_batch import PagedBatch
+from kvstore.pool import BatchStep, PagePool, SequencePages
+from kvstore.rules import RetentionRule
+from tests.kvstore.retention_strategies import rules
+
+SIZE, PAGE_ROWS, PAGES = 4, 4, 600
+# layers with different numbers of heads
+SHAPES = (LayerShape(3, 6, SIZE), LayerShape(1, 2, SIZE), LayerShape(2, 2, SIZE))
+HEADS = sum(shape.kv_heads for shape in SHAPES)
+
+
+def a_pool() -> PagePool:
+    return PagePool(PAGES, PAGE_ROWS, SIZE, torch.float32, poison=True)
+
+
+def a_sequence(pool: PagePool, length: int, head_rules: list[RetentionRule]) -> SequencePages:
+    """Every second layer-head pair holds few of the tokens; the same for the same length."""
+    generator = torch.Generator().manual_seed(length)
+    sequence = SequencePages(pool.reserve(200), SHAPES, length)
+    taken = iter(head_rules)
+    for index, shape in enumerate(SHAPES):
+        counts = [length // (1 + (head + index) % 2) for head in range(shape.kv_heads)]
+        layer_rules = tuple(next(taken) for _ in range(shape.kv_heads))
+        needed = list(zip(counts, layer_rules, strict=True))
+        keys, values = torch.randn(2, sum(counts), SIZE, generator=generator)
+        sequence.load(
+            index,
+            RaggedLayer(
+                keys,
+                values,
+                torch.cat([torch.randperm(length, generator=generator)[:n] for n in counts]).int(),
+                tuple(sum(counts[:n]) for n in range(len(counts) + 1)),
+                layer_rules,
+                (1.0,) * shape.kv_heads,
+                torch.rand(sum(n for n, r in needed if r.needs_scores), generator=generator),
+                torch.zeros(sum(n for n, r in needed if r.needs_flags), dtype=torch.uint8),
+            ),
+        )
+    return sequence
+
+
+def feed(batch: list[SequencePages], seeds: list[int], fed: int) -> list[list[torch.Tensor]]:
+    """A step whose inputs depend on each sequence's seed alone; outputs per sequence and layer."""
+    step, outs = BatchStep(batch, fed), []
+    randoms = [torch.Generator().manual_seed(seed) for seed in seeds]
+    for index, shape in enumerate(SHAPES):
+        q, k, v = (
+            torch.stack([torch.randn(heads, fed, SIZE, generator=one) for one in randoms])
+            for heads in (shape.query_heads, shape.kv_heads, shape.kv_heads)
+        )
+        outs.append(step.attend(index, q, k, v, 0.5, None))
+    step.retain(torch.tensor([[seed % 3] * fed for seed in seeds], dtype=torch.uint8))
+    return [[out[row] for out in outs] for row in range(len(batch))]
+
+
+def by_position(head: HeadRows) -> list[torch.Tensor]:
+    order = head.positions.argsort()
+    columns = (head.keys, head.values, head.positions, head.scores)
+    return [column[order] for column in columns if column is not None]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 40), st.lists(rules(), min_size=HEADS, max_size=HEADS)),
+        min_size=1,
+        max_size=4,
+    ),
+    st.lists(st.sampled_from([1, 1, 1, 5]), min_size=1, max_size=4),
+)
+def test_sequences_together_end_up_as_each_alone(
+    sequences: list[tuple[int, list[RetentionRule]]], blocks: list[int]
+) -> None:
+    pool = a_pool()
+    together = [a_sequence(pool, *one) for one in sequences]
+    alone = [a_sequence(a_pool(), *one) for one in sequences]
+    for number, fed in enumerate(blocks):
+        seeds = [100 * number + row for row in range(len(sequences))]
+        outs = feed(together, seeds, fed)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PagedBatch, "on_cpu_in_f32", False)
+            single = [feed([one], [seed], fed)[0] for one, seed in zip(alone, seeds, strict=True)]
+        for left, right in zip(outs, single, strict=True):
+            for a, b in zip(left, right, strict=True):
+                torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    for left, right in zip(together, alone, strict=True):
+        assert left.row_counts() == right.row_counts()
+        for layer in range(len(SHAPES)):
+            for a, b in zip(left.heads(layer), right.heads(layer), strict=True):
+                for x, y in zip(by_position(a), by_position(b), strict=True):
+                    torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-4)
+
+
+def test_one_sequence_without_room_leaves_all_as_they_were() -> None:
+    pool = a_pool()
+    rich = a_sequence(pool, 8, [RetentionRule(full=True)] * HEADS)
+    poor = a_sequence(pool, 8, [RetentionRule(full=True)] * HEADS)
+    poor.reservation.shrink(0)
+    before = rich.row_counts()
+    with pytest.raises(PoolExhausted):
+        feed([rich, poor], [1, 2], 1)
+    assert (rich.length, rich.row_counts(), poor.row_counts()) == (8, before, before)
+    feed([rich], [1], 1)
+    assert rich.length == 9
+
+
+def test_a_failed_forward_pass_changes_nothing() -> None:
+    pool = a_pool()
+    sequence = a_sequence(pool, 9, [RetentionRule(window=3)] * HEADS)
+    before = [head.keys.clone() for layer in range(3) for head in sequence.heads(layer)]
+    step = BatchStep([sequence])
+    step.attend(0, torch.randn(1, 6, 1, SIZE), *torch.randn(2, 1, 3, 1, SIZE), 0.5, None)
+    after = [head.keys for layer in range(3) for head in sequence.heads(layer)]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert sequence.length == 9
