@@ -14,7 +14,7 @@ from kvstore.pool import BatchStep, PagePool, SequencePages
 from kvstore.rules import RetentionRule
 from tests.kvstore.retention_strategies import rules
 
-SIZE, PAGE_ROWS, PAGES = 4, 4, 600
+SIZE, PAGE_ROWS, PAGES = 4, 4, 800
 # layers with different numbers of heads
 SHAPES = (LayerShape(3, 6, SIZE), LayerShape(1, 2, SIZE), LayerShape(2, 2, SIZE))
 HEADS = sum(shape.kv_heads for shape in SHAPES)
