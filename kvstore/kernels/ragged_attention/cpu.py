@@ -108,7 +108,9 @@ def _attend(
     sums = np.empty((parts + len(ends), group), np.float32)
     mixed = np.empty((parts + len(ends), group, size), np.float32)
     any_scored = scored[:, layer, :heads].any()
-    logits = np.empty((group, held if any_scored else 0), np.float32)
+    # scored rows' weights, and at the first row of each tile the maxima they are relative to
+    weights = np.empty((group, held if any_scored else 0), np.float32)
+    tops = np.empty_like(weights)
     for part in prange(parts):
         row, last = part * share, min(held, (part + 1) * share)
         head = np.searchsorted(ends, row, side="right")
@@ -130,7 +132,8 @@ def _attend(
                 maxima[part + head],
                 sums[part + head],
                 mixed[part + head],
-                logits,
+                weights,
+                tops,
                 begin,
                 scored[b, layer, h],
                 scale,
@@ -170,7 +173,7 @@ def _attend(
                 stop = min(last, ends[head])
                 if scored[b, layer, h]:
                     start = starts[b, layer, h] - begin
-                    _shares(logits, row, stop, totals[head], received, start + row)
+                    _shares(weights, tops, row, stop, totals[head], received, start + row)
                 row = stop
                 head += 1
 
@@ -189,7 +192,8 @@ def _attend_piece(
     maxima: _Array,
     sums: _Array,
     mixed: _Array,
-    logits: _Array,
+    weights: _Array,
+    tops: _Array,
     at: int,
     scored: bool,
     scale: float,
@@ -213,11 +217,12 @@ def _attend_piece(
                     if positions[row + r] < oldest:
                         tile[:, done + r] = _HIDDEN
             done += run
+        _softmax_tile(tile, count, exponents, powers, maxima, sums, mixed)
         if scored:
             for g in range(group):
+                tops[g, at + slot] = maxima[g]
                 for r in range(count):
-                    logits[g, at + slot + r] = tile[g, r]
-        _softmax_tile(tile, count, exponents, powers, maxima, sums, mixed)
+                    weights[g, at + slot + r] = tile[g, r]
         done = 0
         while done < count:
             run, row = _run(pages, page_rows, slot + done, count - done)
@@ -380,22 +385,22 @@ def _join(
 
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
 def _shares(
-    logits: _Array, first: int, last: int, totals: _Array, received: _Array, at: int
+    weights: _Array,
+    tops: _Array,
+    first: int,
+    last: int,
+    totals: _Array,
+    received: _Array,
+    at: int,
 ) -> None:
-    """Probabilities out of `logits[:, first:last]`, mean over G, to `received[at ...]`."""
-    group = logits.shape[0]
-    tile = np.empty((group, _TILE_ROWS), np.float32)
-    exponents = np.empty(_TILE_ROWS, np.int32)
-    powers = exponents.view(np.float32)
-    part = np.float32(1.0) / np.float32(group)
+    """Probabilities of a piece's rows `first` to `last` − 1, mean over G, to `received[at ...]`."""
+    group = weights.shape[0]
     for row in range(first, last, _TILE_ROWS):
         count = min(_TILE_ROWS, last - row)
         to = at + row - first
         for r in range(count):
             received[to + r] = np.float32(0.0)
         for g in range(group):
+            factor = np.exp2(tops[g, row] - totals[g]) / np.float32(group)
             for r in range(count):
-                tile[g, r] = min(logits[g, row + r], totals[g])
-            _exp2(tile, g, count, totals[g], exponents, powers)
-            for r in range(count):
-                received[to + r] += tile[g, r] * part
+                received[to + r] += weights[g, row + r] * factor
