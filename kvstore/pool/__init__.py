@@ -5,5 +5,6 @@ from kvstore.pool.bounds import pages_bound
 from kvstore.pool.pages import PagePool
 from kvstore.pool.reservation import Reservation
 from kvstore.pool.sequence import SequencePages
+from kvstore.pool.storage import page_bytes
 
-__all__ = ["BatchStep", "PagePool", "Reservation", "SequencePages", "pages_bound"]
+__all__ = ["BatchStep", "PagePool", "Reservation", "SequencePages", "page_bytes", "pages_bound"]

@@ -19,6 +19,12 @@ def read_rows(column: torch.Tensor, index: RowIndex) -> torch.Tensor:
     return column[index] if isinstance(index, slice) else column.index_select(0, index)
 
 
+def page_bytes(page_rows: int, head_size: int, dtype: torch.dtype) -> int:
+    """Bytes of one page, positions, scores and flags included."""
+    row = 2 * head_size * dtype.itemsize
+    return page_rows * (row + POSITION_BYTES + SCORE_BYTES + FLAG_BYTES)
+
+
 class PageStorage:
     """Keys, values `[pages · page_rows, D]`, positions int32, scores f32 and flags uint8 per row.
 
@@ -49,9 +55,7 @@ class PageStorage:
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of one page, positions, scores and flags included."""
-        row = 2 * self.head_size * self.keys.element_size()
-        return self.page_rows * (row + POSITION_BYTES + SCORE_BYTES + FLAG_BYTES)
+        return page_bytes(self.page_rows, self.head_size, self.keys.dtype)
 
     def index(self, rows: NDArray[np.int64]) -> RowIndex:
         """The cheapest index of these flat rows: a slice reads as a view, a tensor as a copy."""

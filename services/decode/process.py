@@ -8,7 +8,7 @@ import logging
 from headwise.errors import HeadwiseError
 from headwise.v1 import decode_pb2, decode_pb2_grpc
 from kvstore.errors import FingerprintMismatch
-from kvstore.pool import PagePool
+from kvstore.pool import PagePool, page_bytes
 from kvstore.wire import WireLimits
 from services.decode.engine import Engine
 from services.decode.options import DecodeOptions
@@ -65,9 +65,8 @@ async def serve_decode(options: DecodeOptions) -> None:
 
 def _pool(served: ServedModel, options: DecodeOptions) -> PagePool:
     head_size = served.shapes[0].head_size
-    row_bytes = 2 * head_size * served.dtype.itemsize
     return PagePool(
-        pages=options.pool_bytes // (row_bytes * options.page_rows),
+        pages=options.pool_bytes // page_bytes(options.page_rows, head_size, served.dtype),
         page_rows=options.page_rows,
         head_size=head_size,
         dtype=served.dtype,
