@@ -48,9 +48,9 @@ RULES_ON = (
     *_FASTGEN[1:3],
     Setting("fastgen_t90_published", FastGen(recovery=0.90, keep_generated=False)),
     Setting("fastgen_t95_published", FastGen(recovery=0.95, keep_generated=False)),
-    *_COVERAGE[2:4],
+    *_COVERAGE[2:],
     Setting("coverage_t95_fixed", Coverage(recovery=0.95, grow=False)),
     Setting("coverage_t98_fixed", Coverage(recovery=0.98, grow=False)),
+    Setting("coverage_t99_fixed", Coverage(recovery=0.99, grow=False)),
 )
-# the two policies with their defaults
-LONG = (_FASTGEN[2], _COVERAGE[3])
+LONG = (_FASTGEN[2], *_COVERAGE[3:])

@@ -44,7 +44,7 @@ class Coverage:
 
     name: ClassVar[str] = "coverage"
 
-    recovery: float = ratio(0.98)
+    recovery: float = ratio(0.99)
     windows: tuple[int, ...] = token_grid((16, 32, 64, 128, 256, 512))
     sinks: int = tokens(4)
     floor_rows: int = tokens(32)
