@@ -25,10 +25,20 @@ _TOKENS = 40
 
 # small floors and windows, so that every clause has victims within so few tokens
 _CASES = {
-    "fastgen, the published rule": ("fastgen", {"recovery": 0.75, "floor_rows": 8}),
+    "fastgen, the published rule": (
+        "fastgen",
+        {"recovery": 0.75, "floor_rows": 8, "keep_generated": False},
+    ),
     "fastgen of the paper's sets": (
         "fastgen",
-        {"recovery": 0.6, "floor_rows": 0, "sinks": 0, "frequent_ratio": 0.1, "local_ratio": 0.1},
+        {
+            "recovery": 0.6,
+            "floor_rows": 0,
+            "sinks": 0,
+            "frequent_ratio": 0.1,
+            "local_ratio": 0.1,
+            "keep_generated": False,
+        },
     ),
     "fastgen, keeping what was generated": (
         "fastgen",
@@ -40,7 +50,10 @@ _CASES = {
             "keep_generated": True,
         },
     ),
-    "coverage": ("coverage", {"recovery": 0.6, "floor_rows": 8, "windows": [8, 16, 32]}),
+    "coverage with a fixed budget": (
+        "coverage",
+        {"recovery": 0.6, "floor_rows": 8, "windows": [8, 16, 32], "grow": False},
+    ),
     "coverage with a growing budget": (
         "coverage",
         {"recovery": 0.8, "floor_rows": 8, "windows": [8, 16], "grow": True},
