@@ -85,10 +85,11 @@ class Engine:
         self._let_go(lambda sequence: sequence.finished)
 
     def _let_go(self, over: Callable[[RunningSequence], bool]) -> None:
-        for sequence in self._running:
-            if over(sequence):
-                sequence.release()
-        self._running = [sequence for sequence in self._running if not over(sequence)]
+        # asked once: a handler may cancel at any moment, and who leaves must also be released
+        leaving = [sequence for sequence in self._running if over(sequence)]
+        self._running = [sequence for sequence in self._running if sequence not in leaving]
+        for sequence in leaving:
+            sequence.release()
 
 
 def _fail(sequences: Sequence[RunningSequence], error: Exception) -> None:

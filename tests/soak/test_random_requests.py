@@ -86,14 +86,27 @@ async def _phase(pair: Pair, seconds: float, seed: int) -> dict[str, int]:
     return total
 
 
-def _is_empty(pair: Pair) -> bool:
+def _leftovers(pair: Pair) -> dict[str, float]:
+    """Every gauge that ought to be zero and is not."""
     prefill, decode = (scrape(service.metrics_url) for service in pair)
-    held = ("headwise_sequences", "headwise_pool_rows", "headwise_pool_pages{state=used}")
-    return (
-        all(decode[name] == 0 for name in (*held, "headwise_pool_pages{state=reserved}"))
-        and prefill["headwise_prefill_computing"] == 0
-        and prefill["headwise_prefill_queued"] == 0
+    held = (
+        "headwise_sequences",
+        "headwise_pool_rows",
+        "headwise_running_requests{method=Generate}",
     )
+    pages = tuple(f"headwise_pool_pages{{state={state}}}" for state in ("used", "reserved"))
+    busy = ("computing", "queued")
+    found = {name: decode[name] for name in (*held, *pages)}
+    found |= {name: prefill[f"headwise_prefill_{name}"] for name in busy}
+    return {name: value for name, value in found.items() if value}
+
+
+def _wait_until_empty(pair: Pair) -> None:
+    try:
+        wait_until(lambda: not _leftovers(pair), 10, "everything to be given back")
+    except AssertionError:
+        logs = "\n".join(service.log.read_text()[-2000:] for service in pair)
+        pytest.fail(f"left behind: {_leftovers(pair)}\n{logs}")
 
 
 @pytest.mark.timeout(_SECONDS + 300)
@@ -101,7 +114,7 @@ def test_nothing_is_left_and_memory_is_flat(tiny_pair: Pair) -> None:
     warm = asyncio.run(_phase(tiny_pair, _SECONDS * _WARM_UP, seed=1))
     before = _memory(tiny_pair)
     outcomes = asyncio.run(_phase(tiny_pair, _SECONDS * (1 - _WARM_UP), seed=2))
-    wait_until(lambda: _is_empty(tiny_pair), 5, "everything to be given back")
+    _wait_until_empty(tiny_pair)
     growth = _memory(tiny_pair) / before - 1
     # every way to end did occur, or the run proves little
     assert {"ended", "left", "DEADLINE_EXCEEDED", "UNKNOWN_POLICY"} <= outcomes.keys()

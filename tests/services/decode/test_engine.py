@@ -162,3 +162,30 @@ async def test_a_sequence_cancelled_before_it_joined_gives_its_pages_back(
     sequence.cancel()
     engine.submit(sequence)
     await _empty(pool)
+
+
+class _CancelledMeanwhile:
+    """A sequence whose handler cancels it just after it was first looked at."""
+
+    def __init__(self) -> None:
+        self.released = False
+        self._looks = 0
+
+    @property
+    def cancelled(self) -> bool:
+        self._looks += 1
+        return self._looks > 1
+
+    def release(self) -> None:
+        self.released = True
+
+
+def test_a_sequence_cancelled_while_others_are_let_go_is_not_lost() -> None:
+    engine = object.__new__(Engine)
+    sequence = _CancelledMeanwhile()
+    engine._running = [sequence]  # type: ignore[list-item]
+    engine._let_go(lambda one: one.cancelled)
+    assert sequence in engine._running or sequence.released  # type: ignore[comparison-overlap]
+    engine._let_go(lambda one: one.cancelled)
+    assert engine._running == []
+    assert sequence.released
