@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints-cpu.txt
 demo: $(READY)  ## answer a question from a compact cache that crossed two processes
 	$(BIN)/headwise demo $(ARGS)
 
-test: $(READY) lint  ## lint and all tests; under 10 minutes on two cores
+test: $(READY) lint  ## lint and all tests; about 10 minutes on two idle cores
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(READY) verify-stubs  ## style, types, import directions, contract
