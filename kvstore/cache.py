@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -18,6 +19,7 @@ FORMAT_VERSION = 1
 POSITION_BYTES = 4
 SCORE_BYTES = 4
 FLAG_BYTES = 1
+LOG_WEIGHT_BYTES = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,7 +95,8 @@ class HeadRows:
     """A KV head's rows: views into a layer's tensors, or copies out of the pool.
 
     `keys`, `values` `[R, D]` (keys after RoPE); `positions` int32 `[R]`, the original positions;
-    `scores` f32 `[R]` and `flags` uint8 `[R]` only where the head's rule needs them.
+    `scores` f32 `[R]` and `flags` uint8 `[R]` only where the head's rule needs them;
+    `log_weights` f32 `[R]`, added to the rows' logits, only where rows were merged.
     """
 
     rule: RetentionRule
@@ -102,6 +105,7 @@ class HeadRows:
     positions: torch.Tensor
     scores: torch.Tensor | None = None
     flags: torch.Tensor | None = None
+    log_weights: torch.Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -115,6 +119,7 @@ class RaggedLayer:
     `keys`, `values` `[R, D]`; `positions` int32 `[R]`; `head_offsets` H + 1 row numbers.
     `scores` f32 and `flags` uint8 hold the rows of just those heads whose rule needs them, in
     head order. `recovered` is the share of each head's attention mass that its kept rows cover.
+    `log_weights`: f32 of each head whose rows were merged, or nothing at all.
     """
 
     keys: torch.Tensor
@@ -125,6 +130,24 @@ class RaggedLayer:
     recovered: tuple[float, ...]
     scores: torch.Tensor
     flags: torch.Tensor
+    log_weights: tuple[torch.Tensor | None, ...] = ()
+
+    @classmethod
+    def of_heads(cls, heads: Sequence[HeadRows]) -> RaggedLayer:
+        """These heads' rows as one layer, copied, in host memory; nothing is known of recovery."""
+        scores = [head.scores for head in heads if head.scores is not None]
+        flags = [head.flags for head in heads if head.flags is not None]
+        return cls(
+            torch.cat([head.keys for head in heads]).cpu(),
+            torch.cat([head.values for head in heads]).cpu(),
+            torch.cat([head.positions for head in heads]).cpu(),
+            tuple(itertools.accumulate((head.rows for head in heads), initial=0)),
+            tuple(head.rule for head in heads),
+            (0.0,) * len(heads),
+            torch.cat(scores).cpu() if scores else torch.empty(0),
+            torch.cat(flags).cpu() if flags else torch.empty(0, dtype=torch.uint8),
+            tuple(None if h.log_weights is None else h.log_weights.cpu().clone() for h in heads),
+        )
 
     @property
     def kv_heads(self) -> int:
@@ -155,9 +178,9 @@ class RaggedLayer:
                 flags = self.flags[flagged : flagged + rows]
                 flagged += rows
             part = slice(first, last)
-            yield HeadRows(
-                rule, self.keys[part], self.values[part], self.positions[part], scores, flags
-            )
+            weights = self.log_weights[head] if self.log_weights else None
+            keys, values, positions = self.keys[part], self.values[part], self.positions[part]
+            yield HeadRows(rule, keys, values, positions, scores, flags, weights)
 
     @property
     def nbytes(self) -> int:

@@ -18,7 +18,7 @@ FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("text", "tokens", "chat", "policy", "sampling", "max_tokens", "stop", "stop_token_ids", "ignore_eos", "report_heads")
+    __slots__ = ("text", "tokens", "chat", "policy", "sampling", "max_tokens", "stop", "stop_token_ids", "ignore_eos", "report_heads", "session_id", "keep_session_seconds")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,8 @@ class GenerateRequest(_message.Message):
     STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
     REPORT_HEADS_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    KEEP_SESSION_SECONDS_FIELD_NUMBER: _ClassVar[int]
     text: str
     tokens: TokenIds
     chat: ChatMessages
@@ -39,7 +41,9 @@ class GenerateRequest(_message.Message):
     stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
     ignore_eos: bool
     report_heads: bool
-    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[ChatMessages, _Mapping]] = ..., policy: _Optional[_Union[_cache_pb2.Policy, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ..., report_heads: bool = ...) -> None: ...
+    session_id: str
+    keep_session_seconds: float
+    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[ChatMessages, _Mapping]] = ..., policy: _Optional[_Union[_cache_pb2.Policy, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ..., report_heads: bool = ..., session_id: _Optional[str] = ..., keep_session_seconds: _Optional[float] = ...) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
@@ -94,15 +98,35 @@ class GenerateResponse(_message.Message):
     def __init__(self, delta: _Optional[_Union[Delta, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ...) -> None: ...
 
 class Delta(_message.Message):
-    __slots__ = ("text", "token_ids")
+    __slots__ = ("text", "token_ids", "index", "logprobs")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     text: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    index: int
+    logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprobs]
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., index: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ...) -> None: ...
+
+class TokenLogprobs(_message.Message):
+    __slots__ = ("logprob", "top")
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    logprob: float
+    top: _containers.RepeatedCompositeFieldContainer[TopLogprob]
+    def __init__(self, logprob: _Optional[float] = ..., top: _Optional[_Iterable[_Union[TopLogprob, _Mapping]]] = ...) -> None: ...
+
+class TopLogprob(_message.Message):
+    __slots__ = ("token_id", "logprob")
+    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    token_id: int
+    logprob: float
+    def __init__(self, token_id: _Optional[int] = ..., logprob: _Optional[float] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("finish_reason", "usage", "prompt_memory", "final_memory", "timings", "heads", "policy")
+    __slots__ = ("finish_reason", "usage", "prompt_memory", "final_memory", "timings", "heads", "policy", "index", "session_id")
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_MEMORY_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +134,8 @@ class Result(_message.Message):
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     HEADS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     finish_reason: FinishReason
     usage: Usage
     prompt_memory: MemoryReport
@@ -117,15 +143,19 @@ class Result(_message.Message):
     timings: Timings
     heads: _containers.RepeatedCompositeFieldContainer[HeadReport]
     policy: _cache_pb2.Policy
-    def __init__(self, finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., prompt_memory: _Optional[_Union[MemoryReport, _Mapping]] = ..., final_memory: _Optional[_Union[MemoryReport, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., heads: _Optional[_Iterable[_Union[HeadReport, _Mapping]]] = ..., policy: _Optional[_Union[_cache_pb2.Policy, _Mapping]] = ...) -> None: ...
+    index: int
+    session_id: str
+    def __init__(self, finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., prompt_memory: _Optional[_Union[MemoryReport, _Mapping]] = ..., final_memory: _Optional[_Union[MemoryReport, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., heads: _Optional[_Iterable[_Union[HeadReport, _Mapping]]] = ..., policy: _Optional[_Union[_cache_pb2.Policy, _Mapping]] = ..., index: _Optional[int] = ..., session_id: _Optional[str] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "completion_tokens")
+    __slots__ = ("prompt_tokens", "completion_tokens", "session_tokens")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SESSION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     completion_tokens: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
+    session_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., session_tokens: _Optional[int] = ...) -> None: ...
 
 class MemoryReport(_message.Message):
     __slots__ = ("dense_bytes", "resident_bytes", "wire_bytes", "rows_kept", "rows_dense", "recovered_mass", "head_classes")
@@ -208,13 +238,79 @@ class DecodeServiceDescribeResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[_cache_pb2.ModelDescription, _Mapping]] = ..., policies: _Optional[_Iterable[_Union[_cache_pb2.PolicyDescription, _Mapping]]] = ..., default_policy: _Optional[str] = ..., limits: _Optional[_Union[DecodeLimits, _Mapping]] = ..., versions: _Optional[_Union[_cache_pb2.Versions, _Mapping]] = ...) -> None: ...
 
 class DecodeLimits(_message.Message):
-    __slots__ = ("max_sequence_tokens", "default_max_tokens", "max_sequences", "pool_bytes")
+    __slots__ = ("max_sequence_tokens", "default_max_tokens", "max_sequences", "pool_bytes", "max_queued", "max_sessions", "max_session_seconds")
     MAX_SEQUENCE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     POOL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUED_FIELD_NUMBER: _ClassVar[int]
+    MAX_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    MAX_SESSION_SECONDS_FIELD_NUMBER: _ClassVar[int]
     max_sequence_tokens: int
     default_max_tokens: int
     max_sequences: int
     pool_bytes: int
-    def __init__(self, max_sequence_tokens: _Optional[int] = ..., default_max_tokens: _Optional[int] = ..., max_sequences: _Optional[int] = ..., pool_bytes: _Optional[int] = ...) -> None: ...
+    max_queued: int
+    max_sessions: int
+    max_session_seconds: float
+    def __init__(self, max_sequence_tokens: _Optional[int] = ..., default_max_tokens: _Optional[int] = ..., max_sequences: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., max_queued: _Optional[int] = ..., max_sessions: _Optional[int] = ..., max_session_seconds: _Optional[float] = ...) -> None: ...
+
+class Session(_message.Message):
+    __slots__ = ("session_id", "tokens", "expires_in_seconds", "busy", "memory", "policy")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_IN_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    tokens: int
+    expires_in_seconds: float
+    busy: bool
+    memory: MemoryReport
+    policy: _cache_pb2.Policy
+    def __init__(self, session_id: _Optional[str] = ..., tokens: _Optional[int] = ..., expires_in_seconds: _Optional[float] = ..., busy: bool = ..., memory: _Optional[_Union[MemoryReport, _Mapping]] = ..., policy: _Optional[_Union[_cache_pb2.Policy, _Mapping]] = ...) -> None: ...
+
+class ForkSessionRequest(_message.Message):
+    __slots__ = ("session_id",)
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    def __init__(self, session_id: _Optional[str] = ...) -> None: ...
+
+class ForkSessionResponse(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: Session
+    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
+
+class ListSessionsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListSessionsResponse(_message.Message):
+    __slots__ = ("sessions",)
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    sessions: _containers.RepeatedCompositeFieldContainer[Session]
+    def __init__(self, sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ...) -> None: ...
+
+class DescribeSessionRequest(_message.Message):
+    __slots__ = ("session_id",)
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    def __init__(self, session_id: _Optional[str] = ...) -> None: ...
+
+class DescribeSessionResponse(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: Session
+    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
+
+class ReleaseSessionRequest(_message.Message):
+    __slots__ = ("session_id",)
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    def __init__(self, session_id: _Optional[str] = ...) -> None: ...
+
+class ReleaseSessionResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -45,6 +45,26 @@ class DecodeServiceStub(object):
                 request_serializer=headwise_dot_v1_dot_decode__pb2.DecodeServiceDescribeRequest.SerializeToString,
                 response_deserializer=headwise_dot_v1_dot_decode__pb2.DecodeServiceDescribeResponse.FromString,
                 _registered_method=True)
+        self.ForkSession = channel.unary_unary(
+                '/headwise.v1.DecodeService/ForkSession',
+                request_serializer=headwise_dot_v1_dot_decode__pb2.ForkSessionRequest.SerializeToString,
+                response_deserializer=headwise_dot_v1_dot_decode__pb2.ForkSessionResponse.FromString,
+                _registered_method=True)
+        self.ListSessions = channel.unary_unary(
+                '/headwise.v1.DecodeService/ListSessions',
+                request_serializer=headwise_dot_v1_dot_decode__pb2.ListSessionsRequest.SerializeToString,
+                response_deserializer=headwise_dot_v1_dot_decode__pb2.ListSessionsResponse.FromString,
+                _registered_method=True)
+        self.DescribeSession = channel.unary_unary(
+                '/headwise.v1.DecodeService/DescribeSession',
+                request_serializer=headwise_dot_v1_dot_decode__pb2.DescribeSessionRequest.SerializeToString,
+                response_deserializer=headwise_dot_v1_dot_decode__pb2.DescribeSessionResponse.FromString,
+                _registered_method=True)
+        self.ReleaseSession = channel.unary_unary(
+                '/headwise.v1.DecodeService/ReleaseSession',
+                request_serializer=headwise_dot_v1_dot_decode__pb2.ReleaseSessionRequest.SerializeToString,
+                response_deserializer=headwise_dot_v1_dot_decode__pb2.ReleaseSessionResponse.FromString,
+                _registered_method=True)
 
 
 class DecodeServiceServicer(object):
@@ -65,6 +85,34 @@ class DecodeServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForkSession(self, request, context):
+        """Another session in the same state; the two share memory until they differ.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSessions(self, request, context):
+        """All sessions, the least recently used first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DescribeSession(self, request, context):
+        """One session. NOT_FOUND tells whether it was evicted, expired, released or never here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseSession(self, request, context):
+        """Give a session's memory back. FAILED_PRECONDITION while a generation runs on it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DecodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +125,26 @@ def add_DecodeServiceServicer_to_server(servicer, server):
                     servicer.Describe,
                     request_deserializer=headwise_dot_v1_dot_decode__pb2.DecodeServiceDescribeRequest.FromString,
                     response_serializer=headwise_dot_v1_dot_decode__pb2.DecodeServiceDescribeResponse.SerializeToString,
+            ),
+            'ForkSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForkSession,
+                    request_deserializer=headwise_dot_v1_dot_decode__pb2.ForkSessionRequest.FromString,
+                    response_serializer=headwise_dot_v1_dot_decode__pb2.ForkSessionResponse.SerializeToString,
+            ),
+            'ListSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSessions,
+                    request_deserializer=headwise_dot_v1_dot_decode__pb2.ListSessionsRequest.FromString,
+                    response_serializer=headwise_dot_v1_dot_decode__pb2.ListSessionsResponse.SerializeToString,
+            ),
+            'DescribeSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeSession,
+                    request_deserializer=headwise_dot_v1_dot_decode__pb2.DescribeSessionRequest.FromString,
+                    response_serializer=headwise_dot_v1_dot_decode__pb2.DescribeSessionResponse.SerializeToString,
+            ),
+            'ReleaseSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseSession,
+                    request_deserializer=headwise_dot_v1_dot_decode__pb2.ReleaseSessionRequest.FromString,
+                    response_serializer=headwise_dot_v1_dot_decode__pb2.ReleaseSessionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +202,114 @@ class DecodeService(object):
             '/headwise.v1.DecodeService/Describe',
             headwise_dot_v1_dot_decode__pb2.DecodeServiceDescribeRequest.SerializeToString,
             headwise_dot_v1_dot_decode__pb2.DecodeServiceDescribeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForkSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headwise.v1.DecodeService/ForkSession',
+            headwise_dot_v1_dot_decode__pb2.ForkSessionRequest.SerializeToString,
+            headwise_dot_v1_dot_decode__pb2.ForkSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headwise.v1.DecodeService/ListSessions',
+            headwise_dot_v1_dot_decode__pb2.ListSessionsRequest.SerializeToString,
+            headwise_dot_v1_dot_decode__pb2.ListSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headwise.v1.DecodeService/DescribeSession',
+            headwise_dot_v1_dot_decode__pb2.DescribeSessionRequest.SerializeToString,
+            headwise_dot_v1_dot_decode__pb2.DescribeSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headwise.v1.DecodeService/ReleaseSession',
+            headwise_dot_v1_dot_decode__pb2.ReleaseSessionRequest.SerializeToString,
+            headwise_dot_v1_dot_decode__pb2.ReleaseSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -12,15 +12,11 @@ from kvstore.rule_table import may_evict, needs_scores
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class PagedBatch:
-    """B sequences' pages. H is the most KV heads of any layer; `kv_heads` says how many count.
+class PageColumns:
+    """The pool's memory. Row pages: `keys`, `values` `[N, D]`, which sequences may share.
 
-    The columns are the whole pool's: `keys`, `values` `[N, D]`, `positions` int32, `scores` f32
-    and `flags` uint8 `[N]`. Slot s of a head lies at row `s % page_rows` of its page
-    `s // page_rows`, which begins at flat row `page · page_rows`. Slots 0 to `rows` − 1 are held,
-    in no order of position.
-    `pages` int32 `[B, L, H, P]`, `rows` int32 `[B, L, H]`, `rules` `[B, L, H]` of `RULE_DTYPE`,
-    `kv_heads` int32 `[L]`, `lengths` int64 `[B]`: tokens seen before this step.
+    Mark pages, one sequence's own: `positions` int32, `scores` f32, `flags` uint8 and
+    `log_weights` f32 `[M]` (empty as long as no head has any). Both kinds have `page_rows` rows.
     """
 
     keys: torch.Tensor
@@ -28,76 +24,178 @@ class PagedBatch:
     positions: torch.Tensor
     scores: torch.Tensor
     flags: torch.Tensor
+    log_weights: torch.Tensor
     page_rows: int
+
+    def flat(self, pages: NDArray[np.int32], slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Flat rows of a head's slots, by its pages of either kind."""
+        starts = pages[slots // self.page_rows].astype(np.int64) * self.page_rows
+        rows: NDArray[np.int64] = starts + slots % self.page_rows
+        return rows
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class HeadTables:
+    """All sequences' tables, at addresses that never change. H is the most heads of any layer.
+
+    Slot n of a head lies at row `n % page_rows` of its page `n // page_rows`, which begins at flat
+    row `page · page_rows`. Slots 0 to `rows` − 1 are held, in no order of position. `pages` int32
+    `[S, L, H, P]`; `marks` likewise, of heads that are `marked` bool `[S, L, H]`; in any other head
+    slot n is position n. `weighted` bool: its rows have log-weights. `rows` int32 `[S, L, H]`,
+    `rules` `[S, L, H]` of `RULE_DTYPE`, `lengths` int64 `[S]`: tokens seen, and `kv_heads` `[L]`.
+    """
+
     kv_heads: NDArray[np.int32]
     pages: NDArray[np.int32]
+    marks: NDArray[np.int32]
     rows: NDArray[np.int32]
+    marked: NDArray[np.bool_]
+    weighted: NDArray[np.bool_]
     rules: NDArray[np.void]
     lengths: NDArray[np.int64]
-
-    @property
-    def on_cpu_in_f32(self) -> bool:
-        """What the compiled CPU kernels are written for."""
-        return self.keys.device.type == "cpu" and self.keys.dtype == torch.float32
-
-    def flat_rows(self, sequence: int, layer: int, head: int, slots: int) -> torch.Tensor:
-        """Flat rows of a head's first `slots` slots, int64 `[slots]`."""
-        count = -(-slots // self.page_rows)
-        starts = self.pages[sequence, layer, head, :count].astype(np.int64) * self.page_rows
-        rows = (starts[:, None] + np.arange(self.page_rows)).reshape(-1)[:slots]
-        return torch.from_numpy(rows).to(self.keys.device)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class FedRows:
-    """The rows of the m tokens that a step feeds: `keys`, `values` `[B, L, H, m, D]`.
+    """Rows of fed tokens until their block ends: `keys`, `values` `[L, H, C, D]`, `flags` `[C]`.
 
-    Filled layer by layer during the forward pass.
+    A block occupies cells that follow one another.
     """
 
     keys: torch.Tensor
     values: torch.Tensor
+    flags: NDArray[np.uint8]
 
     @classmethod
-    def of(cls, batch: PagedBatch, fed: int) -> FedRows:
-        """Room for a step that feeds each sequence `fed` tokens."""
-        size = (*batch.rows.shape, fed, batch.keys.shape[1])
-        return cls(batch.keys.new_empty(size), batch.keys.new_empty(size))
+    def of(cls, columns: PageColumns, tables: HeadTables, cells: int) -> FedRows:
+        """Room for `cells` tokens."""
+        size = (*tables.rows.shape[1:], cells, columns.keys.shape[1])
+        new = columns.keys.new_empty
+        return cls(new(size), new(size), np.zeros(cells, np.uint8))
 
-    def put(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Take in a layer's `[B, H, m, D]`."""
-        heads = keys.shape[1]
-        self.keys[:, layer, :heads] = keys
-        self.values[:, layer, :heads] = values
+    def put(self, layer: int, cells: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Take in a layer's rows `[H, N, D]` of N tokens; `cells` int64 `[N]`."""
+        heads = k.shape[0]
+        self.keys[layer, :heads, cells] = k
+        self.values[layer, :heads, cells] = v
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class PagedBatch:
+    """B sequences, and what each feeds: a block of tokens, or a piece of one.
+
+    int64 `[B]` each: `slots`, the sequences' places in the tables; `cells`, where their blocks
+    begin; `before`, tokens of the block that earlier pieces fed; `counts`, tokens fed now.
+    """
+
+    columns: PageColumns
+    tables: HeadTables
+    fed: FedRows
+    slots: NDArray[np.int64]
+    cells: NDArray[np.int64]
+    before: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    @property
+    def on_cpu_in_f32(self) -> bool:
+        """What the compiled CPU kernels are written for."""
+        keys = self.columns.keys
+        return keys.device.type == "cpu" and keys.dtype == torch.float32
+
+    @property
+    def rows(self) -> NDArray[np.int32]:
+        """Rows held, `[B, L, H]`."""
+        rows: NDArray[np.int32] = self.tables.rows[self.slots]
+        return rows
+
+    @property
+    def blocks(self) -> NDArray[np.int64]:
+        """Tokens of each block once this piece is fed, `[B]`."""
+        return self.before + self.counts
+
+    @property
+    def query_starts(self) -> NDArray[np.int64]:
+        """Where each sequence's queries begin among all that are fed now, `[B]`."""
+        starts: NDArray[np.int64] = np.cumsum(self.counts) - self.counts
+        return starts
+
+    def token_cells(self) -> NDArray[np.int64]:
+        """The cell of every token fed now, in order, `[N]`."""
+        first = np.repeat(self.cells + self.before - self.query_starts, self.counts)
+        cells: NDArray[np.int64] = first + np.arange(int(self.counts.sum()))
+        return cells
+
+    def of(self, chosen: NDArray[np.int64]) -> PagedBatch:
+        """Some of the sequences."""
+        return dataclasses.replace(
+            self,
+            slots=self.slots[chosen],
+            cells=self.cells[chosen],
+            before=self.before[chosen],
+            counts=self.counts[chosen],
+        )
+
+    def held(self, b: int, layer: int, head: int) -> torch.Tensor:
+        """Flat rows of what a head holds, int64 `[R]`."""
+        tables, slot = self.tables, self.slots[b]
+        slots = np.arange(tables.rows[slot, layer, head], dtype=np.int64)
+        rows = self.columns.flat(tables.pages[slot, layer, head], slots)
+        return torch.from_numpy(rows).to(self.columns.keys.device)
+
+    def positions(self, b: int, layer: int, head: int) -> torch.Tensor:
+        """Original positions of what a head holds, int32 `[R]`."""
+        tables, slot, device = self.tables, self.slots[b], self.columns.positions.device
+        slots = np.arange(tables.rows[slot, layer, head], dtype=np.int64)
+        if not tables.marked[slot, layer, head]:
+            return torch.from_numpy(slots.astype(np.int32)).to(device)
+        marks = self.columns.flat(tables.marks[slot, layer, head], slots)
+        return self.columns.positions[torch.from_numpy(marks).to(device)]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class StepScratch:
     """What a step finds out before it changes anything.
 
-    A head that may lose rows has R + m entries, for the rows held and then the m fed, from
-    `starts` int64 `[B, L, H]` on; −1 says that it has none. `received` f32: the probability each
-    row received, summed over the m queries and averaged over the G query heads, written by
-    attention where `scored` bool `[B, L, H]`; the retention decision turns it into the row's new
-    score. `stays` bool: that decision.
+    A head that may lose rows has R + m entries, for the rows held and then the block's m tokens so
+    far, from `starts` int64 `[B, L, H]` on; −1 says that it has none. `received` f32: the
+    probability each row received from the block's queries so far, averaged over the G query heads,
+    which attention adds to where `scored` bool `[B, L, H]`; the retention decision turns it into
+    the row's new score. `stays` bool: that decision.
     """
 
     starts: NDArray[np.int64]
+    sizes: NDArray[np.int64]
     scored: NDArray[np.bool_]
     received: NDArray[np.float32]
     stays: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, batch: PagedBatch, fed: int) -> StepScratch:
-        """Room for a step that feeds each sequence `fed` tokens."""
-        exists = np.arange(batch.rows.shape[2]) < batch.kv_heads[:, None]
-        bounded = may_evict(batch.rules) & exists
-        sizes = np.where(bounded, batch.rows.astype(np.int64) + fed, 0)
+    def of(cls, batch: PagedBatch) -> StepScratch:
+        """Room for a step; nothing has been received yet."""
+        rules, rows = batch.tables.rules[batch.slots], batch.rows
+        exists = np.arange(rows.shape[2]) < batch.tables.kv_heads[:, None]
+        bounded = may_evict(rules) & exists
+        sizes = np.where(bounded, rows + batch.blocks[:, None, None], 0)
         ends = sizes.cumsum().reshape(sizes.shape)
         total = int(sizes.sum())
         return cls(
             np.where(bounded, ends - sizes, -1),
-            needs_scores(batch.rules) & exists,
-            np.empty(total, np.float32),
+            sizes,
+            needs_scores(rules) & exists,
+            np.zeros(total, np.float32),
             np.empty(total, np.bool_),
         )
+
+    def of_sequences(self, chosen: NDArray[np.int64]) -> StepScratch:
+        """Some of the sequences, in the same memory."""
+        return dataclasses.replace(
+            self,
+            starts=self.starts[chosen],
+            sizes=self.sizes[chosen],
+            scored=self.scored[chosen],
+        )
+
+    def received_of(self, b: int) -> NDArray[np.float32]:
+        """One sequence's entries, head after head."""
+        first = int(self.sizes[:b].sum())
+        return self.received[first : first + int(self.sizes[b].sum())]

@@ -1,8 +1,11 @@
-"""Who may use how many pages, and which are in use."""
+"""Which pages of one kind are free, promised or in use, and how many sequences share each."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterable
+
+import numpy as np
 
 from kvstore.errors import PoolExhausted
 
@@ -11,16 +14,18 @@ class PageAccounts:
     """Every page is free, reserved (promised, not yet in use) or used; the three always add up.
 
     Each method is atomic, so that an event loop may reserve and release while an engine thread
-    takes pages out of other reservations.
+    takes pages out of other reservations. `forget` is told of pages nobody uses any more, before
+    anybody else can take them.
     """
 
-    def __init__(self, pages: int) -> None:
+    def __init__(self, pages: int, forget: Callable[[Iterable[int]], None]) -> None:
         self.pages = pages
+        self._forget = forget
         self._idle = bytearray(b"\x01" * pages)
+        self._users = np.zeros(pages, np.int32)
         self._lock = threading.Lock()
         self._reserved = 0
         self._used = 0
-        self._rows = 0
 
     @property
     def reserved(self) -> int:
@@ -29,10 +34,6 @@ class PageAccounts:
     @property
     def used(self) -> int:
         return self._used
-
-    @property
-    def rows(self) -> int:
-        return self._rows
 
     @property
     def free(self) -> int:
@@ -62,23 +63,36 @@ class PageAccounts:
             taken = self._run(count, after) or self._scattered(count)
             for page in taken:
                 self._idle[page] = 0
+                self._users[page] = 1
             self._reserved -= count
             self._used += count
             return taken
 
-    def give_back(self, pages: list[int]) -> None:
-        """Used pages become promised ones again."""
+    def share(self, pages: Iterable[int]) -> None:
+        """One more user of each of these used pages."""
         with self._lock:
             for page in pages:
-                assert not self._idle[page], "a page goes back once"
-                self._idle[page] = 1
-            self._used -= len(pages)
-            self._reserved += len(pages)
+                assert not self._idle[page], "only used pages are shared"
+                self._users[page] += 1
 
-    def count_rows(self, change: int) -> None:
+    def is_shared(self, page: int) -> bool:
+        """Whether another sequence reads the page too, so that it must not be written."""
+        return bool(self._users[page] > 1)
+
+    def give_back(self, pages: Iterable[int]) -> int:
+        """One user less of each; those that had only this one become promised; says how many."""
         with self._lock:
-            self._rows += change
-            assert self._rows >= 0, "no rows go that never came"
+            last = []
+            for page in pages:
+                assert not self._idle[page], "a page goes back once"
+                self._users[page] -= 1
+                if not self._users[page]:
+                    self._idle[page] = 1
+                    last.append(page)
+            self._forget(last)
+            self._used -= len(last)
+            self._reserved += len(last)
+            return len(last)
 
     def _free(self) -> int:
         return self.pages - self._reserved - self._used

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,21 +12,81 @@ from numpy.typing import NDArray
 from kvstore.kernels.paged_batch import FedRows, PagedBatch, StepScratch
 from kvstore.kernels.ragged_attention import ragged_attention
 from kvstore.kernels.retain import carry, decide
+from kvstore.pool.reservation import PageCount
 from kvstore.pool.sequence import SequencePages
 
 
-class BatchStep:
-    """Feeds m tokens to each of B sequences of one pool and model, at their own positions.
+@dataclasses.dataclass(slots=True, eq=False)
+class OpenBlock:
+    """Tokens of one sequence that its rules treat as one; fed at once or in pieces.
 
-    Keeps the step's own keys, values and received attention until `retain`, so that no cache
-    changes before the whole forward pass has succeeded.
+    Its rows lie in the fed rows' cells from `cell` on until the block is whole and retained.
+    `fed` counts the tokens of earlier pieces, `received` is what those gave to each row.
     """
 
-    def __init__(self, sequences: Sequence[SequencePages], fed: int = 1) -> None:
-        self._sequences = sequences
-        self._batch = _paged(sequences)
-        self._scratch = StepScratch.of(self._batch, fed)
-        self._fed = FedRows.of(self._batch, fed)
+    sequence: SequencePages
+    cell: int
+    fed: int = 0
+    received: NDArray[np.float32] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Piece:
+    """What a block is fed in one step; `ends` says that it is whole with this."""
+
+    block: OpenBlock
+    tokens: int
+    ends: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Change:
+    """What retaining will do to one sequence."""
+
+    rows: NDArray[np.int32]
+    copies: tuple[tuple[int, int, int], ...]
+    need: PageCount
+
+
+class BatchStep:
+    """Feeds each of B sequences of one pool a piece of a block, at their own positions.
+
+    No cache changes before the whole forward pass has succeeded: `attend` every layer, `decide`,
+    then `commit` those for whom there is room. What is not committed may be fed again.
+    """
+
+    def __init__(self, fed: FedRows, pieces: Sequence[Piece], classes: NDArray[np.uint8]) -> None:
+        """`classes` `[N]` are the token classes of all fed tokens, one piece after another."""
+        blocks = [piece.block for piece in pieces]
+        pool = blocks[0].sequence.pool
+        assert all(block.sequence.pool is pool for block in blocks), "one pool for the batch"
+        self._pieces = tuple(pieces)
+        self._batch = PagedBatch(
+            pool.storage.columns,
+            pool.tables,
+            fed,
+            slots=np.array([block.sequence.slot for block in blocks], np.int64),
+            cells=np.array([block.cell for block in blocks], np.int64),
+            before=np.array([block.fed for block in blocks], np.int64),
+            counts=np.array([piece.tokens for piece in pieces], np.int64),
+        )
+        cells = self._batch.token_cells()
+        fed.flags[cells] = classes
+        self._cells = torch.from_numpy(cells).to(fed.keys.device)
+        self._scratch = StepScratch.of(self._batch)
+        self._remember_received()
+        self._changes: dict[int, _Change] = {}
+
+    @classmethod
+    def whole(
+        cls, sequences: Sequence[SequencePages], classes: NDArray[np.uint8], fed: FedRows
+    ) -> BatchStep:
+        """A block of m tokens for every sequence, at once; `classes` `[B, m]`."""
+        tokens = classes.shape[1]
+        pieces = [
+            Piece(OpenBlock(sequence, n * tokens), tokens) for n, sequence in enumerate(sequences)
+        ]
+        return cls(fed, pieces, classes.reshape(-1))
 
     def attend(
         self,
@@ -36,11 +97,10 @@ class BatchStep:
         scale: float,
         sliding_window: int | None,
     ) -> torch.Tensor:
-        """`q [B, HQ, m, D]`, `k`, `v [B, H, m, D]`; returns `[B, HQ, m, D]`."""
-        self._fed.put(layer, k, v)
+        """`q [HQ, N, D]`, `k`, `v [H, N, D]` of all fed tokens; returns `[N, HQ, D]`."""
+        self._batch.fed.put(layer, self._cells, k, v)
         return ragged_attention(
-            q,
-            self._fed,
+            q.transpose(0, 1),
             self._batch,
             layer,
             self._scratch,
@@ -48,47 +108,100 @@ class BatchStep:
             sliding_window=sliding_window,
         )
 
-    def retain(self, flags: torch.Tensor) -> None:
-        """Apply every head's rule after the last layer; `flags` uint8 `[B, m]`, token classes.
+    def decide(self) -> None:
+        """After the last layer: find what every whole block changes. Nothing changes yet."""
+        ending = np.array([n for n, piece in enumerate(self._pieces) if piece.ends], np.int64)
+        if len(ending):
+            scratch, batch = self._scratch.of_sequences(ending), self._batch.of(ending)
+            rows_after = decide(batch, scratch)
+            for n, place in enumerate(ending.tolist()):
+                self._changes[place] = self._change(place, rows_after[n])
+        for place, piece in enumerate(self._pieces):
+            if not piece.ends:
+                piece.block.received = self._scratch.received_of(place).copy()
+                piece.block.fed += piece.tokens
 
-        Raises `PoolExhausted` before any change if a sequence's reservation is too small.
+    def need(self, place: int) -> PageCount:
+        """Unused pages that committing the sequence takes."""
+        change = self._changes.get(place)
+        return change.need if change else PageCount()
+
+    def commit(self, places: Sequence[int]) -> None:
+        """Apply every head's rule to these sequences, whose blocks are whole: one call for all.
+
+        Raises `PoolExhausted` before any change if a reservation is too small.
         """
-        rows_after = decide(self._batch, self._scratch, flags)
-        tables = [sequence.tables for sequence in self._sequences]
-        for table, rows in zip(tables, rows_after, strict=True):
-            table.require(rows)
-        grown = [table.extend(rows) for table, rows in zip(tables, rows_after, strict=True)]
-        if any(grown):
-            self._batch = _paged(self._sequences)
-        carry(self._batch, self._scratch, self._fed, flags, rows_after)
-        for sequence, rows in zip(self._sequences, rows_after, strict=True):
-            sequence.tables.settle(rows)
-            sequence.length += flags.shape[1]
+        if not places:
+            return
+        changes = [(self._pieces[place].block, self._changes[place]) for place in places]
+        for block, change in changes:
+            block.sequence.reservation.require(change.need)
+        for block, change in changes:
+            for page in change.copies:
+                block.sequence.tables.make_private(*page)
+            block.sequence.tables.extend(change.rows)
+        chosen = np.array(places, np.int64)
+        rows_after = np.stack([change.rows for _, change in changes])
+        carry(self._batch.of(chosen), self._scratch.of_sequences(chosen), rows_after)
+        for place, (block, change) in zip(places, changes, strict=True):
+            block.sequence.tables.settle(change.rows)
+            block.sequence.length += int(self._batch.blocks[place])
 
+    def retain(self) -> None:
+        """`decide` and `commit` all; raises `PoolExhausted` before any change."""
+        self.decide()
+        self.commit(sorted(self._changes))
 
-def _paged(sequences: Sequence[SequencePages]) -> PagedBatch:
-    storage = sequences[0].reservation.storage
-    assert all(one.reservation.storage is storage for one in sequences), "one pool for the batch"
-    tables = [sequence.tables for sequence in sequences]
-    return PagedBatch(
-        storage.keys,
-        storage.values,
-        storage.positions,
-        storage.scores,
-        storage.flags,
-        storage.page_rows,
-        tables[0].kv_heads,
-        _stacked([table.pages for table in tables]),
-        np.stack([table.rows for table in tables]),
-        np.stack([table.rules for table in tables]),
-        np.array([sequence.length for sequence in sequences], np.int64),
-    )
+    def _remember_received(self) -> None:
+        """What earlier pieces of the blocks gave to the rows."""
+        rows = self._batch.rows
+        for place, piece in enumerate(self._pieces):
+            before, block = piece.block.received, piece.block
+            if before is None:
+                continue
+            at = 0
+            for layer, head in np.argwhere(self._scratch.starts[place] >= 0).tolist():
+                start, size = self._scratch.starts[place, layer, head], rows[place, layer, head]
+                size += block.fed
+                self._scratch.received[start : start + size] = before[at : at + size]
+                at += size
 
+    def _change(self, place: int, rows_after: NDArray[np.int32]) -> _Change:
+        sequence = self._pieces[place].block.sequence
+        copies: tuple[tuple[int, int, int], ...] = ()
+        if sequence.may_share:
+            sequence.may_share = sequence.tables.shared_pages()
+            copies = tuple(self._shared_writes(place, rows_after)) if sequence.may_share else ()
+        need = sequence.tables.need(rows_after) + PageCount(len(copies))
+        return _Change(rows_after, copies, need)
 
-def _stacked(pages: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
-    """Tables `[L, H, P]` of different P as one `[B, L, H, P]`."""
-    layers, heads = pages[0].shape[:2]
-    stacked = np.zeros((len(pages), layers, heads, max(p.shape[2] for p in pages)), np.int32)
-    for row, table in zip(stacked, pages, strict=True):
-        row[..., : table.shape[2]] = table
-    return stacked
+    def _shared_writes(
+        self, place: int, rows_after: NDArray[np.int32]
+    ) -> list[tuple[int, int, int]]:
+        """Pages that will be written and that others read: layer, head and number in its table."""
+        tables = self._pieces[place].block.sequence.tables
+        found = []
+        for layer, count in enumerate(tables.kv_heads.tolist()):
+            for head in range(count):
+                written = self._written(place, layer, head, int(rows_after[layer, head]))
+                have = -(-int(tables.rows[layer, head]) // self._batch.columns.page_rows)
+                for number in written:
+                    page = int(tables.pages[layer, head, number])
+                    if number < have and tables.is_shared(page):
+                        found.append((layer, head, number))
+        return found
+
+    def _written(self, place: int, layer: int, head: int, after: int) -> list[int]:
+        """Numbers of the pages in which a head's slots change."""
+        held = int(self._batch.rows[place, layer, head])
+        start, block = int(self._scratch.starts[place, layer, head]), self._batch.blocks[place]
+        if start < 0:
+            slots = np.arange(held, after)
+        else:
+            stays = self._scratch.stays[start : start + held + int(block)]
+            holes, arriving = np.flatnonzero(~stays[:held]), int(stays[held:].sum())
+            refilled = holes[:arriving]
+            from_tail = holes[arriving:][holes[arriving:] < after]
+            slots = np.concatenate((refilled, from_tail, np.arange(held, after)))
+        numbers: list[int] = np.unique(slots // self._batch.columns.page_rows).tolist()
+        return numbers

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvstore.cache import LayerShape
+from kvstore.pool.reservation import PageCount
 from kvstore.rules import RetentionRule, TokenClass
 
 
@@ -12,9 +13,10 @@ def pages_for(rows: int, page_rows: int) -> int:
     return -(-rows // page_rows)
 
 
-def pages_bound(shapes: Sequence[LayerShape], tokens: int, page_rows: int) -> int:
+def pages_bound(shapes: Sequence[LayerShape], tokens: int, page_rows: int) -> PageCount:
     """Pages that suffice for `tokens` tokens whatever the rules: every head keeps every row."""
-    return sum(shape.kv_heads for shape in shapes) * pages_for(tokens, page_rows)
+    pages = sum(shape.kv_heads for shape in shapes) * pages_for(tokens, page_rows)
+    return PageCount(pages, pages)
 
 
 def rows_bound(rule: RetentionRule, rows: int, length: int, final_length: int) -> int:

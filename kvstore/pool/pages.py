@@ -1,79 +1,136 @@
-"""The pool: a fixed number of pages of one head size and dtype."""
+"""The pool: a fixed number of pages for the caches of many sequences of one model."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
+
 import torch
 
-from kvstore.errors import InvalidParameter
+from kvstore.cache import LayerShape
+from kvstore.errors import InvalidParameter, PoolExhausted
+from kvstore.kernels.paged_batch import FedRows
 from kvstore.pool.accounts import PageAccounts
-from kvstore.pool.reservation import Reservation
+from kvstore.pool.bounds import pages_for
+from kvstore.pool.claim import Claim
+from kvstore.pool.reservation import PageCount, Reservation
+from kvstore.pool.sequence import SequencePages
 from kvstore.pool.storage import PageStorage
+from kvstore.pool.tables import head_tables
 
 
 class PagePool:
-    """`pages` pages of `page_rows` rows of one KV head each, allocated once.
+    """`pages` pages of keys and values, `page_rows` rows of one KV head each, allocated once.
 
-    Pages are used only out of a reservation, so what was admitted never runs out of room.
-    `reserve` and the figures may be used from any thread. `poison` fills rows that are not in
-    use with NaN, for tests.
+    As many mark pages (`mark_pages` says otherwise) hold positions, scores and flags of the heads
+    whose rule needs them. Pages are used only out of a reservation, so what was promised never
+    runs out of room. At most `sequences` are open at once, each of `sequence_tokens` tokens at
+    most (0: what the pages hold). `open` and the figures may be used from any thread. `poison`
+    fills rows that are not in use with NaN, for tests. All layers have one head size.
     """
 
     def __init__(
         self,
+        shapes: Sequence[LayerShape],
+        *,
         pages: int,
         page_rows: int,
-        head_size: int,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
-        *,
+        mark_pages: int | None = None,
+        sequences: int = 256,
+        sequence_tokens: int = 0,
         poison: bool = False,
     ) -> None:
-        for field, value in (("pages", pages), ("page_rows", page_rows), ("head_size", head_size)):
+        for field, value in (("pages", pages), ("page_rows", page_rows), ("sequences", sequences)):
             if value < 1:
                 raise InvalidParameter(field, f"must be at least 1, not {value}")
+        sizes = {shape.head_size for shape in shapes}
+        if len(sizes) != 1:
+            raise InvalidParameter("shapes", f"head sizes {sorted(sizes)}, a pool has one")
+        self.shapes = tuple(shapes)
         self.pages = pages
+        self.mark_pages = pages if mark_pages is None else mark_pages
         self.page_rows = page_rows
-        self.head_size = head_size
-        self._storage = PageStorage(
-            pages, page_rows, head_size, dtype, torch.device(device), poison
+        self.storage = PageStorage(
+            pages, self.mark_pages, page_rows, sizes.pop(), dtype, torch.device(device), poison
         )
-        self._accounts = PageAccounts(pages)
+        most = min(pages, pages_for(sequence_tokens, page_rows)) if sequence_tokens else pages
+        self.tables = head_tables(shapes, sequences, most)
+        self._rows = PageAccounts(pages, self.storage.forget_row_pages)
+        self._marks = PageAccounts(self.mark_pages, self.storage.forget_mark_pages)
+        self._lock = threading.Lock()
+        self._free_slots = list(range(sequences))[::-1]
 
-    def reserve(self, pages: int) -> Reservation:
-        """Claim `pages` pages, or raise `PoolExhausted` and claim none."""
-        if pages < 0:
-            raise InvalidParameter("pages", f"must not be negative, not {pages}")
-        return Reservation(self._storage, self._accounts, pages)
+    def open(self, length: int = 0, promise: PageCount | None = None) -> SequencePages:
+        """An empty sequence that has seen `length` tokens, with pages promised to it.
+
+        Raises `PoolExhausted`, and then nothing changed.
+        """
+        reservation = Reservation(Claim(self._rows), Claim(self._marks))
+        reservation.ensure(promise or PageCount())
+        with self._lock:
+            if self._free_slots:
+                return SequencePages(self, self._free_slots.pop(), reservation, length)
+        reservation.release()
+        raise PoolExhausted(1, 0)
+
+    def close_slot(self, slot: int) -> None:
+        """A sequence's own part of its release."""
+        with self._lock:
+            self._free_slots.append(slot)
+
+    def new_fed_rows(self, cells: int) -> FedRows:
+        """Room for the rows of `cells` fed tokens."""
+        return FedRows.of(self.storage.columns, self.tables, cells)
 
     @property
     def free_pages(self) -> int:
-        """Pages nobody has a claim to."""
-        return self._accounts.free
+        """Pages of keys and values nobody has a claim to."""
+        return self._rows.free
+
+    @property
+    def free(self) -> PageCount:
+        """Pages of both kinds nobody has a claim to."""
+        return PageCount(self._rows.free, self._marks.free)
 
     @property
     def reserved_pages(self) -> int:
-        """Pages claimed and not in use."""
-        return self._accounts.reserved
+        """Pages promised and not in use."""
+        return self._rows.reserved
 
     @property
     def used_pages(self) -> int:
-        return self._accounts.used
+        """Pages in use, each counted once however many sequences share it."""
+        return self._rows.used
+
+    @property
+    def used_mark_pages(self) -> int:
+        return self._marks.used
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that are open."""
+        return len(self.tables.lengths) - len(self._free_slots)
 
     @property
     def rows(self) -> int:
-        """Rows held in the used pages."""
-        return self._accounts.rows
+        """Rows held, shared ones counted for each sequence."""
+        return int(self.tables.rows.sum())
 
     @property
-    def page_bytes(self) -> int:
-        """Bytes of one page, positions, scores and flags included."""
-        return self._storage.page_bytes
+    def slack_rows(self) -> int:
+        """Rows of used pages that hold nothing, shared pages counted for each sequence."""
+        rows = self.tables.rows
+        return int((-rows % self.page_rows).sum())
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of the used pages."""
-        return self.used_pages * self.page_bytes
+        """Bytes of the used pages, marks and slack included."""
+        marks = self.used_mark_pages * self.storage.mark_page_bytes
+        return self.used_pages * self.storage.row_page_bytes + marks
 
     @property
     def capacity_bytes(self) -> int:
-        return self.pages * self.page_bytes
+        marks = self.mark_pages * self.storage.mark_page_bytes
+        return self.pages * self.storage.row_page_bytes + marks

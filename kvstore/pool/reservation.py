@@ -1,98 +1,62 @@
-"""A sequence's claim to a number of pages."""
+"""What a sequence may use of the pool: row pages, and mark pages for the heads that need marks."""
 
 from __future__ import annotations
 
-from types import TracebackType
+import dataclasses
 
-from kvstore.errors import PoolExhausted
-from kvstore.pool.accounts import PageAccounts
-from kvstore.pool.storage import PageStorage
+from kvstore.pool.claim import Claim
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class PageCount:
+    """Pages of both kinds."""
+
+    rows: int = 0
+    marks: int = 0
+
+    def __add__(self, other: PageCount) -> PageCount:
+        return PageCount(self.rows + other.rows, self.marks + other.marks)
+
+    def __bool__(self) -> bool:
+        return bool(self.rows or self.marks)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Reservation:
-    """A claim to `pages` pages, of which some are in use; released at the end of a `with` block.
+    """A claim of either kind. Each method changes both or, raising `PoolExhausted`, neither."""
 
-    Only its owner uses it and what it took: whoever feeds the sequence also releases it, between
-    two steps. So no write can come after the release, and freed pages need no wiping before
-    another sequence gets them.
-    """
-
-    def __init__(self, storage: PageStorage, accounts: PageAccounts, pages: int) -> None:
-        accounts.reserve(pages)
-        self.storage = storage
-        self._accounts = accounts
-        self._pages = pages
-        self._taken: set[int] = set()
-        self._rows = 0
+    rows: Claim
+    marks: Claim
 
     @property
-    def pages(self) -> int:
-        """Pages claimed, in use or not."""
-        return self._pages
+    def used(self) -> PageCount:
+        return PageCount(self.rows.used, self.marks.used)
 
     @property
-    def used_pages(self) -> int:
-        return len(self._taken)
+    def unused(self) -> PageCount:
+        return PageCount(self.rows.unused, self.marks.unused)
 
-    @property
-    def unused_pages(self) -> int:
-        return self._pages - len(self._taken)
+    def ensure(self, unused: PageCount) -> None:
+        """Have at least so many pages promised and unused."""
+        missing = max(0, unused.rows - self.rows.unused)
+        self.rows.promise(missing)
+        try:
+            self.marks.ensure(unused.marks)
+        except BaseException:
+            self.rows.keep(self.rows.unused - missing)
+            raise
 
-    @property
-    def rows(self) -> int:
-        """Rows its owner holds in the used pages."""
-        return self._rows
+    def require(self, unused: PageCount) -> None:
+        """Raise `PoolExhausted` unless so many pages are unused."""
+        self.rows.require(unused.rows)
+        self.marks.require(unused.marks)
 
-    def take(self, count: int, after: int | None = None) -> list[int]:
-        """Use pages of the claim, next to page `after` if that can be; raises `PoolExhausted`."""
-        self.require(count)
-        taken = self._accounts.take(count, after)
-        self._taken.update(taken)
-        return taken
-
-    def require(self, count: int) -> None:
-        """Raise `PoolExhausted` unless `count` pages of the claim are unused."""
-        if count > self.unused_pages:
-            raise PoolExhausted(count, self.unused_pages)
-
-    def give_back(self, pages: list[int]) -> None:
-        """Used pages become unused; the claim to as many stays."""
-        assert self._taken.issuperset(pages), "only pages taken here come back here"
-        self._taken.difference_update(pages)
-        self.storage.forget_pages(pages)
-        self._accounts.give_back(pages)
-
-    def grow(self, pages: int) -> None:
-        """Raise the claim to at least `pages`; raises `PoolExhausted`, and then nothing changed."""
-        if pages > self._pages:
-            self._accounts.reserve(pages - self._pages)
-            self._pages = pages
-
-    def shrink(self, pages: int) -> None:
-        """Lower the claim to `pages`, or to what is in use if that is more."""
-        surplus = self._pages - max(pages, self.used_pages)
-        if surplus > 0:
-            self._accounts.unreserve(surplus)
-            self._pages -= surplus
-
-    def count_rows(self, change: int) -> None:
-        """Tell the accounts that so many more rows are held, or fewer."""
-        self._rows += change
-        self._accounts.count_rows(change)
+    def keep(self, unused: PageCount) -> None:
+        """Let go of what is promised beyond `unused`."""
+        self.rows.keep(unused.rows)
+        self.marks.keep(unused.marks)
 
     def release(self) -> None:
         """Hand everything back. Further calls do nothing."""
-        self.give_back(sorted(self._taken))
-        self.shrink(0)
-        self.count_rows(-self._rows)
-
-    def __enter__(self) -> Reservation:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.release()
+        self.rows.release()
+        self.marks.release()

@@ -2,46 +2,84 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import torch
+
 from kvstore.cache import HeadRows, LayerShape, RaggedLayer
 from kvstore.errors import InvalidParameter
 from kvstore.pool.bounds import pages_for, rows_bound
-from kvstore.pool.reservation import Reservation
+from kvstore.pool.reservation import PageCount, Reservation
 from kvstore.pool.storage import read_rows
 from kvstore.pool.tables import PageTables
-from kvstore.rule_table import decode, encode
+from kvstore.rule_table import decode, encode, may_evict
+
+if TYPE_CHECKING:
+    from kvstore.pool.pages import PagePool
 
 
 class SequencePages:
-    """Tables of pages per (layer, KV head) for one sequence, within its reservation.
+    """A sequence's tables of pages per (layer, KV head), within its reservation.
 
     `length` is the number of tokens seen: the cache's `next_position` at first, then what was
     fed. A layer that was never loaded starts empty, with full heads. Not for use from several
     threads at once; the reservation belongs to the sequence and is released with it.
     """
 
-    def __init__(
-        self, reservation: Reservation, shapes: tuple[LayerShape, ...], length: int = 0
-    ) -> None:
-        for shape in shapes:
-            if shape.head_size != reservation.storage.head_size:
-                expected = reservation.storage.head_size
-                raise InvalidParameter("head_size", f"{shape.head_size}, the pool's is {expected}")
-        self.length = length
-        self.shapes = shapes
+    def __init__(self, pool: PagePool, slot: int, reservation: Reservation, length: int) -> None:
+        self.pool = pool
+        self.slot = slot
         self.reservation = reservation
-        self._storage = reservation.storage
-        self.tables = PageTables(reservation, shapes)
+        self.tables = PageTables(pool.tables, slot, reservation, pool.storage)
+        self.length = length
+        # a fork and its origin look for shared pages before they write, all others need not
+        self.may_share = False
+        self._open = True
+
+    @property
+    def shapes(self) -> tuple[LayerShape, ...]:
+        return self.pool.shapes
+
+    @property
+    def length(self) -> int:
+        return int(self.pool.tables.lengths[self.slot])
+
+    @length.setter
+    def length(self, tokens: int) -> None:
+        self.pool.tables.lengths[self.slot] = tokens
+
+    def need(self, layer: RaggedLayer) -> PageCount:
+        """Pages that `load` will use."""
+        page_rows = self.pool.page_rows
+        pages = [pages_for(rows, page_rows) for rows in layer.head_row_counts()]
+        marks = [n for n, head in zip(pages, layer.heads(), strict=True) if self._marked(head)]
+        return PageCount(sum(pages), sum(marks))
 
     def load(self, layer_index: int, layer: RaggedLayer) -> None:
         """Fill an empty layer. Raises `PoolExhausted` or `InvalidParameter` before any change."""
         self._require_fit(layer_index, layer)
-        rows = self.tables.with_layer(layer_index, layer.head_row_counts())
-        self.tables.require(rows)
+        self.reservation.require(self.need(layer))
+        heads = tuple(layer.heads())
+        for head, source in enumerate(heads):
+            self.tables.rules[layer_index, head] = encode(source.rule)
+            self.tables.marked[layer_index, head] = self._marked(source)
+            self.tables.weighted[layer_index, head] = source.log_weights is not None
+        rows = self.tables.rows.copy()
+        rows[layer_index, : len(heads)] = layer.head_row_counts()
         self.tables.extend(rows)
         self.tables.settle(rows)
-        for head, source in enumerate(layer.heads()):
-            self.tables.rules[layer_index, head] = encode(source.rule)
+        for head, source in enumerate(heads):
             self._write(layer_index, head, source)
+
+    def fork(self) -> SequencePages:
+        """Another sequence in the same state, on the same rows: either copies what it writes.
+
+        Raises `PoolExhausted` if there is no room for marks of its own, which are not shared.
+        """
+        child = self.pool.open(self.length, PageCount(0, self.reservation.used.marks))
+        child.tables.copy_from(self.tables)
+        child.may_share = self.may_share = True
+        return child
 
     def heads(self, layer_index: int) -> tuple[HeadRows, ...]:
         """The layer's rows, each head's in no order of position.
@@ -53,6 +91,13 @@ class SequencePages:
             self._read(layer_index, head) for head in range(self.shapes[layer_index].kv_heads)
         )
 
+    def export(self) -> tuple[RaggedLayer, ...]:
+        """All layers as copies in host memory, rows in the order of their slots.
+
+        Loaded again they are the same cache, bit by bit and slot by slot.
+        """
+        return tuple(RaggedLayer.of_heads(self.heads(n)) for n in range(len(self.shapes)))
+
     def row_counts(self) -> tuple[tuple[int, ...], ...]:
         """Rows held, per layer and KV head."""
         return tuple(
@@ -62,32 +107,47 @@ class SequencePages:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of the pages in use, positions, scores and flags included."""
-        return self.reservation.used_pages * self._storage.page_bytes
+        """Bytes of the pages in use, marks and slack included; shared pages count in full."""
+        used, storage = self.reservation.used, self.pool.storage
+        return used.rows * storage.row_page_bytes + used.marks * storage.mark_page_bytes
 
     @property
     def dense_bytes(self) -> int:
         """Bytes of keys and values if every head held every token seen."""
-        row = 2 * self._storage.head_size * self._storage.keys.element_size()
+        keys = self.pool.storage.columns.keys
+        row = 2 * keys.shape[1] * keys.element_size()
         return sum(shape.kv_heads for shape in self.shapes) * self.length * row
 
-    def pages_bound(self, final_length: int) -> int:
+    def pages_bound(self, final_length: int) -> PageCount:
         """Pages that suffice until `final_length` tokens have been seen; see `rows_bound`."""
-        page_rows = self._storage.page_rows
-        return sum(
-            pages_for(rows_bound(decode(rule), rows, self.length, final_length), page_rows)
-            for layer, counts in enumerate(self.row_counts())
-            for rule, rows in zip(self.tables.rules[layer], counts, strict=False)
-        )
+        bounds, length = PageCount(), self.length
+        for layer, counts in enumerate(self.row_counts()):
+            for head, rows in enumerate(counts):
+                rule = decode(self.tables.rules[layer, head])
+                most = rows_bound(rule, rows, length, final_length)
+                pages = pages_for(most, self.pool.page_rows)
+                bounds += PageCount(pages, pages * bool(self.tables.marked[layer, head]))
+        return bounds
 
     def release(self) -> None:
-        """Give all pages back and end the reservation. Further calls do nothing."""
-        self.reservation.release()
-        self.tables.clear()
+        """Give all pages back; the sequence is closed. Further calls do nothing."""
+        if self._open:
+            self._open = False
+            self.reservation.release()
+            self.tables.clear()
+            self.length = 0
+            self.pool.close_slot(self.slot)
+
+    def _marked(self, head: HeadRows) -> bool:
+        """Whether a head's rows need marks: not where slot n is position n and stays so."""
+        if head.log_weights is not None or may_evict(encode(head.rule)):
+            return True
+        dense = torch.arange(self.length, dtype=torch.int32, device=head.positions.device)
+        return not torch.equal(head.positions, dense)
 
     def _require_fit(self, layer_index: int, layer: RaggedLayer) -> None:
         assert not self.tables.rows[layer_index].any(), "a layer loads once"
-        shape, dtype = self.shapes[layer_index], self._storage.keys.dtype
+        shape, dtype = self.shapes[layer_index], self.pool.storage.columns.keys.dtype
         if (layer.kv_heads, layer.head_size) != (shape.kv_heads, shape.head_size):
             got = f"{layer.kv_heads} heads of size {layer.head_size}"
             raise InvalidParameter(f"layers[{layer_index}]", f"{got}, the model has {shape}")
@@ -97,23 +157,35 @@ class SequencePages:
             )
 
     def _read(self, layer: int, head: int) -> HeadRows:
-        storage, rule = self._storage, decode(self.tables.rules[layer, head])
-        index = self.tables.index(layer, head, range(self.tables.rows[layer, head]))
-        return HeadRows(
-            rule,
-            read_rows(storage.keys, index),
-            read_rows(storage.values, index),
-            read_rows(storage.positions, index),
-            read_rows(storage.scores, index) if rule.needs_scores else None,
-            read_rows(storage.flags, index) if rule.needs_flags else None,
-        )
+        tables, columns = self.tables, self.pool.storage.columns
+        rule, slots = decode(tables.rules[layer, head]), range(int(tables.rows[layer, head]))
+        rows = tables.index(layer, head, slots)
+        positions = torch.arange(len(slots), dtype=torch.int32, device=columns.keys.device)
+        scores = flags = log_weights = None
+        if tables.marked[layer, head]:
+            marks = tables.mark_index(layer, head, slots)
+            positions = read_rows(columns.positions, marks)
+            scores = read_rows(columns.scores, marks) if rule.needs_scores else None
+            flags = read_rows(columns.flags, marks) if rule.needs_flags else None
+            if tables.weighted[layer, head]:
+                log_weights = read_rows(columns.log_weights, marks)
+        keys, values = read_rows(columns.keys, rows), read_rows(columns.values, rows)
+        return HeadRows(rule, keys, values, positions, scores, flags, log_weights)
 
     def _write(self, layer: int, head: int, source: HeadRows) -> None:
-        storage, index = self._storage, self.tables.index(layer, head, range(source.rows))
-        storage.keys[index] = source.keys.to(storage.keys.device)
-        storage.values[index] = source.values.to(storage.keys.device)
-        storage.positions[index] = source.positions.to(storage.keys.device)
-        if source.scores is not None:
-            storage.scores[index] = source.scores.to(storage.keys.device)
-        if source.flags is not None:
-            storage.flags[index] = source.flags.to(storage.keys.device)
+        if source.log_weights is not None:
+            self.pool.storage.keep_log_weights()
+        columns, slots = self.pool.storage.columns, range(source.rows)
+        rows = self.tables.index(layer, head, slots)
+        columns.keys[rows] = source.keys.to(columns.keys.device)
+        columns.values[rows] = source.values.to(columns.keys.device)
+        if self.tables.marked[layer, head]:
+            marks = self.tables.mark_index(layer, head, slots)
+            for column, given in (
+                (columns.positions, source.positions),
+                (columns.scores, source.scores),
+                (columns.flags, source.flags),
+                (columns.log_weights, source.log_weights),
+            ):
+                if given is not None:
+                    column[marks] = given.to(column.device)

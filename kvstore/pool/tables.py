@@ -1,90 +1,159 @@
-"""One sequence's tables: the pages of each head, how many rows lie in them, and its rule."""
+"""Tables of pages: all sequences' at fixed addresses, and one sequence's view of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvstore.cache import LayerShape
-from kvstore.pool.reservation import Reservation
-from kvstore.pool.storage import RowIndex
+from kvstore.kernels.paged_batch import HeadTables
+from kvstore.pool.claim import Claim
+from kvstore.pool.reservation import PageCount, Reservation
+from kvstore.pool.storage import PageStorage, RowIndex
 from kvstore.rule_table import full_rules
 
-# room per head at first; it doubles
-_FIRST_PAGES = 4
+
+def head_tables(shapes: Sequence[LayerShape], sequences: int, pages: int) -> HeadTables:
+    """Tables for so many sequences of at most `pages` pages a head; untouched ones cost nothing."""
+    kv_heads = np.array([shape.kv_heads for shape in shapes], np.int32)
+    size = (sequences, len(shapes), int(kv_heads.max(initial=0)))
+    return HeadTables(
+        kv_heads=kv_heads,
+        pages=np.zeros((*size, pages), np.int32),
+        marks=np.zeros((*size, pages), np.int32),
+        rows=np.zeros(size, np.int32),
+        marked=np.zeros(size, np.bool_),
+        weighted=np.zeros(size, np.bool_),
+        rules=full_rules(size),
+        lengths=np.zeros(sequences, np.int64),
+    )
 
 
 class PageTables:
-    """Arrays over (layer, KV head); a layer with fewer than H heads leaves its last ones empty.
+    """One sequence's part of the tables; see `HeadTables`.
 
-    `pages` int32 `[L, H, P]`, `rows` int32 `[L, H]`, `rules` `[L, H]` of `RULE_DTYPE`, `kv_heads`
-    int32 `[L]`. A head holds exactly the pages that its rows need, the first of its `pages`.
+    A head holds exactly the pages that its rows need, the first of its `pages`, and as many mark
+    pages where it is marked.
     """
 
-    def __init__(self, reservation: Reservation, shapes: Sequence[LayerShape]) -> None:
-        self.kv_heads = np.array([shape.kv_heads for shape in shapes], np.int32)
-        size = len(shapes), int(self.kv_heads.max(initial=0))
-        self.pages = np.zeros((*size, _FIRST_PAGES), np.int32)
-        self.rows = np.zeros(size, np.int32)
-        self.rules = full_rules(size)
+    def __init__(
+        self, tables: HeadTables, slot: int, reservation: Reservation, storage: PageStorage
+    ) -> None:
+        self.kv_heads = tables.kv_heads
+        self.pages = tables.pages[slot]
+        self.marks = tables.marks[slot]
+        self.rows = tables.rows[slot]
+        self.marked = tables.marked[slot]
+        self.weighted = tables.weighted[slot]
+        self.rules = tables.rules[slot]
         self._reservation = reservation
-        self._storage = reservation.storage
-        self._page_rows = reservation.storage.page_rows
+        self._storage = storage
+        self._page_rows = storage.columns.page_rows
 
-    def with_layer(self, layer: int, counts: Sequence[int]) -> NDArray[np.int32]:
-        """`rows` as they would be with these in one layer."""
-        rows = self.rows.copy()
-        rows[layer, : len(counts)] = counts
-        return rows
+    def need(self, rows: NDArray[np.int32]) -> PageCount:
+        """Pages missing for `rows` `[L, H]`."""
+        more = (self._pages_of(rows) - self._pages_of(self.rows)).clip(0)
+        return PageCount(int(more.sum()), int(more[self.marked].sum()))
 
-    def require(self, rows: NDArray[np.int32]) -> None:
-        """Raise `PoolExhausted` unless the reservation has the pages for `rows` `[L, H]`."""
-        self._reservation.require(int((self._pages_of(rows) - self._pages_of()).clip(0).sum()))
-
-    def extend(self, rows: NDArray[np.int32]) -> bool:
-        """Take the pages that `rows` `[L, H]` need, and say whether that were any.
-
-        The rows held stay as they are.
-        """
-        have, need = self._pages_of(), self._pages_of(rows)
-        self._make_room(int(need.max(initial=0)))
-        growing = np.argwhere(need > have).tolist()
-        for layer, head in growing:
-            first, last = int(have[layer, head]), int(need[layer, head])
-            after = int(self.pages[layer, head, first - 1]) if first else None
-            self.pages[layer, head, first:last] = self._reservation.take(last - first, after)
-        return bool(growing)
+    def extend(self, rows: NDArray[np.int32]) -> None:
+        """Take the pages that `rows` `[L, H]` need; the rows held stay as they are."""
+        have, need = self._pages_of(self.rows), self._pages_of(rows)
+        for layer, head in np.argwhere(need > have).tolist():
+            span = slice(int(have[layer, head]), int(need[layer, head]))
+            self._take(self.pages[layer, head], span, self._reservation.rows)
+            if self.marked[layer, head]:
+                self._take(self.marks[layer, head], span, self._reservation.marks)
 
     def settle(self, rows: NDArray[np.int32]) -> None:
         """Hold exactly `rows` `[L, H]` from now on; pages no longer needed go back."""
-        have, need = self._pages_of(), self._pages_of(rows)
+        have, need = self._pages_of(self.rows), self._pages_of(rows)
         for layer, head in np.argwhere(rows < self.rows).tolist():
-            slots = range(int(rows[layer, head]), int(self.rows[layer, head]))
-            self._storage.forget(self.index(layer, head, slots))
+            self._forget(layer, head, int(rows[layer, head]))
         for layer, head in np.argwhere(need < have).tolist():
-            surplus = self.pages[layer, head, need[layer, head] : have[layer, head]]
-            self._reservation.give_back(surplus.tolist())
-        self._reservation.count_rows(int(rows.sum() - self.rows.sum()))
-        self.rows = rows
+            surplus = slice(int(need[layer, head]), int(have[layer, head]))
+            self._reservation.rows.give_back(self.pages[layer, head, surplus].tolist())
+            if self.marked[layer, head]:
+                self._reservation.marks.give_back(self.marks[layer, head, surplus].tolist())
+        self.rows[...] = rows
+
+    def make_private(self, layer: int, head: int, number: int) -> None:
+        """Copy a page that another sequence reads too, before it is written."""
+        page = int(self.pages[layer, head, number])
+        (own,) = self._reservation.rows.take(1)
+        self._storage.copy_row_page(page, own)
+        self.pages[layer, head, number] = own
+        self._reservation.rows.give_back([page])
+
+    def copy_from(self, other: PageTables) -> None:
+        """Become a fork: the same row pages, and marks of its own, out of the reservation."""
+        for mine, theirs in (
+            (self.rules, other.rules),
+            (self.marked, other.marked),
+            (self.weighted, other.weighted),
+        ):
+            mine[...] = theirs
+        used = int(other._pages_of(other.rows).max(initial=0))
+        self.pages[..., :used] = other.pages[..., :used]
+        for layer, head, slots in other.marked_heads():
+            count = -(-len(slots) // self._page_rows)
+            self._take(self.marks[layer, head], slice(0, count), self._reservation.marks)
+            mine_at, theirs_at = (t.mark_index(layer, head, slots) for t in (self, other))
+            columns = self._storage.columns
+            weighted = (columns.log_weights,) if self.weighted[layer, head] else ()
+            for column in (columns.positions, columns.scores, columns.flags, *weighted):
+                column[mine_at] = column[theirs_at]
+        other._reservation.rows.share_with(self._reservation.rows)
+        self.rows[...] = other.rows
+
+    def marked_heads(self) -> Iterator[tuple[int, int, range]]:
+        """Layer, head and slots of every head that has marks."""
+        for layer, head in np.argwhere(self.marked).tolist():
+            yield layer, head, range(int(self.rows[layer, head]))
+
+    def shared_pages(self) -> bool:
+        """Whether another sequence reads any of the row pages."""
+        used = np.arange(self.pages.shape[-1]) < self._pages_of(self.rows)[..., None]
+        is_shared = self._reservation.rows.is_shared
+        return any(is_shared(page) for page in self.pages[used].tolist())
+
+    def is_shared(self, page: int) -> bool:
+        return self._reservation.rows.is_shared(page)
 
     def index(self, layer: int, head: int, slots: range) -> RowIndex:
-        """Flat rows of these slots: a slice where they follow one another."""
-        numbers = np.arange(slots.start, slots.stop)
-        pages = self.pages[layer, head, numbers // self._page_rows].astype(np.int64)
-        return self._storage.index(pages * self._page_rows + numbers % self._page_rows)
+        """Flat rows of these slots' keys and values: a slice where they follow one another."""
+        return self._index(self.pages[layer, head], slots)
+
+    def mark_index(self, layer: int, head: int, slots: range) -> RowIndex:
+        """Flat rows of these slots' marks."""
+        return self._index(self.marks[layer, head], slots)
 
     def clear(self) -> None:
         """Forget everything, after the reservation was released."""
-        self.rows = np.zeros_like(self.rows)
-        self.rules = full_rules(self.rows.shape)
+        self.rows[...] = 0
+        self.marked[...] = False
+        self.weighted[...] = False
+        self.rules[...] = full_rules(self.rows.shape)
 
-    def _pages_of(self, rows: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
-        return -(-(self.rows if rows is None else rows) // self._page_rows)
+    def _index(self, pages: NDArray[np.int32], slots: range) -> RowIndex:
+        numbers = np.arange(slots.start, slots.stop)
+        return self._storage.index(self._storage.columns.flat(pages, numbers))
 
-    def _make_room(self, pages: int) -> None:
-        room = self.pages.shape[2]
-        if pages > room:
-            more = max(pages, 2 * room) - room
-            self.pages = np.pad(self.pages, ((0, 0), (0, 0), (0, more)))
+    def _take(self, pages: NDArray[np.int32], span: slice, claim: Claim) -> None:
+        after = int(pages[span.start - 1]) if span.start else None
+        pages[span] = claim.take(span.stop - span.start, after)
+
+    def _forget(self, layer: int, head: int, rows: int) -> None:
+        """Slots from `rows` on are not held any more."""
+        last = int(self.rows[layer, head])
+        slots = range(rows, min(last, -(-rows // self._page_rows) * self._page_rows))
+        if slots and not self._reservation.rows.is_shared(
+            int(self.pages[layer, head, rows // self._page_rows])
+        ):
+            self._storage.forget_rows(self.index(layer, head, slots))
+        if slots and self.marked[layer, head]:
+            self._storage.forget_marks(self.mark_index(layer, head, slots))
+
+    def _pages_of(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
+        return -(-rows // self._page_rows)

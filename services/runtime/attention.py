@@ -57,10 +57,12 @@ def forward(
     position_ids: torch.Tensor,
     hook: AttentionHook,
     logits: bool,
+    at: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """Run `[B, n]` tokens at their `[B, n]` positions, attention by `hook`.
 
-    Returns the logits `[B, V]` after the last token, or None without computing any.
+    Returns the logits `[B, V]` after the last token, or None without computing any. With `at`,
+    int64 `[E]`, those `[E, V]` after these tokens of a single row.
     """
     arguments = {
         "input_ids": token_ids,
@@ -73,8 +75,9 @@ def forward(
         if not logits:
             served.model.get_decoder()(**arguments)
             return None
-        output: torch.Tensor = served.model(**arguments, logits_to_keep=1).logits
-        return output[:, -1]
+        keep = 1 if at is None else at
+        output: torch.Tensor = served.model(**arguments, logits_to_keep=keep).logits
+        return output[:, -1] if at is None else output[0]
 
 
 def _attend(

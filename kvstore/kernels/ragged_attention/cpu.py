@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numba import prange
 
-from kvstore.kernels.paged_batch import FedRows, PagedBatch, StepScratch
+from kvstore.kernels.paged_batch import PagedBatch, StepScratch
 from kvstore.kernels.threads import ONLY_PRANGE, match_torch_threads
 
 # kernels of one file: numba's cache on disk sees no change in another's functions.
@@ -29,6 +29,7 @@ _TILE_ROWS = 64
 _THREAD_ROWS = 512
 # logits no query reaches; finite, so that differences of two are defined
 _HIDDEN = np.float32(-1e30)
+_LOG2_E = np.float32(math.log2(math.e))
 # NaN is garbage whatever is done with it; infinities keep their meaning
 _FAST = {"reassoc", "contract", "arcp", "nsz", "nnan"}
 
@@ -41,27 +42,33 @@ _LEAST_EXPONENT = np.float32(-127.0)
 
 def attend(
     q: torch.Tensor,
-    fed: FedRows,
     batch: PagedBatch,
     layer: int,
     scratch: StepScratch,
     scale: float,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    """See op.py; m is 1."""
+    """See op.py; every sequence feeds a block of one token."""
     out = np.empty(q.shape, np.float32)
+    columns, tables, fed = batch.columns, batch.tables, batch.fed
     _attend(
         q.contiguous().numpy(),
         fed.keys.numpy(),
         fed.values.numpy(),
-        batch.keys.numpy(),
-        batch.values.numpy(),
-        batch.positions.numpy(),
-        batch.page_rows,
-        batch.pages,
-        batch.rows,
-        int(batch.kv_heads[layer]),
-        batch.lengths,
+        columns.keys.numpy(),
+        columns.values.numpy(),
+        columns.positions.numpy(),
+        columns.log_weights.numpy(),
+        columns.page_rows,
+        tables.pages,
+        tables.marks,
+        tables.rows,
+        tables.marked,
+        tables.weighted,
+        int(tables.kv_heads[layer]),
+        tables.lengths,
+        batch.slots,
+        batch.cells,
         layer,
         scratch.starts,
         scratch.scored,
@@ -77,16 +84,22 @@ def attend(
 @numba.njit(parallel=ONLY_PRANGE, fastmath=_FAST, cache=True, nogil=True)
 def _attend(
     q: _Array,
-    new_keys: _Array,
-    new_values: _Array,
+    fed_keys: _Array,
+    fed_values: _Array,
     keys: _Array,
     values: _Array,
     positions: _Array,
+    log_weights: _Array,
     page_rows: int,
     pages: _Array,
+    marks: _Array,
     rows: _Array,
+    marked: _Array,
+    weighted: _Array,
     heads: int,
     lengths: _Array,
+    slots: _Array,
+    cells: _Array,
     layer: int,
     starts: _Array,
     scored: _Array,
@@ -97,10 +110,13 @@ def _attend(
     out: _Array,
 ) -> None:
     """Logits are in units of log 2 throughout; `scale` brings them there."""
-    sequences, query_heads, _, size = q.shape
+    sequences, query_heads, size = q.shape
     group = query_heads // heads
     queries = q.reshape(sequences * heads, group, size)
-    ends = np.cumsum(rows[:, layer, :heads].copy().reshape(-1))
+    counts = np.empty(sequences * heads, np.int64)
+    for head in range(sequences * heads):
+        counts[head] = rows[slots[head // heads], layer, head % heads]
+    ends = np.cumsum(counts)
     held = ends[-1]
     share = max(1, -(-held // parts))
     # part p's piece of head s is number p + s: each later piece is of a later part or head
@@ -116,16 +132,21 @@ def _attend(
         head = np.searchsorted(ends, row, side="right")
         while row < last:
             b, h = head // heads, head % heads
-            begin = ends[head] - rows[b, layer, h]
+            s = slots[b]
+            begin = ends[head] - counts[head]
             stop = min(last, ends[head])
-            oldest = lengths[b] - window + 1 if window else -1
+            oldest = lengths[s] - window + 1 if window else -1
             _attend_piece(
                 queries[head],
                 keys,
                 values,
                 positions,
+                log_weights,
                 page_rows,
-                pages[b, layer, h],
+                pages[s, layer, h],
+                marks[s, layer, h],
+                marked[s, layer, h],
+                weighted[s, layer, h],
                 row - begin,
                 stop - begin,
                 oldest,
@@ -144,32 +165,31 @@ def _attend(
     shares = np.empty(len(ends), np.float32)
     for head in range(len(ends)):
         b, h = head // heads, head % heads
-        begin = ends[head] - rows[b, layer, h]
+        begin = ends[head] - counts[head]
         first = begin // share
         pieces = (ends[head] - 1) // share - first + 1 if ends[head] > begin else 0
         some = slice(first + head, first + head + pieces)
         _join(
             queries[head],
-            new_keys[b, layer, h, 0],
-            new_values[b, layer, h, 0],
+            fed_keys[layer, h, cells[b]],
+            fed_values[layer, h, cells[b]],
             scale,
             maxima[some],
             sums[some],
             mixed[some],
             totals[head],
             shares[head : head + 1],
-            out[b, h * group : (h + 1) * group, 0],
+            out[b, h * group : (h + 1) * group],
         )
         if scored[b, layer, h]:
-            own = starts[b, layer, h] + rows[b, layer, h]
-            received[own] = shares[head]
+            received[starts[b, layer, h] + counts[head]] = shares[head]
     if any_scored:
         for part in prange(parts):
             row, last = part * share, min(held, (part + 1) * share)
             head = np.searchsorted(ends, row, side="right")
             while row < last:
                 b, h = head // heads, head % heads
-                begin = ends[head] - rows[b, layer, h]
+                begin = ends[head] - counts[head]
                 stop = min(last, ends[head])
                 if scored[b, layer, h]:
                     start = starts[b, layer, h] - begin
@@ -184,8 +204,12 @@ def _attend_piece(
     keys: _Array,
     values: _Array,
     positions: _Array,
+    log_weights: _Array,
     page_rows: int,
     pages: _Array,
+    marks: _Array,
+    marked: bool,
+    weighted: bool,
     first: int,
     last: int,
     oldest: int,
@@ -212,10 +236,12 @@ def _attend_piece(
         while done < count:
             run, row = _run(pages, page_rows, slot + done, count - done)
             _products(queries, keys, row, run, tile, done, scale)
-            if oldest >= 0:
-                for r in range(run):
-                    if positions[row + r] < oldest:
-                        tile[:, done + r] = _HIDDEN
+            if weighted or oldest >= 0:
+                first_mark = _run(marks, page_rows, slot + done, run)[1] if marked else 0
+                hidden = run if marked else min(run, oldest - slot - done)
+                _adjust(
+                    tile, done, hidden, positions, log_weights, first_mark, marked, weighted, oldest
+                )
             done += run
         _softmax_tile(tile, count, exponents, powers, maxima, sums, mixed)
         if scored:
@@ -228,6 +254,29 @@ def _attend_piece(
             run, row = _run(pages, page_rows, slot + done, count - done)
             _mix(tile, done, values, row, run, mixed)
             done += run
+
+
+@numba.njit(fastmath=_FAST, cache=True, nogil=True)
+def _adjust(
+    tile: _Array,
+    at: int,
+    run: int,
+    positions: _Array,
+    log_weights: _Array,
+    mark: int,
+    marked: bool,
+    weighted: bool,
+    oldest: int,
+) -> None:
+    """Add log-weights to the logits of `run` rows and hide those older than `oldest`.
+
+    Without marks a slot is a position, and `run` counts just the rows that are too old.
+    """
+    for r in range(run):
+        if weighted:
+            tile[:, at + r] += log_weights[mark + r] * _LOG2_E
+        if not marked or positions[mark + r] < oldest:
+            tile[:, at + r] = _HIDDEN
 
 
 @numba.njit(cache=True, nogil=True)

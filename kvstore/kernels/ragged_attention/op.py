@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-from kvstore.kernels.paged_batch import FedRows, PagedBatch, StepScratch
+from kvstore.kernels.paged_batch import PagedBatch, StepScratch
 from kvstore.kernels.ragged_attention import cpu, reference
 
 
 def ragged_attention(
     q: torch.Tensor,
-    fed: FedRows,
     batch: PagedBatch,
     layer: int,
     scratch: StepScratch,
@@ -18,14 +18,29 @@ def ragged_attention(
     scale: float,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    """Attend m fed tokens of each of B sequences to its held rows, and causally to themselves.
+    """Attend the N tokens that B sequences feed to their held rows and causally to their blocks.
 
-    `q` `[B, HQ, m, D]` with HQ = H · G, the G query heads of a KV head adjacent. The `fed` tokens'
-    own rows of the layer are at positions `batch.lengths[b] ...`, after every held row. Query i
-    sees all held rows, or with a sliding window only rows closer than that to its own position.
-    Logits, softmax and sums are f32. Returns `[B, HQ, m, D]` in the dtype of the queries, and
-    writes `scratch.received` of scored heads.
+    `q` `[N, HQ, D]`, one sequence after another, with HQ = H · G, the G query heads of a KV head
+    adjacent. A block's rows lie in `batch.fed`, at positions `lengths[slot] ...`, after every held
+    row; a query sees those of its block up to its own, and all held rows, or with a sliding window
+    only rows closer than that. A row's log-weight is added to its logits. Logits, softmax and sums
+    are f32. Returns `[N, HQ, D]` in the dtype of the queries, and adds to `scratch.received` of
+    scored heads.
     """
     # a Triton kernel for device tensors dispatches here
-    attend = cpu.attend if batch.on_cpu_in_f32 and q.shape[2] == 1 else reference.attend
-    return attend(q, fed, batch, layer, scratch, scale, sliding_window)
+    if not batch.on_cpu_in_f32:
+        return reference.attend(q, batch, layer, scratch, scale, sliding_window)
+    single = batch.blocks == 1
+    if single.all():
+        return cpu.attend(q, batch, layer, scratch, scale, sliding_window)
+    out = torch.empty_like(q)
+    starts = batch.query_starts
+    # a block's queries are a matrix, for which plain products are as fast as a fused form
+    for attend, chosen in ((cpu.attend, single), (reference.attend, ~single)):
+        places = np.flatnonzero(chosen)
+        if len(places):
+            spans = [np.arange(starts[b], starts[b] + batch.counts[b]) for b in places]
+            at = torch.from_numpy(np.concatenate(spans))
+            some, part = scratch.of_sequences(places), batch.of(places)
+            out[at] = attend(q[at], part, layer, some, scale, sliding_window)
+    return out

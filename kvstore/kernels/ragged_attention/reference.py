@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 
-from kvstore.kernels.paged_batch import FedRows, PagedBatch, StepScratch
+from kvstore.kernels.paged_batch import PagedBatch, StepScratch
 
 
 def attend(
     q: torch.Tensor,
-    fed: FedRows,
     batch: PagedBatch,
     layer: int,
     scratch: StepScratch,
@@ -19,65 +16,92 @@ def attend(
     sliding_window: int | None,
 ) -> torch.Tensor:
     """See op.py."""
-    sequences, query_heads, block, size = q.shape
-    heads = int(batch.kv_heads[layer])
-    group = query_heads // heads
-    # the G query heads of a KV head are one matrix: each key row is read once for all of them
-    queries = (q.float() * scale).reshape(sequences, heads, group * block, size)
-    out = torch.empty_like(queries)
-    for sequence, head in itertools.product(range(sequences), range(heads)):
-        place, at = (sequence, layer, head), (sequence, head)
-        held = batch.flat_rows(*place, int(batch.rows[place]))
-        probabilities = _probabilities(
-            queries[at],
-            batch.keys[held].float(),
-            batch.positions[held],
-            fed.keys[place].float(),
-            int(batch.lengths[sequence]),
-            sliding_window,
-        )
-        values = torch.cat((batch.values[held].float(), fed.values[place].float()))
-        torch.mm(probabilities, values, out=out[at])
-        if scratch.scored[place]:
-            start, rows = scratch.starts[place], len(values)
-            received = probabilities.sum(0).div_(group)
-            scratch.received[start : start + rows] = received.cpu().numpy()
-    return out.reshape(q.shape).to(q.dtype)
+    heads, size = int(batch.tables.kv_heads[layer]), q.shape[-1]
+    out = torch.empty_like(q)
+    for b, first in enumerate(batch.query_starts.tolist()):
+        tokens = slice(first, first + int(batch.counts[b]))
+        # [H, G, n, D]: the G query heads of a KV head are one matrix, so a key row is read once
+        scaled = q[tokens].float().mul(scale)
+        queries = scaled.view(len(scaled), heads, -1, size).permute(1, 2, 0, 3)
+        for head in range(heads):
+            mixed = _attend_head(queries[head], batch, (b, layer, head), scratch, sliding_window)
+            group = queries.shape[1]
+            out[tokens, head * group : (head + 1) * group] = mixed.transpose(0, 1).to(q.dtype)
+    return out
 
 
-def _probabilities(
+def _attend_head(
     queries: torch.Tensor,
-    keys: torch.Tensor,
-    positions: torch.Tensor,
-    new_keys: torch.Tensor,
-    first_position: int,
+    batch: PagedBatch,
+    place: tuple[int, int, int],
+    scratch: StepScratch,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    """Softmax over a head's R held rows and the m new ones, f32 `[G · m, R + m]`."""
-    fed, rows = new_keys.shape[0], keys.shape[0]
+    """Scaled queries f32 `[G, n, D]` of one head to the mixed values `[G, n, D]`."""
+    b, layer, head = place
+    group, _, size = queries.shape
+    first, block = int(batch.cells[b]), int(batch.blocks[b])
+    own = slice(first, first + block)
+    held, fed = batch.held(*place), batch.fed
+    logits = _logits(
+        queries.reshape(-1, size),
+        batch.columns.keys[held].float(),
+        fed.keys[layer, head, own].float(),
+        log_weights(batch, place),
+    )
+    _hide(logits.view(group, -1, logits.shape[1]), batch, place, sliding_window)
+    probabilities = logits.softmax(-1)
+    values = torch.cat((batch.columns.values[held], fed.values[layer, head, own])).float()
+    if scratch.scored[place]:
+        start = scratch.starts[place]
+        received = probabilities.sum(0).div_(group).cpu().numpy()
+        scratch.received[start : start + len(values)] += received
+    return (probabilities @ values).view_as(queries)
+
+
+def _logits(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    new_keys: torch.Tensor,
+    log_weights: torch.Tensor | None,
+) -> torch.Tensor:
+    """Products with R held keys and the m of the block, f32 `[G · n, R + m]`."""
+    rows, fed = len(keys), len(new_keys)
     # the two products share one buffer, so that the keys need not be joined
-    logits = queries.new_empty(queries.shape[0], rows + fed)
+    logits = queries.new_empty(len(queries), rows + fed)
     torch.mm(queries, keys.t(), out=logits[:, :rows])
     torch.mm(queries, new_keys.t(), out=logits[:, rows:])
-    by_query = logits.view(-1, fed, rows + fed)
-    if fed > 1:
-        by_query[:, :, rows:].masked_fill_(_later(fed, logits.device), -torch.inf)
+    if log_weights is not None:
+        logits[:, :rows] += log_weights
+    return logits
+
+
+def log_weights(batch: PagedBatch, place: tuple[int, int, int]) -> torch.Tensor | None:
+    """What is added to the logits of a head's held rows, f32 `[R]`, if they have any."""
+    b, layer, head = place
+    tables, slot = batch.tables, batch.slots[b]
+    if not tables.weighted[slot, layer, head]:
+        return None
+    slots = torch.arange(int(tables.rows[slot, layer, head])).numpy()
+    marks = batch.columns.flat(tables.marks[slot, layer, head], slots)
+    return batch.columns.log_weights[torch.from_numpy(marks).to(batch.columns.keys.device)]
+
+
+def _hide(
+    logits: torch.Tensor,
+    batch: PagedBatch,
+    place: tuple[int, int, int],
+    sliding_window: int | None,
+) -> None:
+    """Mask what each of the n queries must not see, in `[G, n, R + m]`."""
+    block, count = int(batch.blocks[place[0]]), logits.shape[1]
+    device = logits.device
+    places = torch.arange(block, device=device)
+    queries = places[-count:, None]
+    if count > 1:
+        logits[..., -block:].masked_fill_(places > queries, -torch.inf)
     if sliding_window is not None:
-        hidden = _too_far(positions, first_position, fed, sliding_window)
-        by_query.masked_fill_(hidden, -torch.inf)
-    return logits.softmax(-1)
-
-
-def _later(fed: int, device: torch.device) -> torch.Tensor:
-    """Which of the block's rows lie after each of its queries, bool `[m, m]`."""
-    return torch.ones(fed, fed, dtype=torch.bool, device=device).triu_(1)
-
-
-def _too_far(
-    positions: torch.Tensor, first_position: int, fed: int, sliding_window: int
-) -> torch.Tensor:
-    """Which rows lie outside each query's window, bool `[m, R + m]`."""
-    own = torch.arange(
-        first_position, first_position + fed, dtype=positions.dtype, device=positions.device
-    )
-    return own[:, None] - torch.cat((positions, own)) >= sliding_window
+        length = int(batch.tables.lengths[batch.slots[place[0]]])
+        positions = torch.cat((batch.positions(*place).long(), places + length))
+        far = queries + length - positions >= sliding_window
+        logits.masked_fill_(far, -torch.inf)

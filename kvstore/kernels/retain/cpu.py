@@ -7,11 +7,10 @@ from typing import Any
 
 import numba
 import numpy as np
-import torch
 from numba import prange
 from numpy.typing import NDArray
 
-from kvstore.kernels.paged_batch import FedRows, PagedBatch, StepScratch
+from kvstore.kernels.paged_batch import PagedBatch, StepScratch
 from kvstore.kernels.threads import ONLY_PRANGE, match_torch_threads
 from kvstore.rule_table import SCORE_DECAYED, SCORE_SUM
 from kvstore.rules import RATIO_ROUNDING
@@ -24,57 +23,63 @@ _Array = Any
 _FEW = 4
 
 
-def decide(batch: PagedBatch, scratch: StepScratch, flags: torch.Tensor) -> NDArray[np.int32]:
+def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
     """See op.py."""
-    match_torch_threads(batch.rows.size)
-    rows_after = batch.rows.copy()
+    columns, tables = batch.columns, batch.tables
+    rows_after = batch.rows
+    match_torch_threads(rows_after.size)
     _decide(
-        batch.positions.numpy(),
-        batch.scores.numpy(),
-        batch.flags.numpy(),
-        batch.page_rows,
-        batch.kv_heads,
-        batch.pages,
-        batch.rows,
-        batch.rules,
-        batch.lengths,
+        columns.positions.numpy(),
+        columns.scores.numpy(),
+        columns.flags.numpy(),
+        columns.page_rows,
+        tables.kv_heads,
+        tables.marks,
+        tables.rows,
+        tables.rules,
+        tables.lengths,
+        batch.slots,
+        batch.cells,
+        batch.blocks,
+        batch.fed.flags,
         scratch.starts,
         scratch.scored,
         scratch.received,
         scratch.stays,
-        flags.numpy(),
         rows_after,
     )
     return rows_after
 
 
-def carry(
-    batch: PagedBatch,
-    scratch: StepScratch,
-    fed: FedRows,
-    flags: torch.Tensor,
-    rows_after: NDArray[np.int32],
-) -> None:
+def carry(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]) -> None:
     """See op.py."""
-    match_torch_threads(batch.rows.size)
+    match_torch_threads(rows_after.size)
+    columns, tables, fed = batch.columns, batch.tables, batch.fed
     _carry(
-        batch.keys.numpy(),
-        batch.values.numpy(),
-        batch.positions.numpy(),
-        batch.scores.numpy(),
-        batch.flags.numpy(),
-        batch.page_rows,
-        batch.kv_heads,
-        batch.pages,
-        batch.rows,
-        batch.lengths,
+        columns.keys.numpy(),
+        columns.values.numpy(),
+        columns.positions.numpy(),
+        columns.scores.numpy(),
+        columns.flags.numpy(),
+        columns.log_weights.numpy(),
+        columns.page_rows,
+        tables.kv_heads,
+        tables.pages,
+        tables.marks,
+        tables.rows,
+        tables.marked,
+        tables.weighted,
+        tables.lengths,
+        batch.slots,
+        batch.cells,
+        batch.blocks,
         scratch.starts,
         scratch.scored,
         scratch.received,
         scratch.stays,
         fed.keys.numpy(),
         fed.values.numpy(),
-        flags.numpy(),
+        fed.flags,
         rows_after,
     )
 
@@ -86,39 +91,42 @@ def _decide(
     flags: _Array,
     page_rows: int,
     kv_heads: _Array,
-    pages: _Array,
+    marks: _Array,
     rows: _Array,
     rules: _Array,
     lengths: _Array,
+    slots: _Array,
+    cells: _Array,
+    blocks: _Array,
+    fed_flags: _Array,
     starts: _Array,
     scored: _Array,
     received: _Array,
     stays: _Array,
-    new_flags: _Array,
     rows_after: _Array,
 ) -> None:
-    sequences, layers, heads = rows.shape
-    fed = new_flags.shape[1]
+    sequences, layers, heads = rows_after.shape
     for place in prange(sequences * layers * heads):
         b, layer, h = place // (layers * heads), place // heads % layers, place % heads
         if h < kv_heads[layer]:
-            total, start = rows[b, layer, h] + fed, starts[b, layer, h]
+            s, fed = slots[b], blocks[b]
+            total, start = rows[s, layer, h] + fed, starts[b, layer, h]
             rows_after[b, layer, h] = total
             if start >= 0:
                 held_positions = np.empty(total, np.int32)
                 held_flags = np.empty(total, np.uint8)
                 _gather(
-                    positions, flags, page_rows, pages[b, layer, h], held_positions, held_flags, fed
+                    positions, flags, page_rows, marks[s, layer, h], held_positions, held_flags, fed
                 )
                 for n in range(fed):
-                    held_positions[total - fed + n] = lengths[b] + n
-                    held_flags[total - fed + n] = new_flags[b, n]
+                    held_positions[total - fed + n] = lengths[s] + n
+                    held_flags[total - fed + n] = fed_flags[cells[b] + n]
                 kept = stays[start : start + total]
-                rule, length = rules[b, layer, h], lengths[b] + fed
+                rule, length = rules[s, layer, h], lengths[s] + fed
                 _keep_by_clauses(rule, held_positions, held_flags, length, kept)
                 if scored[b, layer, h]:
                     grown = received[start : start + total]
-                    _grow(rule, scores, page_rows, pages[b, layer, h], grown, fed)
+                    _grow(rule, scores, page_rows, marks[s, layer, h], grown, fed)
                     _keep_highest(rule, held_positions, grown, length, kept)
                 if rule.horizon > 0:
                     for n in range(total):
@@ -237,63 +245,88 @@ def _carry(
     positions: _Array,
     scores: _Array,
     flags: _Array,
+    log_weights: _Array,
     page_rows: int,
     kv_heads: _Array,
     pages: _Array,
+    marks: _Array,
     rows: _Array,
+    marked: _Array,
+    weighted: _Array,
     lengths: _Array,
+    slots: _Array,
+    cells: _Array,
+    blocks: _Array,
     starts: _Array,
     scored: _Array,
     received: _Array,
     stays: _Array,
-    new_keys: _Array,
-    new_values: _Array,
-    new_flags: _Array,
+    fed_keys: _Array,
+    fed_values: _Array,
+    fed_flags: _Array,
     rows_after: _Array,
 ) -> None:
-    sequences, layers, heads = rows.shape
-    fed = new_flags.shape[1]
-    always = np.ones(fed, np.bool_)
+    sequences, layers, heads = rows_after.shape
+    always = np.ones(blocks.max(), np.bool_)
     for place in prange(sequences * layers * heads):
         b, layer, h = place // (layers * heads), place // heads % layers, place % heads
         if h < kv_heads[layer]:
-            held, after, table = rows[b, layer, h], rows_after[b, layer, h], pages[b, layer, h]
-            start = starts[b, layer, h]
+            s, fed = slots[b], blocks[b]
+            held, after = rows[s, layer, h], rows_after[b, layer, h]
+            table, mark_table = pages[s, layer, h], marks[s, layer, h]
+            has_marks, has_weights = marked[s, layer, h], weighted[s, layer, h]
+            has_scores, start = scored[b, layer, h], starts[b, layer, h]
             staying = stays[start : start + held] if start >= 0 else stays[:0]
-            arriving = stays[start + held : start + held + fed] if start >= 0 else always
-            grown = received[start : start + held + fed] if scored[b, layer, h] else received[:0]
-            if scored[b, layer, h]:
-                _write_scores(scores, page_rows, table, grown[:held], staying)
+            arriving = stays[start + held : start + held + fed] if start >= 0 else always[:fed]
+            grown = received[start : start + held + fed] if has_scores else received[:0]
+            if has_scores:
+                _write_scores(scores, page_rows, mark_table, grown[:held], staying)
             hole = _next_hole(staying, 0)
             end = held
             for n in range(fed):
                 if arriving[n]:
                     refills = hole < len(staying)
                     slot = hole if refills else end
-                    row = table[slot // page_rows] * page_rows + slot % page_rows
-                    keys[row] = new_keys[b, layer, h, n]
-                    values[row] = new_values[b, layer, h, n]
-                    positions[row] = lengths[b] + n
-                    flags[row] = new_flags[b, n]
-                    if scored[b, layer, h]:
-                        scores[row] = grown[held + n]
-                    if refills:
-                        hole = _next_hole(staying, hole + 1)
-                    else:
-                        end += 1
-            old = after
-            while hole < min(after, len(staying)):
-                while not staying[old]:
-                    old += 1
-                target = table[hole // page_rows] * page_rows + hole % page_rows
-                source = table[old // page_rows] * page_rows + old % page_rows
-                keys[target] = keys[source]
-                values[target] = values[source]
-                positions[target] = positions[source]
-                flags[target] = flags[source]
-                scores[target] = scores[source]
-                old += 1
-                hole = _next_hole(staying, hole + 1)
+                    cell, row = cells[b] + n, _row(table, slot, page_rows)
+                    keys[row] = fed_keys[layer, h, cell]
+                    values[row] = fed_values[layer, h, cell]
+                    if has_marks:
+                        mark = _row(mark_table, slot, page_rows)
+                        positions[mark] = lengths[s] + n
+                        flags[mark] = fed_flags[cell]
+                        scores[mark] = grown[held + n] if has_scores else np.float32(0.0)
+                    if has_weights:
+                        log_weights[_row(mark_table, slot, page_rows)] = np.float32(0.0)
+                    hole = _next_hole(staying, hole + 1) if refills else hole
+                    end += not refills
+            _close_holes(keys, table, page_rows, staying, after, hole)
+            _close_holes(values, table, page_rows, staying, after, hole)
+            _close_holes(positions, mark_table, page_rows, staying, after, hole)
+            _close_holes(flags, mark_table, page_rows, staying, after, hole)
+            _close_holes(scores, mark_table, page_rows, staying, after, hole)
+            if has_weights:
+                _close_holes(log_weights, mark_table, page_rows, staying, after, hole)
+
+
+@numba.njit(cache=True, nogil=True)
+def _close_holes(
+    column: _Array, pages: _Array, page_rows: int, staying: _Array, after: int, hole: int
+) -> None:
+    """Fill the holes from `hole` on that lie below `after` with what stays at or beyond it."""
+    old = after
+    while hole < min(after, len(staying)):
+        while not staying[old]:
+            old += 1
+        column[_row(pages, hole, page_rows)] = column[_row(pages, old, page_rows)]
+        old += 1
+        hole = _next_hole(staying, hole + 1)
+
+
+@numba.njit(cache=True, nogil=True)
+def _row(pages: _Array, slot: int, page_rows: int) -> int:
+    """The flat row of a slot."""
+    row: int = pages[slot // page_rows] * page_rows + slot % page_rows
+    return row
 
 
 @numba.njit(cache=True, nogil=True)

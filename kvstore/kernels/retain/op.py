@@ -1,4 +1,4 @@
-"""What becomes of all heads' rows after a step: contract and dispatch.
+"""What becomes of all heads' rows after a block: contract and dispatch.
 
 In two halves, because pages are taken in between: nothing in the pool changes before it is known
 that there is room.
@@ -7,39 +7,32 @@ that there is room.
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from kvstore.kernels.paged_batch import FedRows, PagedBatch, StepScratch
+from kvstore.kernels.paged_batch import PagedBatch, StepScratch
 from kvstore.kernels.retain import cpu, reference
 
 
-def decide(batch: PagedBatch, scratch: StepScratch, flags: torch.Tensor) -> NDArray[np.int32]:
+def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
     """Decide for each of a head's R held and m fed rows whether it stays; rows after, `[B, L, H]`.
 
-    `flags` uint8 `[B, m]`, the fed tokens' classes, on the CPU. Scores first grow by the rule's
-    `score_update`: `sum` adds what was received; `decayed` multiplies held scores by `score_decay`
-    once per fed token, then adds; `none` leaves them. A new row starts from 0. Then `keep_mask` is
-    applied to all rows together, with `lengths[b] + m` tokens seen. The new scores go to
-    `scratch.received`, the decision to `scratch.stays`; the pool is only read.
+    Blocks may be of different lengths m. Scores first grow by the rule's `score_update`: `sum`
+    adds what was received; `decayed` multiplies held scores by `score_decay` once per fed token,
+    then adds; `none` leaves them. A new row starts from 0. Then `keep_mask` is applied to all rows
+    together, with `length + m` tokens seen. The new scores go to `scratch.received`, the decision
+    to `scratch.stays`; the pool is only read.
     """
     # one Triton launch for device tensors dispatches here
     decide_all = cpu.decide if batch.on_cpu_in_f32 else reference.decide
-    return decide_all(batch, scratch, flags)
+    return decide_all(batch, scratch)
 
 
-def carry(
-    batch: PagedBatch,
-    scratch: StepScratch,
-    fed: FedRows,
-    flags: torch.Tensor,
-    rows_after: NDArray[np.int32],
-) -> None:
+def carry(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]) -> None:
     """Change the slots as was decided; nothing that stays and need not move is touched.
 
-    `batch.pages` already has the pages for `rows_after`, `batch.rows` is still from before. New
-    rows that stay take victims' slots in ascending order and are then appended; holes still open
-    are filled from the tail. Scores and flags are written with the rows.
+    The tables already have the pages for `rows_after`, their rows are still from before. New rows
+    that stay take victims' slots in ascending order and are then appended; holes still open are
+    filled from the tail. Marks are written with the rows, of heads that have any.
     """
     carry_all = cpu.carry if batch.on_cpu_in_f32 else reference.carry
-    carry_all(batch, scratch, fed, flags, rows_after)
+    carry_all(batch, scratch, rows_after)

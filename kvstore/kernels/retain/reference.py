@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kvstore.kernels.paged_batch import FedRows, PagedBatch, StepScratch
+from kvstore.kernels.paged_batch import PagedBatch, StepScratch
 from kvstore.retention import keep_mask
 from kvstore.rule_table import decode
 from kvstore.rules import RetentionRule, ScoreUpdate
@@ -18,72 +18,77 @@ from kvstore.rules import RetentionRule, ScoreUpdate
 _Place = tuple[int, int, int]
 
 
-def decide(batch: PagedBatch, scratch: StepScratch, flags: torch.Tensor) -> NDArray[np.int32]:
+def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
     """See op.py."""
-    fed = flags.shape[1]
-    rows_after = batch.rows.copy()
+    rows_after = batch.rows
     for place in _heads(batch):
-        total, start = int(batch.rows[place]) + fed, int(scratch.starts[place])
+        total, start = int(rows_after[place] + batch.blocks[place[0]]), int(scratch.starts[place])
         if start < 0:
             rows_after[place] = total
             continue
-        stays = _stays(batch, scratch, place, flags[place[0]])
+        stays = _stays(batch, scratch, place)
         scratch.stays[start : start + total] = stays.cpu().numpy()
         rows_after[place] = int(stays.sum())
     return rows_after
 
 
-def carry(
-    batch: PagedBatch,
-    scratch: StepScratch,
-    fed: FedRows,
-    flags: torch.Tensor,
-    rows_after: NDArray[np.int32],
-) -> None:
+def carry(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]) -> None:
     """See op.py."""
-    block = flags.shape[1]
+    held_rows = batch.rows
     for place in _heads(batch):
-        held, start = int(batch.rows[place]), int(scratch.starts[place])
+        held, start = int(held_rows[place]), int(scratch.starts[place])
+        block = int(batch.blocks[place[0]])
         stays = scratch.stays[start : start + held + block] if start >= 0 else None
         gone = [] if stays is None else np.flatnonzero(~stays).tolist()
         moves = refill(held, block, gone)
         assert moves.rows == rows_after[place], "what was decided is carried out"
-        index = batch.flat_rows(*place, max(held, moves.rows))
-        _move(batch, index, moves)
-        _place(batch, index, moves, fed, flags[place[0]], place)
+        _carry_rows(batch, place, moves)
+        if batch.tables.marked[batch.slots[place[0]], *place[1:]]:
+            _carry_marks(batch, place, moves)
         if scratch.scored[place]:
             scores = torch.from_numpy(scratch.received[start : start + held + block])
-            batch.scores[index[: moves.rows]] = scores[moves.origins(held)].to(index.device)
+            marks = _index(batch, batch.tables.marks, place, range(moves.rows))
+            batch.columns.scores[marks] = scores[moves.origins(held)].to(marks.device)
 
 
 def _heads(batch: PagedBatch) -> Iterator[_Place]:
-    sequences, layers = batch.rows.shape[:2]
-    for sequence, layer in itertools.product(range(sequences), range(layers)):
-        for head in range(batch.kv_heads[layer]):
+    layers = len(batch.tables.kv_heads)
+    for sequence, layer in itertools.product(range(len(batch.slots)), range(layers)):
+        for head in range(batch.tables.kv_heads[layer]):
             yield sequence, layer, head
 
 
-def _stays(
-    batch: PagedBatch, scratch: StepScratch, place: _Place, new_flags: torch.Tensor
-) -> torch.Tensor:
+def _stays(batch: PagedBatch, scratch: StepScratch, place: _Place) -> torch.Tensor:
     """Which of a head's rows its rule keeps, bool `[R + m]`; the new scores go to the scratch."""
-    rule = decode(batch.rules[place])
-    held, fed, length = int(batch.rows[place]), len(new_flags), int(batch.lengths[place[0]])
-    index = batch.flat_rows(*place, held)
-    own = torch.arange(length, length + fed, dtype=torch.int32, device=index.device)
+    slot, tables, columns = batch.slots[place[0]], batch.tables, batch.columns
+    rule = decode(tables.rules[slot, *place[1:]])
+    held, fed = int(tables.rows[slot, *place[1:]]), int(batch.blocks[place[0]])
+    length, cell = int(tables.lengths[slot]), int(batch.cells[place[0]])
+    marks = _index(batch, tables.marks, place, range(held))
+    own = torch.arange(length, length + fed, dtype=torch.int32, device=marks.device)
     scores = None
     if rule.needs_scores:
         entries = slice(int(scratch.starts[place]), int(scratch.starts[place]) + held + fed)
-        received = torch.from_numpy(scratch.received[entries]).to(index.device)
-        scores = grown_scores(rule, batch.scores[index], received)
+        received = torch.from_numpy(scratch.received[entries]).to(marks.device)
+        scores = grown_scores(rule, columns.scores[marks], received)
         scratch.received[entries] = scores.cpu().numpy()
+    new_flags = torch.from_numpy(batch.fed.flags[cell : cell + fed]).to(marks.device)
     return keep_mask(
         rule,
-        torch.cat((batch.positions[index], own)),
+        torch.cat((columns.positions[marks], own)),
         scores,
-        torch.cat((batch.flags[index], new_flags.to(index.device))),
+        torch.cat((columns.flags[marks], new_flags)),
         length + fed,
     )
+
+
+def _index(
+    batch: PagedBatch, table: NDArray[np.int32], place: _Place, slots: Sequence[int]
+) -> torch.Tensor:
+    """Flat rows of a head's slots by one of its tables, int64."""
+    pages = table[batch.slots[place[0]], *place[1:]]
+    rows = batch.columns.flat(pages, np.array(slots, np.int64))
+    return torch.from_numpy(rows).to(batch.columns.keys.device)
 
 
 def grown_scores(rule: RetentionRule, held: torch.Tensor, received: torch.Tensor) -> torch.Tensor:
@@ -137,24 +142,39 @@ def refill(held: int, fed: int, gone: list[int]) -> RetainMoves:
     return RetainMoves(tuple(placed), tuple(zip(open_holes, tail, strict=True)), rows)
 
 
-def _move(batch: PagedBatch, index: torch.Tensor, moves: RetainMoves) -> None:
-    if moves.moved:
-        targets, sources = index[torch.tensor(moves.moved, device=index.device).t()]
-        for column in (batch.keys, batch.values, batch.positions, batch.flags):
+def _carry_rows(batch: PagedBatch, place: _Place, moves: RetainMoves) -> None:
+    columns, (_, layer, head) = batch.columns, place
+    for slots, old in _pairs(moves.moved):
+        targets, sources = (_index(batch, batch.tables.pages, place, some) for some in (slots, old))
+        for column in (columns.keys, columns.values):
             column[targets] = column[sources]
+    for slots, new in _pairs(moves.placed):
+        rows = _index(batch, batch.tables.pages, place, slots)
+        cells = torch.tensor(new) + int(batch.cells[place[0]])
+        columns.keys[rows] = batch.fed.keys[layer, head, cells]
+        columns.values[rows] = batch.fed.values[layer, head, cells]
 
 
-def _place(
-    batch: PagedBatch,
-    index: torch.Tensor,
-    moves: RetainMoves,
-    fed: FedRows,
-    flags: torch.Tensor,
-    place: _Place,
-) -> None:
-    if moves.placed:
-        slots, new = torch.tensor(moves.placed, device=index.device).t()
-        batch.keys[index[slots]] = fed.keys[place][new]
-        batch.values[index[slots]] = fed.values[place][new]
-        batch.positions[index[slots]] = (int(batch.lengths[place[0]]) + new).int()
-        batch.flags[index[slots]] = flags.to(new.device)[new]
+def _carry_marks(batch: PagedBatch, place: _Place, moves: RetainMoves) -> None:
+    columns, slot = batch.columns, batch.slots[place[0]]
+    weighted = batch.tables.weighted[slot, *place[1:]]
+    for slots, old in _pairs(moves.moved):
+        targets, sources = (_index(batch, batch.tables.marks, place, some) for some in (slots, old))
+        weights = (columns.log_weights,) if weighted else ()
+        for column in (columns.positions, columns.flags, *weights):
+            column[targets] = column[sources]
+    for slots, new in _pairs(moves.placed):
+        marks = _index(batch, batch.tables.marks, place, slots)
+        positions = torch.tensor(new) + int(batch.tables.lengths[slot])
+        columns.positions[marks] = positions.int().to(marks.device)
+        flags = batch.fed.flags[np.array(new) + batch.cells[place[0]]]
+        columns.flags[marks] = torch.from_numpy(flags).to(marks.device)
+        if weighted:
+            columns.log_weights[marks] = 0.0
+
+
+def _pairs(pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
+    """The pairs as two sequences; nothing if there are none."""
+    if pairs:
+        slots, others = zip(*pairs, strict=True)
+        yield slots, others

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from kvstore.cache import HeadRows, LayerShape, RaggedLayer
 from kvstore.errors import PoolExhausted
 from kvstore.kernels.paged_batch import PagedBatch
-from kvstore.pool import BatchStep, PagePool, SequencePages
+from kvstore.pool import BatchStep, PageCount, PagePool, SequencePages
 from kvstore.rules import RetentionRule
 from tests.kvstore.retention_strategies import rules
 
@@ -21,13 +22,13 @@ HEADS = sum(shape.kv_heads for shape in SHAPES)
 
 
 def a_pool() -> PagePool:
-    return PagePool(PAGES, PAGE_ROWS, SIZE, torch.float32, poison=True)
+    return PagePool(SHAPES, pages=PAGES, page_rows=PAGE_ROWS, dtype=torch.float32, poison=True)
 
 
 def a_sequence(pool: PagePool, length: int, head_rules: list[RetentionRule]) -> SequencePages:
     """Every second layer-head pair holds few of the tokens; the same for the same length."""
     generator = torch.Generator().manual_seed(length)
-    sequence = SequencePages(pool.reserve(200), SHAPES, length)
+    sequence = pool.open(length, PageCount(200, 200))
     taken = iter(head_rules)
     for index, shape in enumerate(SHAPES):
         counts = [length // (1 + (head + index) % 2) for head in range(shape.kv_heads)]
@@ -52,16 +53,17 @@ def a_sequence(pool: PagePool, length: int, head_rules: list[RetentionRule]) -> 
 
 def feed(batch: list[SequencePages], seeds: list[int], fed: int) -> list[list[torch.Tensor]]:
     """A step whose inputs depend on each sequence's seed alone; outputs per sequence and layer."""
-    step, outs = BatchStep(batch, fed), []
+    classes = np.array([[seed % 3] * fed for seed in seeds], np.uint8)
+    step, outs = BatchStep.whole(batch, classes, batch[0].pool.new_fed_rows(fed * len(batch))), []
     randoms = [torch.Generator().manual_seed(seed) for seed in seeds]
     for index, shape in enumerate(SHAPES):
         q, k, v = (
-            torch.stack([torch.randn(heads, fed, SIZE, generator=one) for one in randoms])
+            torch.cat([torch.randn(heads, fed, SIZE, generator=one) for one in randoms], 1)
             for heads in (shape.query_heads, shape.kv_heads, shape.kv_heads)
         )
         outs.append(step.attend(index, q, k, v, 0.5, None))
-    step.retain(torch.tensor([[seed % 3] * fed for seed in seeds], dtype=torch.uint8))
-    return [[out[row] for out in outs] for row in range(len(batch))]
+    step.retain()
+    return [[out[row * fed : (row + 1) * fed] for out in outs] for row in range(len(batch))]
 
 
 def by_position(head: HeadRows) -> list[torch.Tensor]:
@@ -106,7 +108,7 @@ def test_one_sequence_without_room_leaves_all_as_they_were() -> None:
     pool = a_pool()
     rich = a_sequence(pool, 8, [RetentionRule(full=True)] * HEADS)
     poor = a_sequence(pool, 8, [RetentionRule(full=True)] * HEADS)
-    poor.reservation.shrink(0)
+    poor.reservation.keep(PageCount())
     before = rich.row_counts()
     with pytest.raises(PoolExhausted):
         feed([rich, poor], [1, 2], 1)
@@ -119,8 +121,8 @@ def test_a_failed_forward_pass_changes_nothing() -> None:
     pool = a_pool()
     sequence = a_sequence(pool, 9, [RetentionRule(window=3)] * HEADS)
     before = [head.keys.clone() for layer in range(3) for head in sequence.heads(layer)]
-    step = BatchStep([sequence])
-    step.attend(0, torch.randn(1, 6, 1, SIZE), *torch.randn(2, 1, 3, 1, SIZE), 0.5, None)
+    step = BatchStep.whole([sequence], np.zeros((1, 1), np.uint8), pool.new_fed_rows(1))
+    step.attend(0, torch.randn(6, 1, SIZE), *torch.randn(2, 3, 1, SIZE), 0.5, None)
     after = [head.keys for layer in range(3) for head in sequence.heads(layer)]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert sequence.length == 9

@@ -4,7 +4,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from kvstore.cache import LayerShape
-from kvstore.pool import pages_bound
+from kvstore.pool import PageCount, pages_bound
 from kvstore.pool.bounds import rows_bound
 from kvstore.rules import FULL_RULE, RetentionRule, TokenClass
 from tests.kvstore.pool.test_decoding import Decoding, blocks
@@ -13,9 +13,9 @@ from tests.kvstore.retention_strategies import rules
 
 def test_the_dense_bound_counts_every_head_of_every_layer() -> None:
     shapes = (LayerShape(3, 9, 64), LayerShape(2, 2, 64))
-    assert pages_bound(shapes, 0, 16) == 0
-    assert pages_bound(shapes, 16, 16) == 5
-    assert pages_bound(shapes, 17, 16) == 10
+    assert pages_bound(shapes, 0, 16) == PageCount(0, 0)
+    assert pages_bound(shapes, 16, 16) == PageCount(5, 5)
+    assert pages_bound(shapes, 17, 16) == PageCount(10, 10)
 
 
 def test_each_kind_of_rule_grows_as_it_may() -> None:
@@ -37,7 +37,8 @@ def test_a_reservation_of_the_bound_is_never_too_small(
     """The pool raises if a step wants more than its reservation, here exactly the bound."""
     decoding = Decoding(60, (rule,), prompt, seed)
     bound = decoding.paged.pages_bound(prompt + sum(fed))
-    decoding.paged.reservation.shrink(bound)
+    used = decoding.pool.used_pages
+    decoding.paged.reservation.keep(PageCount(bound.rows - used, bound.marks))
     for block in fed:
         decoding.feed(decoding.classes(block))
-    event("reached the bound" if decoding.pool.used_pages == bound else "stayed below")
+    event("reached the bound" if decoding.pool.used_pages == bound.rows else "stayed below")

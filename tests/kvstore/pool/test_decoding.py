@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import event, given, settings
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from kvstore.cache import LayerShape, RaggedLayer
 from kvstore.kernels.paged_batch import PagedBatch
-from kvstore.pool import BatchStep, PagePool, SequencePages
+from kvstore.pool import BatchStep, OpenBlock, PageCount, PagePool, Piece
 from kvstore.rules import RetentionRule, ScoreUpdate, TokenClass
 from tests.kvstore.pool.slow_head import Row, SlowHead
 from tests.kvstore.retention_strategies import rules
@@ -52,9 +54,11 @@ class Decoding:
         for head in self.slow:
             for row in head.rows:
                 row.score = self.random_score()
-        self.pool = PagePool(pages, PAGE_ROWS, SIZE, torch.float32, poison=True)
         shape = LayerShape(len(head_rules), len(head_rules) * GROUP, SIZE, window)
-        self.paged = SequencePages(self.pool.reserve(pages), (shape,), prompt)
+        self.pool = PagePool(
+            (shape,), pages=pages, page_rows=PAGE_ROWS, dtype=torch.float32, poison=True
+        )
+        self.paged = self.pool.open(prompt, PageCount(pages, pages))
         self.paged.load(0, ragged_layer(self.slow))
 
     def coin(self) -> bool:
@@ -80,9 +84,7 @@ class Decoding:
         queries = torch.randn(len(self.slow) * GROUP, fed, SIZE, generator=self.random)
         keys = torch.stack([torch.stack([row.key for row in head]) for head in rows])
         values = torch.stack([torch.stack([row.value for row in head]) for head in rows])
-        step = BatchStep([self.paged], fed)
-        outs = step.attend(0, queries[None], keys[None], values[None], SCALE, self.window)[0]
-        step.retain(torch.tensor([classes], dtype=torch.uint8))
+        outs = self.feed_paged(queries, keys, values, classes)
         for number, (head, new) in enumerate(zip(self.slow, rows, strict=True)):
             part = slice(number * GROUP, (number + 1) * GROUP)
             out, received = head.attend(queries[part], new, SCALE, self.window)
@@ -90,6 +92,28 @@ class Decoding:
             chosen = set(self.paged.heads(0)[number].positions.tolist())
             self.victims.append(head.retain(new, received, self.length, chosen))
         self.compare()
+
+    def feed_paged(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, classes: list[int]
+    ) -> torch.Tensor:
+        """`[HQ, m, D]`; the block arrives in pieces, which nobody may notice."""
+        fed, block = self.pool.new_fed_rows(len(classes)), OpenBlock(self.paged, 0)
+        outs = []
+        for first, last in itertools.pairwise(self.cuts(len(classes))):
+            piece = Piece(block, last - first, ends=last == len(classes))
+            step = BatchStep(fed, [piece], np.array(classes[first:last], np.uint8))
+            part = [rows[:, first:last] for rows in (queries, keys, values)]
+            outs.append(step.attend(0, *part, SCALE, self.window))
+            step.decide()
+        step.commit([0])
+        return torch.cat(outs).transpose(0, 1)
+
+    def cuts(self, tokens: int) -> list[int]:
+        """Where a block is cut: mostly not at all."""
+        if tokens == 1 or self.coin():
+            return [0, tokens]
+        middle = int(torch.randint(1, tokens, (), generator=self.random))
+        return [0, middle, tokens]
 
     def compare(self) -> None:
         for head, paged in zip(self.slow, self.paged.heads(0), strict=True):
@@ -106,6 +130,7 @@ class Decoding:
         held = sum(len(head.rows) for head in self.slow)
         pages = sum(-(-len(head.rows) // PAGE_ROWS) for head in self.slow)
         assert (self.pool.rows, self.pool.used_pages) == (held, pages)
+        assert self.pool.slack_rows == pages * PAGE_ROWS - held
 
 
 def ragged_layer(heads: list[SlowHead]) -> RaggedLayer:

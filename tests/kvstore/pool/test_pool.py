@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -11,16 +13,24 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kvstore.cache import LayerShape, RaggedLayer
 from kvstore.errors import InvalidParameter, PoolExhausted
-from kvstore.pool import BatchStep, PagePool, SequencePages, pages_bound
-from kvstore.rules import FULL_RULE, RetentionRule
+from kvstore.pool import BatchStep, PageCount, PagePool, SequencePages, pages_bound
+from kvstore.rules import FULL_RULE, RetentionRule, ScoreUpdate
 
 SIZE, PAGE_ROWS, PAGES = 4, 4, 24
 SHAPES = (LayerShape(2, 4, SIZE), LayerShape(1, 2, SIZE))
 WINDOW = RetentionRule(sinks=1, window=3)
+SCORED = RetentionRule(window=2, budget_rows=3, score_update=ScoreUpdate.SUM)
 
 
 def a_pool(pages: int = PAGES) -> PagePool:
-    return PagePool(pages, PAGE_ROWS, SIZE, torch.float32, poison=True)
+    return PagePool(
+        SHAPES, pages=pages, mark_pages=40, page_rows=PAGE_ROWS, dtype=torch.float32, poison=True
+    )
+
+
+def promised(pages: int) -> PageCount:
+    """Of marks as many as there may ever be need for."""
+    return PageCount(pages, min(pages, 40))
 
 
 def a_layer(*counts: int, head_rule: RetentionRule = FULL_RULE) -> RaggedLayer:
@@ -32,178 +42,257 @@ def a_layer(*counts: int, head_rule: RetentionRule = FULL_RULE) -> RaggedLayer:
         tuple(sum(counts[:n]) for n in range(len(counts) + 1)),
         (head_rule,) * len(counts),
         (1.0,) * len(counts),
-        torch.empty(0),
+        torch.rand(rows if head_rule.needs_scores else 0),
         torch.empty(0, dtype=torch.uint8),
     )
 
 
-def feed(sequence: SequencePages, tokens: int) -> None:
-    """A block through every layer, without scores."""
-    step = BatchStep([sequence], tokens)
+def feed(sequence: SequencePages, tokens: int, seed: int = 0) -> None:
+    """A block through every layer; the same keys and values for the same seed."""
+    random = torch.Generator().manual_seed(seed)
+    fed = sequence.pool.new_fed_rows(tokens)
+    step = BatchStep.whole([sequence], np.zeros((1, tokens), np.uint8), fed)
     for index, shape in enumerate(sequence.shapes):
-        keys = torch.randn(1, shape.kv_heads, tokens, SIZE)
-        step.attend(index, torch.randn(1, shape.query_heads, tokens, SIZE), keys, keys, 1.0, None)
-    step.retain(torch.zeros(1, tokens, dtype=torch.uint8))
+        keys, values = torch.randn(2, shape.kv_heads, tokens, SIZE, generator=random)
+        queries = torch.randn(shape.query_heads, tokens, SIZE, generator=random)
+        step.attend(index, queries, keys, values, 1.0, None)
+    step.retain()
+
+
+def content(sequence: SequencePages) -> list[list[torch.Tensor]]:
+    """Every head's rows and marks, by slot."""
+    return [
+        [c.clone() for c in (h.keys, h.values, h.positions, h.scores) if c is not None]
+        for layer in range(len(SHAPES))
+        for h in sequence.heads(layer)
+    ]
+
+
+def twin_of(sequence: SequencePages) -> SequencePages:
+    """The same state in a pool of its own, where nothing is ever shared."""
+    twin = a_pool(200).open(sequence.length, PageCount(200, 40))
+    for index, layer in enumerate(sequence.export()):
+        twin.load(index, layer)
+    return twin
+
+
+def require_same(one: SequencePages, other: SequencePages) -> None:
+    for mine, theirs in zip(content(one), content(other), strict=True):
+        for a, b in zip(mine, theirs, strict=True):
+            assert torch.equal(a, b)
 
 
 class Accounting(RuleBasedStateMachine):
-    """Sequences come, grow, shrink and go in any order; nothing leaks and nothing overlaps."""
+    """Sequences come, fork, grow, shrink and go in any order; nothing leaks and none is harmed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pool = a_pool()
         self.sequences: list[SequencePages] = []
+        self.twins: list[SequencePages] = []
 
     @rule(
         tokens=st.integers(0, 12),
         room=st.integers(0, 20),
-        head_rule=st.sampled_from([FULL_RULE, WINDOW]),
+        head_rule=st.sampled_from([FULL_RULE, WINDOW, SCORED]),
     )
     def load(self, tokens: int, room: int, head_rule: RetentionRule) -> None:
-        free = self.pool.free_pages
-        if room > free:
-            with pytest.raises(PoolExhausted) as refusal:
-                self.pool.reserve(room)
-            assert (refusal.value.requested_pages, refusal.value.free_pages) == (room, free)
+        free = self.pool.free
+        if room > min(free.rows, free.marks):
+            with pytest.raises(PoolExhausted):
+                self.pool.open(tokens, PageCount(room, room))
+            assert self.pool.free == free
             return
-        reservation = self.pool.reserve(room)
-        sequence = SequencePages(reservation, SHAPES, tokens)
-        self.sequences.append(sequence)
+        sequence = self.pool.open(tokens, PageCount(room, room))
         try:
             sequence.load(0, a_layer(tokens, tokens // 2, head_rule=head_rule))
             sequence.load(1, a_layer(tokens, head_rule=head_rule))
         except PoolExhausted:
-            self.sequences.remove(sequence)
             sequence.release()
+        else:
+            self.sequences.append(sequence)
+            self.twins.append(twin_of(sequence))
 
     @precondition(lambda self: bool(self.sequences))
-    @rule(data=st.data(), tokens=st.integers(1, 6))
-    def feed(self, data: st.DataObject, tokens: int) -> None:
-        sequence = data.draw(st.sampled_from(self.sequences))
+    @rule(data=st.data(), tokens=st.integers(1, 6), seed=st.integers(0, 99))
+    def feed(self, data: st.DataObject, tokens: int, seed: int) -> None:
+        number = data.draw(st.integers(0, len(self.sequences) - 1))
+        sequence = self.sequences[number]
+        before = content(sequence)
         try:
-            feed(sequence, tokens)
+            feed(sequence, tokens, seed)
         except PoolExhausted:
-            sequence.release()
-            self.sequences.remove(sequence)
+            after = content(sequence)
+            assert all(torch.equal(a, b) for x, y in zip(before, after) for a, b in zip(x, y))  # noqa: B905
+        else:
+            feed(self.twins[number], tokens, seed)
+
+    @precondition(lambda self: bool(self.sequences))
+    @rule(data=st.data(), room=st.integers(0, 6))
+    def fork(self, data: st.DataObject, room: int) -> None:
+        number = data.draw(st.integers(0, len(self.sequences) - 1))
+        used, free = self.pool.used_pages, self.pool.free
+        try:
+            child = self.sequences[number].fork()
+        except PoolExhausted:
+            assert self.pool.free == free
+            return
+        assert self.pool.used_pages == used
+        with contextlib.suppress(PoolExhausted):
+            child.reservation.ensure(PageCount(room, room))
+        self.sequences.append(child)
+        self.twins.append(twin_of(child))
 
     @precondition(lambda self: bool(self.sequences))
     @rule(data=st.data(), pages=st.integers(0, 20))
-    def shrink(self, data: st.DataObject, pages: int) -> None:
-        data.draw(st.sampled_from(self.sequences)).reservation.shrink(pages)
+    def keep(self, data: st.DataObject, pages: int) -> None:
+        sequence = data.draw(st.sampled_from(self.sequences))
+        sequence.reservation.keep(PageCount(pages, pages))
 
     @precondition(lambda self: bool(self.sequences))
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
-        sequence = data.draw(st.sampled_from(self.sequences))
+        number = data.draw(st.integers(0, len(self.sequences) - 1))
+        sequence = self.sequences.pop(number)
+        self.twins.pop(number)
         sequence.release()
         sequence.release()
-        self.sequences.remove(sequence)
 
     @invariant()
     def everything_adds_up(self) -> None:
         pool, held = self.pool, [s.reservation for s in self.sequences]
         assert pool.free_pages + pool.reserved_pages + pool.used_pages == PAGES
-        assert pool.used_pages == sum(r.used_pages for r in held)
-        assert pool.reserved_pages == sum(r.unused_pages for r in held)
+        pages = [set(r.rows._taken) for r in held]
+        assert pool.used_pages == len(set().union(*pages))
+        assert pool.used_mark_pages == sum(r.used.marks for r in held)
+        assert pool.reserved_pages == sum(r.unused.rows for r in held)
         counts = [n for s in self.sequences for layer in s.row_counts() for n in layer]
         assert pool.rows == sum(counts)
-        assert pool.used_pages == sum(-(-n // PAGE_ROWS) for n in counts)
-        assert pool.resident_bytes == sum(s.resident_bytes for s in self.sequences)
+        assert sum(map(len, pages)) == sum(-(-n // PAGE_ROWS) for n in counts)
+        assert pool.slack_rows == sum(-n % PAGE_ROWS for n in counts)
+        assert pool.sequences == len(held)
 
     @invariant()
-    def no_row_is_lost_or_shared(self) -> None:
-        for sequence in self.sequences:
-            for layer in range(len(SHAPES)):
-                for head in sequence.heads(layer):
-                    assert torch.isfinite(head.keys).all()
-                    assert torch.isfinite(head.values).all()
-                    assert len(set(head.positions.tolist())) == head.rows
+    def no_sequence_is_harmed(self) -> None:
+        for sequence, twin in zip(self.sequences, self.twins, strict=True):
+            assert sequence.length == twin.length
+            require_same(sequence, twin)
 
     def teardown(self) -> None:
         for sequence in self.sequences:
             sequence.release()
         pool = self.pool
         assert (pool.used_pages, pool.reserved_pages, pool.rows, pool.resident_bytes) == (0,) * 4
-        assert pool.free_pages == PAGES
+        assert pool.free == PageCount(PAGES, 40)
         # the debug fill reached every row that was given back
-        assert torch.isnan(pool._storage.keys).all()
+        columns = pool.storage.columns
+        assert torch.isnan(columns.keys).all()
+        assert torch.isnan(columns.scores).all()
 
 
 TestAccounting = Accounting.TestCase
 TestAccounting.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
 
 
-def test_a_reservation_beyond_what_is_free_claims_nothing() -> None:
+def test_a_promise_beyond_what_is_free_claims_nothing() -> None:
     pool = a_pool(8)
-    with pool.reserve(5):
-        with pytest.raises(PoolExhausted):
-            pool.reserve(4)
-        assert pool.free_pages == 3
+    sequence = pool.open(0, promised(5))
+    with pytest.raises(PoolExhausted) as refusal:
+        pool.open(0, promised(4))
+    assert (refusal.value.requested_pages, refusal.value.free_pages) == (4, 3)
+    with pytest.raises(PoolExhausted):
+        sequence.reservation.ensure(PageCount(6, 41))
+    assert pool.free == PageCount(3, 35)
+    sequence.release()
     assert pool.free_pages == 8
 
 
 def test_a_load_or_block_without_room_changes_nothing() -> None:
     pool = a_pool()
-    sequence = SequencePages(pool.reserve(3), SHAPES, 4)
+    sequence = pool.open(4, promised(3))
     with pytest.raises(PoolExhausted):
         sequence.load(0, a_layer(9, 4))
     assert (pool.used_pages, pool.rows) == (0, 0)
     sequence.load(0, a_layer(4, 4))
-    before = [head.keys.clone() for head in sequence.heads(0)]
+    before = content(sequence)
     with pytest.raises(PoolExhausted):
         feed(sequence, 1)
     assert (sequence.length, pool.used_pages, pool.rows) == (4, 2, 8)
     assert sequence.row_counts() == ((4, 4), (0,))
-    after = [head.keys for head in sequence.heads(0)]
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(before, content(sequence), strict=True))
 
 
 def test_a_layer_of_another_shape_or_dtype_is_refused() -> None:
-    sequence = SequencePages(a_pool().reserve(8), SHAPES, 4)
+    sequence = a_pool().open(4, promised(8))
     with pytest.raises(InvalidParameter, match=r"layers\[0\]"):
         sequence.load(0, a_layer(4))
-    other = PagePool(8, PAGE_ROWS, SIZE, torch.bfloat16)
+    other = PagePool(SHAPES, pages=8, page_rows=PAGE_ROWS, dtype=torch.bfloat16)
     with pytest.raises(InvalidParameter, match="float32"):
-        SequencePages(other.reserve(8), SHAPES, 4).load(1, a_layer(4))
-    with pytest.raises(InvalidParameter, match="head_size"):
-        SequencePages(a_pool().reserve(0), (LayerShape(1, 1, SIZE + 1),))
+        other.open(4, PageCount(8, 8)).load(1, a_layer(4))
+    mixed = (LayerShape(1, 1, SIZE), LayerShape(1, 1, SIZE + 1))
+    with pytest.raises(InvalidParameter, match="head sizes"):
+        PagePool(mixed, pages=8, page_rows=PAGE_ROWS, dtype=torch.float32)
 
 
 def test_pages_that_follow_one_another_are_read_without_a_copy() -> None:
     pool = a_pool()
-    sequence = SequencePages(pool.reserve(8), SHAPES, 10)
+    sequence = pool.open(10, promised(8))
     sequence.load(0, a_layer(10, 3))
-    storage = pool._storage.keys.untyped_storage().data_ptr()
+    storage = pool.storage.columns.keys.untyped_storage().data_ptr()
     assert [head.keys.untyped_storage().data_ptr() for head in sequence.heads(0)] == [storage] * 2
 
 
-def test_bytes_count_pages_and_metadata() -> None:
+def test_bytes_count_pages_and_marks_where_the_rule_needs_them() -> None:
     pool = a_pool(10)
-    row = 2 * SIZE * 4 + 4 + 4 + 1
-    assert pool.capacity_bytes == 10 * PAGE_ROWS * row
-    sequence = SequencePages(pool.reserve(6), SHAPES, 5)
+    row, mark = 2 * SIZE * 4, 4 + 4 + 1
+    assert pool.capacity_bytes == PAGE_ROWS * (10 * row + 40 * mark)
+    sequence = pool.open(5, promised(6))
+    # the second head holds one of five positions, so that a slot says nothing of its position
     sequence.load(0, a_layer(5, 1))
-    assert sequence.resident_bytes == pool.resident_bytes == 3 * PAGE_ROWS * row
+    assert sequence.resident_bytes == pool.resident_bytes == PAGE_ROWS * (3 * row + mark)
+    sequence.load(1, a_layer(2, head_rule=WINDOW))
+    assert pool.resident_bytes == PAGE_ROWS * (4 * row + 2 * mark)
     assert sequence.dense_bytes == 3 * 5 * 2 * SIZE * 4
 
 
-def test_a_growing_claim_takes_only_what_is_free() -> None:
-    pool = a_pool(8)
-    reservation = pool.reserve(5)
-    reservation.grow(7)
-    with pytest.raises(PoolExhausted):
-        reservation.grow(9)
-    assert (reservation.pages, pool.free_pages) == (7, 1)
-
-
 def test_the_dense_bound_is_enough_for_full_heads_and_no_more() -> None:
-    pages = pages_bound(SHAPES, 13, PAGE_ROWS)
-    pool = a_pool(pages)
-    sequence = SequencePages(pool.reserve(pages), SHAPES, 5)
+    bound = pages_bound(SHAPES, 13, PAGE_ROWS)
+    pool = a_pool(bound.rows)
+    sequence = pool.open(5, bound)
     sequence.load(0, a_layer(5, 5))
     sequence.load(1, a_layer(5))
     feed(sequence, 8)
-    assert pool.used_pages == pages == 12
+    assert pool.used_pages == bound.rows == 12
+
+
+def test_a_fork_copies_only_the_pages_that_are_written() -> None:
+    pool = a_pool()
+    sequence = pool.open(9, promised(24))
+    sequence.load(0, a_layer(9, 9))
+    sequence.load(1, a_layer(9))
+    sequence.reservation.keep(PageCount(3, 3))
+    child = sequence.fork()
+    child.reservation.ensure(PageCount(3, 3))
+    assert pool.used_pages == 9
+    feed(child, 1)
+    # each of the three heads had one row in its last page
+    assert pool.used_pages == 12
+    feed(sequence, 1)
+    # whose copy is not needed: nobody else reads the old page any more
+    assert pool.used_pages == 12
+    sequence.release()
+    assert pool.used_pages == 9
+    assert child.row_counts() == ((10, 10), (10,))
+
+
+def test_no_more_sequences_than_there_are_tables() -> None:
+    pool = PagePool(SHAPES, pages=8, page_rows=4, dtype=torch.float32, sequences=1)
+    first = pool.open()
+    with pytest.raises(PoolExhausted):
+        pool.open(0, PageCount(2, 2))
+    assert pool.free_pages == 8
+    first.release()
+    pool.open()
 
 
 def test_threads_reserve_and_release_without_losing_a_page() -> None:
@@ -215,15 +304,14 @@ def test_threads_reserve_and_release_without_losing_a_page() -> None:
         try:
             for _ in range(60):
                 try:
-                    reservation = pool.reserve(choice.randrange(1, 14))
+                    sequence = pool.open(4, promised(choice.randrange(1, 14)))
                 except PoolExhausted:
                     continue
-                with reservation:
-                    sequence = SequencePages(reservation, SHAPES, 4)
-                    if reservation.pages >= 3:
-                        sequence.load(0, a_layer(4, 4))
-                        sequence.load(1, a_layer(4))
-                        assert all(torch.isfinite(head.keys).all() for head in sequence.heads(0))
+                if sequence.reservation.unused.rows >= 3:
+                    sequence.load(0, a_layer(4, 4))
+                    sequence.load(1, a_layer(4))
+                    assert all(torch.isfinite(head.keys).all() for head in sequence.heads(0))
+                sequence.release()
         except BaseException as error:
             failures.append(error)
 

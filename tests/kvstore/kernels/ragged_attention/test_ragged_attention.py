@@ -4,12 +4,13 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 
 from kvstore.cache import HeadRows, LayerShape, RaggedLayer
 from kvstore.kernels.paged_batch import PagedBatch
-from kvstore.pool import BatchStep, PagePool, SequencePages
+from kvstore.pool import BatchStep, PageCount, PagePool
 from kvstore.rules import FULL_RULE, RetentionRule, ScoreUpdate
 
 SCORED = RetentionRule(budget_rows=4, score_update=ScoreUpdate.SUM)
@@ -64,7 +65,10 @@ def dense(sequence: Fed, window: int | None) -> Outcome:
         seen = (distance >= 0) & (distance < (window or 10**9))
         total = torch.zeros(len(positions), dtype=torch.float64)
         for query in sequence.q[number * GROUP : (number + 1) * GROUP].double():
-            logits = (query @ keys.T / math.sqrt(SIZE)).masked_fill(~seen, -torch.inf)
+            logits = query @ keys.T / math.sqrt(SIZE)
+            if head.log_weights is not None:
+                logits[:, : head.rows] += head.log_weights
+            logits.masked_fill_(~seen, -torch.inf)
             probabilities = logits.softmax(-1)
             outs.append(probabilities @ values)
             total += probabilities.sum(0) / GROUP
@@ -75,15 +79,17 @@ def dense(sequence: Fed, window: int | None) -> Outcome:
 def attend(batch: list[Fed], window: int | None = None) -> list[Outcome]:
     """All sequences together, out of the pages of one pool."""
     fed, shape = batch[0].q.shape[1], LayerShape(len(RULES), len(RULES) * GROUP, SIZE, window)
-    pool = PagePool(80, PAGE_ROWS, SIZE, batch[0].q.dtype, poison=True)
-    pages = [SequencePages(pool.reserve(30), (shape,), FIRST) for _ in batch]
+    pool = PagePool((shape,), pages=80, page_rows=PAGE_ROWS, dtype=batch[0].q.dtype, poison=True)
+    pages = [pool.open(FIRST, PageCount(30, 30)) for _ in batch]
     for sequence, held in zip(batch, pages, strict=True):
         held.load(0, a_layer(sequence.heads))
-    step = BatchStep(pages, fed)
+    classes = np.zeros((len(batch), fed), np.uint8)
+    step = BatchStep.whole(pages, classes, pool.new_fed_rows(classes.size))
     q, k, v = (
-        torch.stack([getattr(one, name) for one in batch]) for name in ("q", "keys", "values")
+        torch.cat([getattr(one, name) for one in batch], 1) for name in ("q", "keys", "values")
     )
-    outs = step.attend(0, q, k, v, 1 / math.sqrt(SIZE), window)
+    flat = step.attend(0, q, k, v, 1 / math.sqrt(SIZE), window)
+    outs = flat.unflatten(0, (len(batch), fed)).transpose(1, 2)
     scratch = step._scratch
     return [
         Outcome(
@@ -112,6 +118,7 @@ def a_layer(heads: list[HeadRows]) -> RaggedLayer:
         (1.0,) * len(heads),
         torch.zeros(sum(head.rows for head in heads if head.rule.needs_scores)),
         torch.empty(0, dtype=torch.uint8),
+        tuple(head.log_weights for head in heads),
     )
 
 
@@ -131,6 +138,46 @@ def test_agrees_with_dense_attention_in_float64(
             assert (got is None) == (wanted is None)
             if got is not None and wanted is not None:
                 torch.testing.assert_close(got.double(), wanted, atol=5e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+@pytest.mark.parametrize("window", [None, 40])
+def test_log_weights_are_added_to_the_logits(
+    window: int | None, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend == "reference":
+        monkeypatch.setattr(PagedBatch, "on_cpu_in_f32", False)
+    batch = [
+        dataclasses.replace(
+            one,
+            heads=[
+                dataclasses.replace(head, log_weights=torch.rand(head.rows) * 4)
+                if number % 2
+                else head
+                for number, head in enumerate(one.heads)
+            ],
+        )
+        for one in a_batch(1)
+    ]
+    for sequence, result in zip(batch, attend(batch, window), strict=True):
+        expected = dense(sequence, window)
+        torch.testing.assert_close(result.out.double(), expected.out, atol=2e-6, rtol=1e-5)
+
+
+def test_full_heads_that_hold_everything_have_no_marks() -> None:
+    """A sliding layer then finds a row's position from its slot."""
+    shape = LayerShape(1, GROUP, SIZE, 40)
+    pool = PagePool((shape,), pages=40, mark_pages=1, page_rows=PAGE_ROWS, dtype=torch.float32)
+    keys, values = torch.randn(2, FIRST, SIZE)
+    head = HeadRows(FULL_RULE, keys, values, torch.arange(FIRST).int())
+    q, new = torch.randn(GROUP, 1, SIZE), torch.randn(2, 1, 1, SIZE)
+    sequence = pool.open(FIRST, PageCount(30))
+    sequence.load(0, a_layer([head]))
+    step = BatchStep.whole([sequence], np.zeros((1, 1), np.uint8), pool.new_fed_rows(1))
+    out = step.attend(0, q, *new, 1 / math.sqrt(SIZE), 40)
+    expected = dense(Fed(q, [head], *new), 40)
+    torch.testing.assert_close(out[0, :, None].double(), expected.out, atol=2e-6, rtol=1e-5)
+    assert pool.used_mark_pages == 0
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
