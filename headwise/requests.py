@@ -44,7 +44,8 @@ class Sampling:
     """How tokens are chosen. `temperature` 0 is greedy; a 0 elsewhere leaves that out.
 
     `presence_penalty` and `frequency_penalty` count generated tokens, `repetition_penalty` the
-    prompt's too.
+    prompt's too. `n` answers are made from one prompt, answer i with seed + i. `logprobs` asks for
+    the log-probability of each token and of so many of the likeliest.
     """
 
     temperature: float = 0.0
@@ -55,6 +56,8 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 0.0
+    n: int = 0
+    logprobs: int = 0
 
     def to_proto(self) -> decode_pb2.Sampling:
         fields = dataclasses.fields(self)
@@ -67,7 +70,9 @@ class GenerateOptions(TypedDict, total=False):
     `policy`: a name or a `Policy`; absent, the server's default. `sampling`: absent, greedy.
     `max_tokens`: absent or 0, the server's default. `stop`: texts that end the answer.
     `stop_token_ids`: tokens that do, beside the model's own. `ignore_eos`: go on after those.
-    `report_heads`: add what every KV head kept to the result.
+    `report_heads`: add what every KV head kept to the result. `session_id`: go on from this
+    session; a chat prompt then has the messages since its last answer. `keep_session_seconds`: keep
+    what was generated as a session, for so long without use.
     """
 
     policy: Policy | str
@@ -77,6 +82,8 @@ class GenerateOptions(TypedDict, total=False):
     stop_token_ids: Sequence[int]
     ignore_eos: bool
     report_heads: bool
+    session_id: str
+    keep_session_seconds: float
 
 
 def generate_request(

@@ -25,19 +25,33 @@ _FINISH_REASONS = {
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How likely a token was, and the likeliest tokens with theirs; natural logarithms."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Delta:
-    """What has been generated since the last delta."""
+    """What has been generated since the last delta; `index` says of which answer.
+
+    `logprobs` has an entry a token if they were asked for.
+    """
 
     text: str
     token_ids: tuple[int, ...]
+    index: int = 0
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens read and made; the end token counts as made."""
+    """Tokens read and made; the end token counts as made. On a session, those of this turn."""
 
     prompt_tokens: int
     completion_tokens: int
+    session_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,7 +99,10 @@ class HeadReport:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """How a generation ended, and what it took."""
+    """How an answer ended, and what it took.
+
+    `session_id` is what a next turn may go on from; empty unless it was to be kept.
+    """
 
     finish_reason: FinishReason
     usage: Usage
@@ -95,16 +112,45 @@ class Result:
     policy: str
     policy_parameters: Mapping[str, object]
     heads: tuple[HeadReport, ...] = ()
+    index: int = 0
+    session_id: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """A generation that can be gone on from. `expires_in_seconds` is 0 while it is busy."""
+
+    session_id: str
+    tokens: int
+    expires_in_seconds: float
+    busy: bool
+    memory: MemoryReport
+    policy: str
 
 
 def delta_from_proto(delta: decode_pb2.Delta) -> Delta:
-    return Delta(delta.text, tuple(delta.token_ids))
+    logprobs = tuple(
+        TokenLogprobs(one.logprob, tuple((top.token_id, top.logprob) for top in one.top))
+        for one in delta.logprobs
+    )
+    return Delta(delta.text, tuple(delta.token_ids), delta.index, logprobs)
+
+
+def session_from_proto(session: decode_pb2.Session) -> SessionInfo:
+    return SessionInfo(
+        session_id=session.session_id,
+        tokens=session.tokens,
+        expires_in_seconds=session.expires_in_seconds,
+        busy=session.busy,
+        memory=_memory(session.memory),
+        policy=session.policy.name,
+    )
 
 
 def result_from_proto(result: decode_pb2.Result) -> Result:
     return Result(
         finish_reason=_FINISH_REASONS[result.finish_reason],
-        usage=Usage(result.usage.prompt_tokens, result.usage.completion_tokens),
+        usage=Usage(*(getattr(result.usage, f.name) for f in dataclasses.fields(Usage))),
         prompt_memory=_memory(result.prompt_memory),
         final_memory=_memory(result.final_memory),
         timings=Timings(*(getattr(result.timings, f.name) for f in dataclasses.fields(Timings))),
@@ -114,6 +160,8 @@ def result_from_proto(result: decode_pb2.Result) -> Result:
             HeadReport(h.layer, h.head, h.head_class, h.rows, h.recovered_mass)
             for h in result.heads
         ),
+        index=result.index,
+        session_id=result.session_id,
     )
 
 

@@ -125,10 +125,23 @@ class PagePool:
         return int((-rows % self.page_rows).sum())
 
     @property
+    def fragmentation(self) -> float:
+        """Share of the rows of used pages that hold nothing; 0 of an empty pool."""
+        slack, rows = self.slack_rows, self.rows
+        return slack / (slack + rows) if rows else 0.0
+
+    @property
     def resident_bytes(self) -> int:
         """Bytes of the used pages, marks and slack included."""
         marks = self.used_mark_pages * self.storage.mark_page_bytes
         return self.used_pages * self.storage.row_page_bytes + marks
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of keys and values if every head held every token its sequence has seen."""
+        keys = self.storage.columns.keys
+        row = 2 * keys.shape[1] * keys.element_size()
+        return int(self.tables.lengths.sum()) * sum(s.kv_heads for s in self.shapes) * row
 
     @property
     def capacity_bytes(self) -> int:

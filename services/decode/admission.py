@@ -1,60 +1,172 @@
-"""Room is reserved before prefill is asked for anything."""
+"""Room is reserved before prefill is asked for anything; who finds none waits in line."""
 
 from __future__ import annotations
 
-from headwise.errors import InvalidRequest, Overloaded
-from kvstore.cache import LayerShape
-from kvstore.pool import PagePool, SequencePages, pages_bound
-from services.decode.generation import GenerationSpec
-from services.runtime.status import RETRY_AFTER_SECONDS
+import asyncio
+import dataclasses
+import heapq
+import itertools
+import time
+from collections.abc import Callable
+
+from headwise.errors import Overloaded
+from kvstore.errors import PoolExhausted
+from kvstore.pool import PageCount, SequencePages
+from services.runtime import metrics
+
+# who names no deadline stands in line as if it had this one
+_PATIENCE_SECONDS = 60.0
+_RETRY_SECONDS = (0.1, 30.0)
+# weight of the newest observation
+_NEWEST = 0.3
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _Waiter:
+    answers: int
+    open_pages: Callable[[], SequencePages]
+    place: asyncio.Future[SequencePages]
 
 
 class Admission:
-    """Counts sequences and reserves their pages. Used on the event loop alone."""
+    """A bounded line, nearest deadline first. Used on the event loop alone.
+
+    `evict` drops an idle session and says whether there was one; `preempted` counts sequences that
+    wait for room already and come before any new one.
+    """
 
     def __init__(
-        self, pool: PagePool, shapes: tuple[LayerShape, ...], *, max_sequences: int
+        self,
+        evict: Callable[[], bool],
+        preempted: Callable[[], int],
+        *,
+        max_sequences: int,
+        max_queued: int,
+        claim_seconds: float,
     ) -> None:
-        self._pool = pool
-        self._shapes = shapes
+        self._evict = evict
+        self._preempted = preempted
         self._max_sequences = max_sequences
-        self._held: set[SequencePages] = set()
+        self._max_queued = max_queued
+        self._claim_seconds = claim_seconds
+        self._line: list[tuple[float, int, _Waiter]] = []
+        self._order = itertools.count()
+        self._room = asyncio.Event()
+        self._stay_seconds = _RETRY_SECONDS[0]
+        self.sequences = 0
 
     @property
-    def sequences(self) -> int:
-        """Sequences that hold or reserve pages."""
-        return len(self._held)
+    def queued(self) -> int:
+        """Generations that wait for room."""
+        return len(self._line)
 
-    @property
-    def dense_bytes(self) -> int:
-        """Bytes that dense caches of all admitted sequences' tokens would occupy."""
-        return sum(pages.dense_bytes for pages in tuple(self._held))
+    def require_place(self) -> None:
+        """Raise `Overloaded` if the line is full: asked before any work is done for a request."""
+        if len(self._line) >= self._max_queued and (self._line or not self._fits(1)):
+            raise self._full()
 
-    def admit(self, spec: GenerationSpec) -> SequencePages:
-        """Reserve what the sequence needs if every head keeps everything.
+    async def admit(
+        self,
+        answers: int,
+        timeout_seconds: float | None,
+        open_pages: Callable[[], SequencePages],
+    ) -> SequencePages:
+        """Wait in line for `open_pages` not to raise `PoolExhausted`, and for so many answers.
 
-        Raises `Overloaded`, or `InvalidRequest` for what would not fit an empty pool. `leave` must
-        follow once the pages are released.
+        `leave` must follow for each answer. Raises `Overloaded` if the line is full.
         """
-        needed = pages_bound(self._shapes, spec.final_tokens, self._pool.page_rows)
-        if needed > self._pool.pages:
-            raise InvalidRequest(
-                f"{spec.final_tokens} tokens need {needed} pages, the whole pool has "
-                f"{self._pool.pages}",
-                "SEQUENCE_TOO_LONG",
-                {"field": "max_tokens"},
-            )
-        if len(self._held) >= self._max_sequences:
-            raise Overloaded(
-                f"{len(self._held)} generations are running already",
-                "TOO_MANY_SEQUENCES",
-                retry_after_seconds=RETRY_AFTER_SECONDS,
-            )
-        prompt = len(spec.token_ids) - 1
-        pages = SequencePages(self._pool.reserve(needed), self._shapes, prompt)
-        self._held.add(pages)
-        return pages
+        self.require_place()
+        patience = _PATIENCE_SECONDS if timeout_seconds is None else timeout_seconds
+        place: asyncio.Future[SequencePages] = asyncio.get_running_loop().create_future()
+        waiter = _Waiter(answers, open_pages, place)
+        entry = (time.monotonic() + patience, next(self._order), waiter)
+        heapq.heappush(self._line, entry)
+        self.advance()
+        if not place.done() and len(self._line) > self._max_queued:
+            self._leave_line(entry)
+            raise self._full()
+        try:
+            return await place
+        except asyncio.CancelledError:
+            # both may happen in one turn of the event loop
+            if place.done() and not place.cancelled() and not place.exception():
+                place.result().release()
+                self.leave(answers)
+            else:
+                self._leave_line(entry)
+            raise
 
-    def leave(self, pages: SequencePages) -> None:
-        """These pages have been released."""
-        self._held.remove(pages)
+    def leave(self, answers: int = 1, stayed_seconds: float | None = None) -> None:
+        """So many answers have ended, and their pages have been given back."""
+        self.sequences -= answers
+        if stayed_seconds is not None:
+            self._stay_seconds += _NEWEST * (stayed_seconds - self._stay_seconds)
+        self.advance()
+
+    def advance(self) -> None:
+        """Room may have come free: let in who is next, and wake who waits for pages."""
+        self._room.set()
+        while self._line:
+            _, _, waiter = self._line[0]
+            if not self._fits(waiter.answers):
+                return
+            try:
+                pages = waiter.open_pages()
+            except PoolExhausted:
+                if self._evict():
+                    continue
+                return
+            except Exception as error:
+                heapq.heappop(self._line)
+                waiter.place.set_exception(error)
+                continue
+            heapq.heappop(self._line)
+            self.sequences += waiter.answers
+            waiter.place.set_result(pages)
+
+    async def claim(self, pages: SequencePages, need: PageCount) -> None:
+        """Have `need` pages promised to an arriving cache, waiting for room while it is held up.
+
+        Raises `Overloaded` if none comes free in time.
+        """
+        until = time.monotonic() + self._claim_seconds
+        while True:
+            self._room.clear()
+            try:
+                pages.reservation.ensure(need)
+            except PoolExhausted as error:
+                if self._evict():
+                    continue
+                metrics.CLAIMS_WAITING.inc()
+                await self._wait_for_room(until, error)
+            else:
+                return
+
+    async def _wait_for_room(self, until: float, error: PoolExhausted) -> None:
+        try:
+            async with asyncio.timeout(until - time.monotonic()):
+                await self._room.wait()
+        except TimeoutError:
+            raise Overloaded(
+                f"no room for an arriving cache in {self._claim_seconds:g} s: {error}",
+                "POOL_EXHAUSTED",
+                retry_after_seconds=self._stay_seconds,
+            ) from error
+
+    def _fits(self, answers: int) -> bool:
+        return self.sequences + answers <= self._max_sequences and not self._preempted()
+
+    def _leave_line(self, entry: tuple[float, int, _Waiter]) -> None:
+        if entry in self._line:
+            self._line.remove(entry)
+            heapq.heapify(self._line)
+            self.advance()
+
+    def _full(self) -> Overloaded:
+        low, high = _RETRY_SECONDS
+        wait = self._stay_seconds * (len(self._line) + 1) / self._max_sequences
+        return Overloaded(
+            f"{self.sequences} generations are running and {len(self._line)} are waiting",
+            "QUEUE_FULL",
+            retry_after_seconds=min(high, max(low, wait)),
+        )

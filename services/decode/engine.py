@@ -4,26 +4,45 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import torch
 
-from headwise.errors import Unavailable
+from headwise.errors import Overloaded, Unavailable
+from kvstore.pool import BatchStep, PagePool
+from services.decode.room import Room
+from services.decode.schedule import Feed, Scheduler
 from services.decode.sequence import RunningSequence
-from services.decode.step import run_step
+from services.decode.step import forward_step
 from services.runtime import metrics
 from services.runtime.model import ServedModel
+from services.runtime.status import RETRY_AFTER_SECONDS
 
 log = logging.getLogger("headwise.engine")
 
+# how long the only sequence left may wait for pages that arriving caches and busy sessions hold
+_STARVED_SECONDS = 5.0
+_STARVED_PAUSE_SECONDS = 0.01
+
 
 class Engine:
-    """Sequences join and leave between steps; the thread sleeps while there is none."""
+    """Sequences join and leave between steps; the thread sleeps while there is none.
 
-    def __init__(self, served: ServedModel) -> None:
+    A step is schedule, run, postprocess. `running` is in the order of arrival, which is the order
+    in which sequences get what is scarce.
+    """
+
+    def __init__(
+        self, served: ServedModel, pool: PagePool, scheduler: Scheduler, room: Room
+    ) -> None:
         self._served = served
+        self._scheduler = scheduler
+        self._room = room
+        self._fed = pool.new_fed_rows(scheduler.cells)
         self._joining: list[RunningSequence] = []
         self._running: list[RunningSequence] = []
+        self._progressed = time.monotonic()
         self._wake = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -44,52 +63,117 @@ class Engine:
 
     def _loop(self) -> None:
         with torch.inference_mode():
-            while self._schedule():
+            while feeds := self._schedule():
                 try:
-                    self._postprocess(self._step())
+                    self._postprocess(feeds, *self._run(feeds))
                 except Exception as error:
                     log.exception("a step failed")
                     _fail(self._running, error)
+        self._running += self._room.preempted
+        self._room.preempted.clear()
         _fail(self._running, Unavailable("the service is shutting down", "DRAINING"))
         self._let_go(lambda sequence: sequence.cancelled)
 
-    def _schedule(self) -> bool:
-        """Take in who joins, let go of who was cancelled; False when closed."""
+    def _schedule(self) -> list[Feed]:
+        """Take in who joins, let go of who was cancelled, and plan; nothing when closed."""
         while True:
             self._let_go(lambda sequence: sequence.cancelled)
             with self._wake:
                 self._running += self._joining
                 self._joining = []
                 if self._closed:
-                    return False
-                if not self._running:
+                    return []
+                if not self._running and not self._room.preempted:
                     self._wake.wait()
+                    self._progressed = time.monotonic()
                     continue
-            if not any(sequence.cancelled for sequence in self._running):
-                metrics.BATCH_SEQUENCES.observe(len(self._running))
-                return True
+            self._room.bring_back(self._running)
+            self._running.sort(key=lambda sequence: sequence.arrival)
+            if any(sequence.cancelled for sequence in self._running):
+                continue
+            if feeds := self._scheduler.plan(self._running):
+                metrics.BATCH_SEQUENCES.observe(len(feeds))
+                return feeds
+            self._watch_progress(progressed=False)
 
-    def _step(self) -> torch.Tensor:
-        pages = [sequence.pages for sequence in self._running]
-        return run_step(self._served, pages, [sequence.next_token for sequence in self._running])
+    def _run(self, feeds: Sequence[Feed]) -> tuple[BatchStep, torch.Tensor]:
+        pieces = [feed.piece for feed in feeds]
+        tokens = [token for feed in feeds for token in feed.tokens]
+        with metrics.STEP_SECONDS.time():
+            return forward_step(self._served, self._fed, pieces, tokens)
 
-    def _postprocess(self, logits: torch.Tensor) -> None:
-        for sequence, row in zip(self._running, logits, strict=True):
-            try:
-                sequence.accept(row)
-            except Exception as error:
-                # its own logits or sampling: the others' step has succeeded
-                log.exception("choosing a token failed")
-                _fail([sequence], error)
-        metrics.GENERATED_TOKENS.inc(len(self._running))
+    def _postprocess(self, feeds: Sequence[Feed], step: BatchStep, logits: torch.Tensor) -> None:
+        step.decide()
+        ending = [place for place, feed in enumerate(feeds) if feed.piece.ends]
+        fitting = [
+            place
+            for place in ending
+            if self._room.make(feeds[place].sequence, step.need(place), self._running)
+        ]
+        # only younger sequences are preempted for one, so whoever fits still has its pages here
+        step.commit(fitting)
+        for place in fitting:
+            self._advance(feeds[place], logits[place])
         self._let_go(lambda sequence: sequence.finished)
+        self._watch_progress(progressed=bool(fitting) or len(ending) < len(feeds))
+
+    def _advance(self, feed: Feed, logits: torch.Tensor) -> None:
+        """A block is in the cache: go on to the next, or choose a token if it was the last."""
+        sequence, block = feed.sequence, feed.piece.block
+        self._scheduler.close(block)
+        sequence.block_is_retained(block.fed + feed.piece.tokens)
+        if sequence.pending:
+            return
+        forks, sequence.forks = sequence.forks, ()
+        for fork in forks:
+            self._choose(fork, logits, parent=sequence)
+        self._running += forks
+        self._choose(sequence, logits)
+
+    def _choose(
+        self,
+        sequence: RunningSequence,
+        logits: torch.Tensor,
+        parent: RunningSequence | None = None,
+    ) -> None:
+        try:
+            if parent:
+                sequence.begin(parent, logits)
+            else:
+                sequence.accept(logits)
+        except Exception as error:
+            # its own logits, sampling or fork: the others' step has succeeded
+            log.exception("choosing a token failed")
+            _fail([sequence], error)
+        else:
+            metrics.GENERATED_TOKENS.inc()
+
+    def _watch_progress(self, *, progressed: bool) -> None:
+        """Give up the oldest sequence if nothing has moved for long."""
+        now = time.monotonic()
+        if progressed:
+            self._progressed = now
+        elif now - self._progressed < _STARVED_SECONDS:
+            time.sleep(_STARVED_PAUSE_SECONDS)
+        else:
+            self._progressed = now
+            error = Overloaded(
+                "the pool is full of caches that cannot give way",
+                "POOL_EXHAUSTED",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
+            _fail((self._running + self._room.preempted)[:1], error)
 
     def _let_go(self, over: Callable[[RunningSequence], bool]) -> None:
-        # asked once: a handler may cancel at any moment, and who leaves must also be released
-        leaving = [sequence for sequence in self._running if over(sequence)]
-        self._running = [sequence for sequence in self._running if sequence not in leaving]
-        for sequence in leaving:
-            sequence.release()
+        for waiting in (self._running, self._room.preempted):
+            # asked once: a handler may cancel at any moment, and who leaves must also be released
+            leaving = [sequence for sequence in waiting if over(sequence)]
+            waiting[:] = [sequence for sequence in waiting if sequence not in leaving]
+            for sequence in leaving:
+                if sequence.block is not None:
+                    self._scheduler.close(sequence.block)
+                for one in (sequence, *sequence.forks):
+                    one.release()
 
 
 def _fail(sequences: Sequence[RunningSequence], error: Exception) -> None:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from kvstore.pool import PagePool
 from services.decode.admission import Admission
+from services.decode.room import Room
+from services.decode.sessions import Sessions
 from services.runtime import metrics
 
 
-def watch_memory(pool: PagePool, admission: Admission) -> None:
+def watch_memory(pool: PagePool, admission: Admission, sessions: Sessions, room: Room) -> None:
     """Tie the memory gauges to this process's pool."""
     metrics.SEQUENCES.set_function(lambda: admission.sequences)
-    metrics.DENSE_EQUIVALENT_BYTES.set_function(lambda: admission.dense_bytes)
+    metrics.QUEUED.set_function(lambda: admission.queued)
+    metrics.SESSIONS.set_function(lambda: len(sessions))
+    metrics.PREEMPTED.set_function(lambda: len(room.preempted))
+    metrics.DENSE_EQUIVALENT_BYTES.set_function(lambda: pool.dense_bytes)
     metrics.RESIDENT_BYTES.labels("pool").set_function(lambda: pool.resident_bytes)
+    metrics.RESIDENT_BYTES.labels("host").set_function(lambda: room.swapped_bytes)
     metrics.POOL_ROWS.set_function(lambda: pool.rows)
+    metrics.POOL_FRAGMENTATION.set_function(lambda: pool.fragmentation)
     metrics.POOL_PAGES.labels("used").set_function(lambda: pool.used_pages)
     metrics.POOL_PAGES.labels("reserved").set_function(lambda: pool.reserved_pages)
     metrics.POOL_PAGES.labels("free").set_function(lambda: pool.free_pages)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
-from headwise.errors import InvalidRequest, NotSupported
+from headwise.errors import InvalidRequest
 from headwise.v1 import cache_pb2, decode_pb2
 from kvstore.errors import InvalidParameter
 from services.decode.answer import EndRules
@@ -15,6 +16,8 @@ from services.runtime.model import ServedModel
 
 MAX_STOP_TEXTS = 16
 MAX_STOP_TOKEN_IDS = 64
+MAX_ANSWERS = 16
+MAX_LOGPROBS = 20
 _MAX_TEMPERATURE = 100.0
 # the OpenAI API's bounds, which clients know
 _MAX_PENALTY = 2.0
@@ -23,13 +26,23 @@ _REPETITION_PENALTIES = (0.1, 10.0)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GenerationSpec:
-    """A prompt as tokens, the policy to pass on, and how to continue."""
+    """A prompt as tokens, the policy to pass on, and how to continue.
+
+    The first `session_tokens` of the tokens are what a session has; the prompt comes after them.
+    """
 
     token_ids: tuple[int, ...]
     policy: cache_pb2.Policy
     sampling: SamplingParameters
     ends: EndRules
     report_heads: bool
+    session_tokens: int = 0
+    answers: int = 1
+    keep_session_seconds: float = 0.0
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.token_ids) - self.session_tokens
 
     @property
     def final_tokens(self) -> int:
@@ -37,51 +50,69 @@ class GenerationSpec:
         return len(self.token_ids) + self.ends.max_tokens - 1
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class GenerationLimits:
+    """What a request may ask for; tokens and seconds."""
+
+    max_sequence_tokens: int
+    default_max_tokens: int
+    max_sequences: int
+    max_session_seconds: float
+
+
 def parse_generation(
     request: decode_pb2.GenerateRequest,
     served: ServedModel,
-    *,
-    max_sequence_tokens: int,
-    default_max_tokens: int,
+    limits: GenerationLimits,
+    held: Sequence[int] = (),
 ) -> GenerationSpec:
-    """Raises the typed error of the first thing that is wrong."""
-    sampling = _sampling(request.sampling)
+    """Raises the typed error of the first thing that is wrong. `held` are a session's tokens."""
+    sampling, answers = _sampling(request.sampling, limits)
     stop_ids = _stop_token_ids(request, served)
-    token_ids, field = _prompt(request, served)
+    prompt, field = _prompt(request, served, held)
     # one token at least must still fit
-    check_tokens(token_ids, field, served.vocabulary_size, max_sequence_tokens - 1)
-    room = max_sequence_tokens - len(token_ids)
+    most = limits.max_sequence_tokens - len(held) - 1
+    check_tokens(prompt, field, served.vocabulary_size, most)
+    room = most + 1 - len(prompt)
     if request.max_tokens > room:
         raise _invalid(
             "max_tokens",
-            f"{request.max_tokens} tokens do not fit: the prompt's {len(token_ids)} leave {room}",
+            f"{request.max_tokens} tokens do not fit: those before them leave {room}",
             "SEQUENCE_TOO_LONG",
         )
+    if held and request.policy.name:
+        raise _invalid("policy", "a session has its policy already", "POLICY_OF_SESSION")
+    keep = request.keep_session_seconds
+    _require_within("keep_session_seconds", keep, 0, limits.max_session_seconds)
     return GenerationSpec(
-        token_ids=token_ids,
+        token_ids=(*held, *prompt),
         policy=request.policy,
         sampling=sampling,
         ends=EndRules(
-            max_tokens=request.max_tokens or min(default_max_tokens, room),
+            max_tokens=request.max_tokens or min(limits.default_max_tokens, room),
             stop_texts=_stop_texts(request),
             stop_token_ids=stop_ids,
         ),
         report_heads=request.report_heads,
+        session_tokens=len(held),
+        answers=answers,
+        keep_session_seconds=keep,
     )
 
 
 def _prompt(
-    request: decode_pb2.GenerateRequest, served: ServedModel
+    request: decode_pb2.GenerateRequest, served: ServedModel, held: Sequence[int]
 ) -> tuple[tuple[int, ...], str]:
     """The prompt's tokens and the field they came from."""
     match request.WhichOneof("prompt"):
         case "text":
-            field, tokens = "text", served.tokenizer.encode(request.text)
+            field = "text"
+            tokens = served.tokenizer.encode(request.text, begins=not held)
         case "tokens":
             field, tokens = "tokens.ids", list(request.tokens.ids)
         case "chat":
             field = "chat.messages"
-            tokens = _encode_chat(request.chat, served)
+            tokens = _encode_chat(request.chat, served, held)
         case _:
             field, tokens = "prompt", []
     if not tokens:
@@ -89,16 +120,25 @@ def _prompt(
     return tuple(tokens), field
 
 
-def _encode_chat(chat: decode_pb2.ChatMessages, served: ServedModel) -> list[int]:
+def _encode_chat(
+    chat: decode_pb2.ChatMessages, served: ServedModel, held: Sequence[int]
+) -> list[int]:
     """The templated tokens; none without messages, whatever a template would write around them."""
     turns = [(message.role, message.content) for message in chat.messages]
+    if not turns:
+        return []
     try:
-        return served.tokenizer.encode_chat(turns) if turns else []
+        if held:
+            return served.tokenizer.encode_turn(turns, after=held[-1])
+        return served.tokenizer.encode_chat(turns)
     except InvalidParameter as error:
         raise InvalidRequest(str(error), "CHAT_REFUSED", {"field": "chat.messages"}) from error
 
 
-def _sampling(sampling: decode_pb2.Sampling) -> SamplingParameters:
+def _sampling(
+    sampling: decode_pb2.Sampling, limits: GenerationLimits
+) -> tuple[SamplingParameters, int]:
+    """How to choose tokens, and for how many answers."""
     _require_within("sampling.temperature", sampling.temperature, 0, _MAX_TEMPERATURE)
     _require_within("sampling.top_p", sampling.top_p, 0, 1)
     _require_within("sampling.min_p", sampling.min_p, 0, 1)
@@ -106,11 +146,9 @@ def _sampling(sampling: decode_pb2.Sampling) -> SamplingParameters:
         _require_within(f"sampling.{name}", getattr(sampling, name), -_MAX_PENALTY, _MAX_PENALTY)
     repetition = sampling.repetition_penalty or 1.0
     _require_within("sampling.repetition_penalty", repetition, *_REPETITION_PENALTIES)
-    if sampling.n > 1:
-        raise _not_served("sampling.n")
-    if sampling.logprobs:
-        raise _not_served("sampling.logprobs")
-    return SamplingParameters(
+    _require_within("sampling.n", sampling.n, 0, min(MAX_ANSWERS, limits.max_sequences))
+    _require_within("sampling.logprobs", sampling.logprobs, 0, MAX_LOGPROBS)
+    parameters = SamplingParameters(
         temperature=sampling.temperature,
         top_k=sampling.top_k,
         top_p=sampling.top_p or 1.0,
@@ -119,7 +157,9 @@ def _sampling(sampling: decode_pb2.Sampling) -> SamplingParameters:
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
         repetition_penalty=repetition,
+        logprobs=sampling.logprobs,
     )
+    return parameters, sampling.n or 1
 
 
 def _stop_texts(request: decode_pb2.GenerateRequest) -> tuple[str, ...]:
@@ -146,7 +186,3 @@ def _require_within(field: str, value: float, minimum: float, maximum: float) ->
 
 def _invalid(field: str, message: str, reason: str = "PARAMETER_OUT_OF_RANGE") -> InvalidRequest:
     return InvalidRequest(f"{field}: {message}", reason, {"field": field})
-
-
-def _not_served(field: str) -> NotSupported:
-    return NotSupported(f"{field} is not served yet", "NOT_SERVED_YET", {"field": field})

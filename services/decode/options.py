@@ -21,12 +21,35 @@ class DecodeOptions:
         16, "Rows of one page; small pages leave less slack.", minimum=1, maximum=1024
     )
     max_sequences: int = setting(
-        64, "Generations at once; one more is answered RESOURCE_EXHAUSTED.", minimum=1
+        64, "Answers generated at once; further requests wait in line.", minimum=1
+    )
+    max_queued: int = setting(
+        64,
+        "Generations that may wait for room; one more is answered RESOURCE_EXHAUSTED.",
+        minimum=0,
+    )
+    max_sessions: int = setting(
+        256, "Sessions kept at once; the least recently used give way.", minimum=0
+    )
+    max_session_seconds: float = setting(
+        3600.0, "Longest time a session is kept without use.", minimum=0
     )
     max_sequence_tokens: int = setting(
         0, "Longest prompt and answer together; 0 means the model's context.", minimum=0
     )
     default_max_tokens: int = setting(256, "Answer length where a request names none.", minimum=1)
+    step_tokens: int = setting(
+        64,
+        "Tokens of prompts and turns fed in a step while others wait for their next token; fewer "
+        "make their tokens come more evenly.",
+        minimum=1,
+    )
+    swap_bytes: int = setting(
+        1 << 30, "Bytes of host memory for sequences that had to make room.", minimum=0
+    )
+    claim_seconds: float = setting(
+        10.0, "Give an arriving cache up that has waited so long for room.", minimum=0.1
+    )
     prefill_stall_seconds: float = setting(
         60.0, "Give a prefill up after this long without a sign of life.", minimum=0.1
     )

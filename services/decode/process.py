@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Callable
 
 from headwise.errors import HeadwiseError
 from headwise.v1 import decode_pb2, decode_pb2_grpc
 from kvstore.errors import FingerprintMismatch
-from kvstore.pool import PagePool, page_bytes
+from kvstore.pool import PagePool, mark_page_bytes, row_page_bytes
 from kvstore.wire import WireLimits
+from services.decode.admission import Admission
 from services.decode.engine import Engine
+from services.decode.expectation import SizeExpectation
+from services.decode.gauges import watch_memory
+from services.decode.generation import GenerationLimits
 from services.decode.options import DecodeOptions
+from services.decode.parts import DecodeParts
+from services.decode.room import Room
+from services.decode.schedule import Scheduler
 from services.decode.service import DecodeServicer
+from services.decode.sessions import Sessions
 from services.decode.source import PrefillSource
 from services.decode.step import warm_up
 from services.runtime.model import ServedModel
@@ -22,6 +32,9 @@ from services.runtime.server import ServeError, Server
 log = logging.getLogger("headwise.decode")
 
 _CONNECT_PAUSE_SECONDS = 0.5
+_EXPIRY_SECONDS = 1.0
+# blocks of suffixes that may be open at once; each has cells for 256 tokens
+_SPANS = 4
 
 
 async def serve_decode(options: DecodeOptions) -> None:
@@ -44,8 +57,8 @@ async def serve_decode(options: DecodeOptions) -> None:
     )
     log.info("compiling the kernels, or loading them from the cache of an earlier start")
     warm_up(served)
-    engine = Engine(served)
-    servicer = DecodeServicer(served, options, _pool(served, options), source, engine)
+    parts = _build(served, options, source)
+    servicer = DecodeServicer(parts, options)
     server.add(
         lambda grpc_server: decode_pb2_grpc.add_DecodeServiceServicer_to_server(
             servicer, grpc_server
@@ -53,25 +66,94 @@ async def serve_decode(options: DecodeOptions) -> None:
     )
     try:
         async with asyncio.TaskGroup() as tasks:
-            connecting = tasks.create_task(_connect(source, server, options.prefill))
+            helping = (
+                tasks.create_task(_connect(source, server, options.prefill)),
+                tasks.create_task(_expire_sessions(parts)),
+            )
             await server.run()
-            connecting.cancel()
+            for task in helping:
+                task.cancel()
     except* ServeError as group:
         raise group.exceptions[0] from group
     finally:
         await source.close()
-        engine.close()
+        parts.engine.close()
+        parts.sessions.close()
 
 
-def _pool(served: ServedModel, options: DecodeOptions) -> PagePool:
-    head_size = served.shapes[0].head_size
+def _build(served: ServedModel, options: DecodeOptions, source: PrefillSource) -> DecodeParts:
+    """Everything that the process holds, tied together."""
+    loop = asyncio.get_running_loop()
+    limits = _limits(served, options)
+    pool = _pool(served, options, limits.max_sequence_tokens)
+    # the engine's thread finds room too; whoever waits for some is woken on the event loop
+    sessions = Sessions(most=options.max_sessions, on_room=lambda: _wake(loop, admission.advance))
+    scheduler = Scheduler(
+        most_sequences=options.max_sequences, spans=_SPANS, step_tokens=options.step_tokens
+    )
+    room = Room(
+        pool,
+        sessions.evict,
+        scheduler.close,
+        lambda: _wake(loop, admission.advance),
+        swap_bytes=options.swap_bytes,
+    )
+    admission = Admission(
+        sessions.evict,
+        lambda: len(room.preempted),
+        max_sequences=options.max_sequences,
+        max_queued=options.max_queued,
+        claim_seconds=options.claim_seconds,
+    )
+    watch_memory(pool, admission, sessions, room)
+    return DecodeParts(
+        served=served,
+        limits=limits,
+        pool=pool,
+        source=source,
+        engine=Engine(served, pool, scheduler, room),
+        admission=admission,
+        sessions=sessions,
+        expectation=SizeExpectation(served.shapes, options.page_rows),
+    )
+
+
+def _wake(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    """From any thread; the loop may be closed by the time the engine ends."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(call)
+
+
+def _limits(served: ServedModel, options: DecodeOptions) -> GenerationLimits:
+    context = served.context_tokens
+    return GenerationLimits(
+        max_sequence_tokens=min(options.max_sequence_tokens or context, context),
+        default_max_tokens=options.default_max_tokens,
+        max_sequences=options.max_sequences,
+        max_session_seconds=options.max_session_seconds,
+    )
+
+
+def _pool(served: ServedModel, options: DecodeOptions, sequence_tokens: int) -> PagePool:
+    head_size, rows = served.shapes[0].head_size, options.page_rows
+    # as many mark pages as row pages: enough even if every head of every sequence needs marks
+    page_bytes = row_page_bytes(rows, head_size, served.dtype) + mark_page_bytes(rows)
     return PagePool(
-        pages=options.pool_bytes // page_bytes(options.page_rows, head_size, served.dtype),
-        page_rows=options.page_rows,
-        head_size=head_size,
+        served.shapes,
+        pages=options.pool_bytes // page_bytes,
+        page_rows=rows,
         dtype=served.dtype,
         device=served.model.device,
+        # a turn on a session is open beside it
+        sequences=2 * options.max_sequences + options.max_sessions + 1,
+        sequence_tokens=sequence_tokens,
     )
+
+
+async def _expire_sessions(parts: DecodeParts) -> None:
+    while True:
+        await asyncio.sleep(_EXPIRY_SECONDS)
+        parts.sessions.expire()
 
 
 async def _connect(source: PrefillSource, server: Server, target: str) -> None:

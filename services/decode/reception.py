@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from headwise.v1 import cache_pb2, prefill_pb2
-from kvstore.cache import digest_tokens
+from kvstore.cache import RaggedLayer, digest_tokens
 from kvstore.errors import CorruptCache
 from kvstore.pool import SequencePages
 from kvstore.wire import CacheDecoder, CacheHeader, FrameKind
@@ -37,19 +37,29 @@ class Reception:
     def complete(self) -> bool:
         return self._decoder.complete
 
-    def take(self, message: bytes) -> None:
-        """Raises `CorruptCache`, `LimitExceeded` or `FingerprintMismatch`."""
+    def take(self, message: bytes) -> RaggedLayer | None:
+        """The layer that is whole with this message, to be loaded before the next is taken.
+
+        Raises `CorruptCache`, `LimitExceeded` or `FingerprintMismatch`.
+        """
         response = parse_prefill_response(message)
         match response.WhichOneof("part"):
             case "frame":
                 self._count(len(message))
-                self._take_frame(response.frame)
+                return self._take_frame(response.frame)
             case "report":
                 self._stages = response.report
             case "progress":
                 pass
             case _:
                 raise CorruptCache("a message of the cache stream holds nothing known")
+        return None
+
+    def load(self, layer: RaggedLayer) -> None:
+        """Put the next layer into the pages, which have been promised."""
+        self._pages.load(self._layers, layer)
+        self._heads += heads_of(self._layers, layer)
+        self._layers += 1
 
     def finish(self) -> Received:
         """What arrived. Raises `CorruptCache` if the trailer has not."""
@@ -63,16 +73,13 @@ class Reception:
         self._wire_bytes += message_bytes
         metrics.WIRE_BYTES.labels("received").inc(message_bytes)
 
-    def _take_frame(self, message: cache_pb2.CacheFrame) -> None:
+    def _take_frame(self, message: cache_pb2.CacheFrame) -> RaggedLayer | None:
         frame = frame_from_proto(message)
         layer = self._decoder.feed(frame)
         if frame.kind is FrameKind.HEADER:
             # before any layer: what the layers may claim is bounded by the header's tokens
             self._require_tokens(self._decoder.header)
-        if layer is not None:
-            self._pages.load(self._layers, layer)
-            self._heads += heads_of(self._layers, layer)
-            self._layers += 1
+        return layer
 
     def _require_tokens(self, header: CacheHeader) -> None:
         same = header.fingerprint.token_digest == digest_tokens(self._token_ids)

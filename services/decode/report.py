@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from headwise.v1 import cache_pb2, decode_pb2, prefill_pb2
 from kvstore.cache import RaggedLayer
@@ -72,37 +74,49 @@ class Received:
 
 
 class Clock:
-    """Marks a request's moments."""
+    """Marks a request's moments, those of its answers apart."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
-        self._first_token = self._last_token = self._began
-        self._tokens = 0
+        self._queue_seconds = 0.0
+        self._first_token: float | None = None
+        # each answer's first and last token
+        self._tokens: dict[int, tuple[float, float]] = {}
 
-    def token(self) -> float | None:
-        """A token was made; returns the seconds since the last, or None for the first."""
-        before, self._last_token = self._last_token, time.perf_counter()
-        self._tokens += 1
-        if self._tokens == 1:
-            self._first_token = self._last_token
-            return None
-        return self._last_token - before
+    @contextmanager
+    def queueing(self) -> Iterator[None]:
+        """Within this the request waits for room."""
+        began = time.perf_counter()
+        yield
+        self._queue_seconds += time.perf_counter() - began
+
+    def token(self, answer: int) -> tuple[bool, float | None]:
+        """A token was made: whether it is the request's first, and seconds since its answer's last.
+
+        None for an answer's first.
+        """
+        now = time.perf_counter()
+        first, before = self._tokens.get(answer, (now, None))
+        self._tokens[answer] = first, now
+        is_first, self._first_token = self._first_token is None, self._first_token or now
+        return is_first, None if before is None else now - before
 
     @property
     def first_token_seconds(self) -> float:
-        return self._first_token - self._began
+        return (self._first_token or self._began) - self._began
 
-    def timings(self, received: Received) -> decode_pb2.Timings:
+    def timings(self, received: Received, answer: int) -> decode_pb2.Timings:
         stages = received.stages
+        first, last = self._tokens.get(answer, (0.0, 0.0))
         return decode_pb2.Timings(
-            queue_seconds=stages.queue_seconds,
+            queue_seconds=self._queue_seconds + stages.queue_seconds,
             prefill_seconds=stages.prefill_seconds,
             profile_seconds=stages.profile_seconds,
             compact_seconds=stages.compact_seconds,
             ship_seconds=stages.ship_seconds,
             receive_seconds=received.receive_seconds,
             first_token_seconds=self.first_token_seconds,
-            decode_seconds=self._last_token - self._first_token,
+            decode_seconds=last - first,
             total_seconds=time.perf_counter() - self._began,
         )
 

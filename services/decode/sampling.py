@@ -17,8 +17,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from headwise.results import TokenLogprobs
+
 # float32 logits divided by less overflow, and there all probability lies with the likeliest anyway
 _GREEDY_BELOW = 1e-6
+# torch's generators take this many
+_SEEDS = 1 << 64
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,6 +30,7 @@ class SamplingParameters:
     """Checked values; each default leaves the logits alone, and `temperature` 0 is greedy.
 
     `repetition_penalty` counts the prompt's tokens too, presence and frequency only generated ones.
+    `logprobs`: how many of the likeliest tokens are told; 0 tells nothing of any.
     """
 
     temperature: float = 0.0
@@ -36,6 +41,20 @@ class SamplingParameters:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    logprobs: int = 0
+
+    def for_answer(self, index: int) -> SamplingParameters:
+        """Those of one of several answers to a prompt."""
+        seed = None if self.seed is None else (self.seed + index) % _SEEDS
+        return dataclasses.replace(self, seed=seed)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Choice:
+    """A token, and how likely it was, if that was asked for."""
+
+    token_id: int
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class OccurrencePenalty(LogitsProcessor):  # type: ignore[misc]
@@ -53,34 +72,48 @@ class OccurrencePenalty(LogitsProcessor):  # type: ignore[misc]
 
 
 class Sampler:
-    """One sequence's choice of tokens; equal seeds and logits give equal tokens."""
+    """One sequence's choice of tokens; equal seeds and logits give equal tokens.
+
+    `token_ids` are all tokens so far, the prompt's first.
+    """
 
     def __init__(
         self, parameters: SamplingParameters, prompt: Sequence[int], device: torch.device
     ) -> None:
-        self._token_ids = list(prompt)
+        self.token_ids = list(prompt)
         self._penalties = _penalties(parameters, len(prompt))
+        self._logprobs = parameters.logprobs
         self._greedy = parameters.temperature < _GREEDY_BELOW
         if not self._greedy:
             seed = secrets.randbits(63) if parameters.seed is None else parameters.seed
             self._generator = torch.Generator(device).manual_seed(seed)
             self._warpers = _warpers(parameters)
 
-    def choose(self, logits: torch.Tensor) -> int:
+    def choose(self, logits: torch.Tensor) -> Choice:
         """The next token from `[V]` logits; it counts as generated from here on."""
         scores = logits[None]
         if self._penalties:
-            seen = torch.tensor([self._token_ids], device=logits.device)
+            seen = torch.tensor([self.token_ids], device=logits.device)
             scores = self._penalties(seen, scores.float())
         token = int(scores.argmax()) if self._greedy else self._draw(scores.float())
-        self._token_ids.append(token)
-        return token
+        self.token_ids.append(token)
+        return Choice(token, _logprobs(logits, token, self._logprobs))
 
     def _draw(self, scores: torch.Tensor) -> int:
         # these warpers look at the scores alone
         no_ids = torch.empty(1, 0, dtype=torch.long, device=scores.device)
         probabilities = self._warpers(no_ids, scores).softmax(-1)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
+
+def _logprobs(logits: torch.Tensor, token: int, count: int) -> tuple[TokenLogprobs, ...]:
+    """The model's own, before temperature and penalties."""
+    if not count:
+        return ()
+    logprobs = logits.float().log_softmax(-1)
+    top = logprobs.topk(min(count, len(logprobs)))
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return (TokenLogprobs(float(logprobs[token]), tuple(pairs)),)
 
 
 def _penalties(parameters: SamplingParameters, prompt_tokens: int) -> LogitsProcessorList:

@@ -1,15 +1,16 @@
-"""One generation inside the engine."""
+"""One answer inside the engine."""
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 
 import torch
 
 from headwise.results import Delta, FinishReason
-from kvstore.pool import SequencePages
+from kvstore.cache import RaggedLayer
+from kvstore.pool import OpenBlock, PageCount, PagePool, SequencePages
 from services.decode.answer import Answer
 from services.decode.report import Memory, measure
 from services.decode.sampling import Sampler
@@ -17,61 +18,135 @@ from services.decode.sampling import Sampler
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Finished:
-    """How a sequence ended, measured just before its pages were given back."""
+    """How an answer ended, measured just before its pages were given back or kept."""
 
+    index: int
     reason: FinishReason
     memory: Memory
+    tokens: int
+    session_id: str = ""
 
 
 Event = Delta | Finished | Exception
+# keeps pages and all tokens of a finished sequence, and names the session that now has them
+Keep = Callable[[SequencePages, Sequence[int]], str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class SwappedOut:
+    """A preempted sequence's cache in host memory, and the pages it will need again."""
+
+    layers: tuple[RaggedLayer, ...]
+    length: int
+    need: PageCount
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self.layers)
+
+
+_arrivals = itertools.count()
 
 
 class RunningSequence:
-    """What the engine's thread and a request's handler share of one generation.
+    """What the engine's thread and a request's handler share of one answer.
 
-    The engine alone touches `pages`, and gives them back: after `cancel` at the latest one step
-    later. Events reach the handler through `events`, in its own event loop.
+    The engine alone touches `pages`, and gives them back (or to `keep`): after `cancel` at the
+    latest one step later. `suffix` are the tokens to feed, of which `done` are in the cache.
+    `forks` are further answers to the same prompt; they get their pages and their first logits from
+    this one. `tell` and `on_release` are called by the engine's thread.
     """
 
     def __init__(
         self,
-        pages: SequencePages,
-        next_token: int,
+        *,
+        pages: SequencePages | None,
+        suffix: Sequence[int],
         sampler: Sampler,
         answer: Answer,
+        tell: Callable[[Event], None],
         on_release: Callable[[], None],
+        keep: Keep | None = None,
+        forks: tuple[RunningSequence, ...] = (),
     ) -> None:
         self.pages = pages
-        self.next_token = next_token
+        self.suffix = list(suffix)
+        self.done = 0
+        self.block: OpenBlock | None = None
+        self.swapped: SwappedOut | None = None
         self.cancelled = False
-        self.events: asyncio.Queue[Event] = asyncio.Queue()
+        self.arrival = next(_arrivals)
+        self.forks = forks
         self._sampler = sampler
         self._answer = answer
+        self._tell = tell
         self._on_release = on_release
-        self._loop = asyncio.get_running_loop()
+        self._keep = keep
 
     @property
     def finished(self) -> bool:
         return self._answer.finish_reason is not None
 
+    @property
+    def pending(self) -> int:
+        """Tokens that are to be fed before the next one is chosen."""
+        return len(self.suffix) - self.done
+
     def cancel(self) -> None:
         """Nobody waits for this any more; harmless when it has ended."""
         self.cancelled = True
 
+    def block_is_retained(self, tokens: int) -> None:
+        """So many tokens more are in the cache."""
+        self.done += tokens
+        self.block = None
+
     def accept(self, logits: torch.Tensor) -> None:
         """Choose a token from `[V]` logits, tell the handler, and end if that was the last."""
-        self.next_token = self._sampler.choose(logits)
-        self._tell(self._answer.push(self.next_token))
-        if self._answer.finish_reason is not None:
-            self._tell(Finished(self._answer.finish_reason, measure(self.pages)))
+        choice = self._sampler.choose(logits)
+        self.suffix, self.done = [choice.token_id], 0
+        delta = self._answer.push(choice)
+        reason = self._answer.finish_reason
+        self._tell(delta)
+        if reason is None:
+            return
+        assert self.pages is not None, "only who is in the pool is fed"
+        memory = measure(self.pages)
+        session_id = ""
+        if self._keep is not None and not self.cancelled:
+            session_id = self._keep(self.pages, self._sampler.token_ids)
+            self.pages = None
+        self._tell(Finished(self._answer.index, reason, memory, self._answer.tokens, session_id))
+
+    def begin(self, parent: RunningSequence, logits: torch.Tensor) -> None:
+        """As a fork: take over the parent's state; raises `PoolExhausted` without room for it."""
+        assert parent.pages is not None, "the parent has just been fed"
+        self.pages = parent.pages.fork()
+        self.accept(logits)
+
+    def swap_out(self) -> None:
+        """Leave the pool; a block that is not whole is fed again from its start."""
+        assert self.pages is not None, "only who is in the pool leaves it"
+        used = self.pages.reservation.used
+        self.swapped = SwappedOut(self.pages.export(), self.pages.length, used)
+        self.block = None
+        self.pages.release()
+        self.pages = None
+
+    def swap_in(self, pool: PagePool, spare: PageCount) -> None:
+        """Come back, with `spare` pages to grow into; raises `PoolExhausted`."""
+        assert self.swapped is not None, "only who left comes back"
+        self.pages = pool.open(self.swapped.length, self.swapped.need + spare)
+        for index, layer in enumerate(self.swapped.layers):
+            self.pages.load(index, layer)
+        self.swapped = None
 
     def fail(self, error: Exception) -> None:
         self._tell(error)
 
     def release(self) -> None:
-        """Give the pages back; the sequence is over."""
-        self.pages.release()
-        self._loop.call_soon_threadsafe(self._on_release)
-
-    def _tell(self, event: Event) -> None:
-        self._loop.call_soon_threadsafe(self.events.put_nowait, event)
+        """Give everything back; the sequence is over."""
+        if self.pages is not None:
+            self.pages.release()
+        self.pages, self.swapped = None, None
+        self._on_release()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -13,7 +13,7 @@ from headwise.channel import channel_options
 from headwise.errors import Cancelled, HeadwiseError, InternalError, Unavailable, from_rpc_error
 from headwise.v1 import cache_pb2, prefill_pb2, prefill_pb2_grpc
 from kvstore.errors import CorruptCache
-from kvstore.pool import SequencePages
+from kvstore.pool import PageCount, SequencePages
 from kvstore.wire import CacheDecoder, WireLimits
 from services.decode.reception import Reception
 from services.decode.report import Received
@@ -25,6 +25,9 @@ from services.runtime.model import ServedModel
 _METHOD = "/headwise.v1.PrefillService/Prefill"
 # prefill ends its call right after the trailer; one that froze there must not cost more
 _END_SECONDS = 0.5
+
+# has pages promised to an arriving cache, and waits for them where there are none
+Claim = Callable[[SequencePages, PageCount], Awaitable[None]]
 
 
 class PrefillSource:
@@ -62,8 +65,12 @@ class PrefillSource:
         policy: cache_pb2.Policy,
         pages: SequencePages,
         timeout_seconds: float | None,
+        claim: Claim,
     ) -> Received:
         """Fill `pages` with the cache of exactly these tokens; returns once the trailer agreed.
+
+        Before each layer `claim` has its pages promised; while that waits nothing is read, and flow
+        control holds prefill up.
 
         Leaving early, by an error or a cancellation, cancels the call, which stops the computation.
         The pages then hold a part and must be released.
@@ -74,19 +81,23 @@ class PrefillSource:
             expected_model=model_to_proto(self._served.fingerprint),
         )
         metadata = ((REQUEST_ID_KEY, request_id.get()),)
+        decoder = CacheDecoder(self._limits, self._served.fingerprint, self._served.shapes)
         call = self._prefill(request, timeout=timeout_seconds, metadata=metadata)
         try:
-            return await self._receive(call, token_ids, pages)
+            return await self._receive(call, Reception(decoder, token_ids, pages), pages, claim)
         except grpc.aio.AioRpcError as error:
             raise self._typed(error) from error
         finally:
             call.cancel()
 
-    async def _receive(self, call: Any, token_ids: Sequence[int], pages: SequencePages) -> Received:
-        decoder = CacheDecoder(self._limits, self._served.fingerprint, self._served.shapes)
-        reception = Reception(decoder, token_ids, pages)
+    async def _receive(
+        self, call: Any, reception: Reception, pages: SequencePages, claim: Claim
+    ) -> Received:
         async for message in self._messages(call):
-            reception.take(message)
+            layer = reception.take(message)
+            if layer is not None:
+                await claim(pages, pages.need(layer))
+                reception.load(layer)
             if reception.complete:
                 await _let_end(call)
                 break

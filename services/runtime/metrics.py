@@ -35,6 +35,16 @@ BATCH_SEQUENCES = Histogram(
     "headwise_step_sequences", "Sequences in a decode step", buckets=(1, 2, 4, 8, 16, 32, 64, 128)
 )
 
+STEP_SECONDS = Histogram(
+    "headwise_step_seconds", "Forward pass of a decode step", buckets=_STEP_SECONDS
+)
+QUEUED = Gauge("headwise_queued_requests", "Generations that wait for room")
+SESSIONS = Gauge("headwise_sessions", "Sessions kept, busy ones among them")
+SESSIONS_GONE = Counter("headwise_sessions_gone", "Sessions that ended, by reason", ["reason"])
+PREEMPTIONS = Counter("headwise_preemptions", "Sequences that had to make room for older ones")
+PREEMPTED = Gauge("headwise_preempted_sequences", "Sequences that wait in host memory")
+CLAIMS_WAITING = Counter("headwise_claims_waiting", "Times an arriving cache was held up for room")
+
 WIRE_BYTES = Counter("headwise_wire_bytes", "Bytes of cache messages", ["direction"])
 DENSE_EQUIVALENT_BYTES = Gauge(
     "headwise_kv_dense_equivalent_bytes", "Bytes dense caches of the held tokens would occupy"
@@ -44,6 +54,9 @@ RESIDENT_BYTES = Gauge(
 )
 SEQUENCES = Gauge("headwise_sequences", "Sequences that hold or reserve pages")
 POOL_ROWS = Gauge("headwise_pool_rows", "Rows held in the page pool")
+POOL_FRAGMENTATION = Gauge(
+    "headwise_pool_fragmentation_ratio", "Share of the rows of used pages that hold nothing"
+)
 POOL_PAGES = Gauge("headwise_pool_pages", "Pages of the pool", ["state"])
 HEADS_RECEIVED = Counter("headwise_heads_received", "KV heads received, by class", ["head_class"])
 ROWS_RECEIVED = Counter("headwise_rows_received", "Rows received, by head class", ["head_class"])

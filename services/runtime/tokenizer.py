@@ -18,6 +18,9 @@ from services.runtime.token_classes import TokenClasses, special_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+# stands for what was said before; no template changes it, and nobody says it
+_STAND_IN = "headwise-7c1f-stand-in"
+
 
 class PromptTokenizer:
     """One model's tokenizer. Safe to share between threads.
@@ -51,9 +54,9 @@ class PromptTokenizer:
         """`TokenClass` of each token, uint8 `[T]`, spelled-out template markers included."""
         return self._classes.classify(token_ids)
 
-    def encode(self, text: str) -> list[int]:
-        """Tokens of a plain prompt, with a BOS where the model's convention has one."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=True).ids
+    def encode(self, text: str, *, begins: bool = True) -> list[int]:
+        """Tokens of a plain text; if it `begins` a prompt, with a BOS where that is convention."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=begins).ids
         return ids
 
     def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
@@ -63,16 +66,31 @@ class PromptTokenizer:
         """
         if not self._tokenizer.chat_template:
             raise ChatTemplateMissing
+        # the template writes the BOS itself
+        return self.encode(self._render(messages), begins=False)
+
+    def encode_turn(self, messages: Sequence[tuple[str, str]], *, after: int) -> list[int]:
+        """Tokens that follow the model's own answer, whose last token is `after`.
+
+        What the template writes to end an answer comes first, but for what the answer ended with
+        itself. Raises what `encode_chat` raises.
+        """
+        if not self._tokenizer.chat_template:
+            raise ChatTemplateMissing
+        before = [("user", _STAND_IN), ("assistant", _STAND_IN)]
+        _, _, text = self._render([*before, *messages]).rpartition(_STAND_IN)
+        ids = self.encode(text, begins=False)
+        return ids[1:] if ids[:1] == [after] else ids
+
+    def _render(self, messages: Sequence[tuple[str, str]]) -> str:
         turns = [{"role": role, "content": content} for role, content in messages]
         try:
-            text = self._tokenizer.apply_chat_template(
+            text: str = self._tokenizer.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=True
             )
         except jinja2.TemplateError as error:
             raise InvalidParameter("messages", str(error)) from error
-        # the template writes the BOS itself
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        return ids
+        return text
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of the tokens; special tokens have none."""

@@ -22,7 +22,7 @@ def attend(
         tokens = slice(first, first + int(batch.counts[b]))
         # [H, G, n, D]: the G query heads of a KV head are one matrix, so a key row is read once
         scaled = q[tokens].float().mul(scale)
-        queries = scaled.view(len(scaled), heads, -1, size).permute(1, 2, 0, 3)
+        queries = scaled.reshape(len(scaled), heads, -1, size).permute(1, 2, 0, 3)
         for head in range(heads):
             mixed = _attend_head(queries[head], batch, (b, layer, head), scratch, sliding_window)
             group = queries.shape[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,12 +13,14 @@ import torch
 from headwise import Delta, FinishReason
 from kvstore.cache import RaggedLayer
 from kvstore.policies import parse_policy
-from kvstore.pool import PagePool, SequencePages, pages_bound
+from kvstore.pool import PageCount, PagePool, pages_bound
 from services.decode.answer import Answer, EndRules
 from services.decode.engine import Engine
 from services.decode.report import Memory
+from services.decode.room import Room
 from services.decode.sampling import Sampler, SamplingParameters
-from services.decode.sequence import Finished, RunningSequence
+from services.decode.schedule import Scheduler
+from services.decode.sequence import Event, Finished, RunningSequence
 from services.prefill.prefiller import Prefiller
 from services.runtime.model import ServedModel, load_model
 
@@ -51,8 +53,41 @@ def prefill(
 
 def new_pool(served: ServedModel, pages: int = 4096, page_rows: int = 8) -> PagePool:
     """Rows nobody may read are NaN."""
-    size = served.shapes[0].head_size
-    return PagePool(pages, page_rows, size, served.dtype, poison=True)
+    return PagePool(
+        served.shapes, pages=pages, page_rows=page_rows, dtype=served.dtype, poison=True
+    )
+
+
+def new_engine(
+    served: ServedModel,
+    pool: PagePool,
+    *,
+    step_tokens: int = 24,
+    swap_bytes: int = 1 << 30,
+    evict: Callable[[], bool] = lambda: False,
+) -> Engine:
+    scheduler = Scheduler(most_sequences=64, spans=4, step_tokens=step_tokens)
+    room = Room(pool, evict, scheduler.close, lambda: None, swap_bytes=swap_bytes)
+    return Engine(served, pool, scheduler, room)
+
+
+class Told:
+    """What the engine tells of a sequence, read in the test's event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.events: asyncio.Queue[Event] = asyncio.Queue()
+
+    def __call__(self, event: Event) -> None:
+        self._loop.call_soon_threadsafe(self.events.put_nowait, event)
+
+
+class ToldSequence(RunningSequence):
+    """Knows where to read what is told of it."""
+
+    def __init__(self, told: Told, **arguments: object) -> None:
+        super().__init__(tell=told, **arguments)  # type: ignore[arg-type]
+        self.events = told.events
 
 
 def new_sequence(
@@ -62,18 +97,25 @@ def new_sequence(
     layers: Sequence[RaggedLayer],
     max_tokens: int,
     sampling: SamplingParameters | None = None,
-) -> RunningSequence:
-    """What the handler of a request hands to the engine; `layers` hold all tokens but the last."""
+    *,
+    suffix_tokens: int = 1,
+    promise: PageCount | None = None,
+    forks: tuple[RunningSequence, ...] = (),
+) -> ToldSequence:
+    """What the handler of a request hands to the engine; `layers` hold all but the suffix."""
     needed = pages_bound(served.shapes, len(prompt) + max_tokens, pool.page_rows)
-    pages = SequencePages(pool.reserve(needed), served.shapes, len(prompt) - 1)
+    pages = pool.open(len(prompt) - suffix_tokens, promise or needed)
     for index, layer in enumerate(layers):
+        pages.reservation.ensure(pages.need(layer))
         pages.load(index, layer)
-    return RunningSequence(
+    return ToldSequence(
+        Told(),
         pages=pages,
-        next_token=prompt[-1],
-        sampler=Sampler(sampling or SamplingParameters(), (), torch.device("cpu")),
+        suffix=prompt[-suffix_tokens:],
+        sampler=Sampler(sampling or SamplingParameters(), prompt, torch.device("cpu")),
         answer=Answer(EndRules(max_tokens, (), frozenset()), served.tokenizer.stream(prompt)),
         on_release=lambda: None,
+        forks=forks,
     )
 
 
@@ -86,11 +128,11 @@ class Ended:
     memory: Memory
 
 
-async def read(sequence: RunningSequence) -> Ended:
+async def read(sequence: ToldSequence) -> Ended:
     """Everything the engine tells of a sequence. Raises what it failed with."""
     tokens: tuple[int, ...] = ()
     while True:
-        match await asyncio.wait_for(sequence.events.get(), 30):
+        match await asyncio.wait_for(sequence.events.get(), 60):
             case Delta() as delta:
                 tokens += delta.token_ids
             case Finished() as finished:
@@ -99,9 +141,10 @@ async def read(sequence: RunningSequence) -> Ended:
                 raise error
 
 
-async def run_alone(served: ServedModel, sequence: RunningSequence) -> Ended:
+async def run_alone(served: ServedModel, sequence: ToldSequence) -> Ended:
     """Run one sequence in an engine of its own."""
-    engine = Engine(served)
+    assert sequence.pages is not None
+    engine = new_engine(served, sequence.pages.pool)
     try:
         engine.submit(sequence)
         return await read(sequence)

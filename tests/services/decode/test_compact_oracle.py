@@ -9,10 +9,10 @@ from pydoc_data.topics import topics
 import pytest
 
 from kvstore.pool import SequencePages
-from services.decode.engine import Engine
 from services.runtime.model import ServedModel
 from tests.services.decode.engine_parts import (
     load_served,
+    new_engine,
     new_pool,
     new_sequence,
     prefill,
@@ -91,7 +91,7 @@ async def test_compact_decoding_equals_masked_dense_attention(
     monkeypatch.setattr(
         SequencePages, "release", lambda pages: (kept.append(_positions(pages)), release())
     )
-    engine = Engine(served)
+    engine = new_engine(served, sequence.pages.pool)
     engine.submit(sequence)
     ended = await read(sequence)
     await asyncio.to_thread(engine.close)

@@ -12,11 +12,13 @@ import torch
 from headwise import FinishReason, Unavailable
 from kvstore.pool import PagePool
 from services.decode.engine import Engine
-from services.decode.sampling import Sampler
-from services.decode.sequence import RunningSequence
+from services.decode.room import Room
+from services.decode.sampling import Choice, Sampler
 from services.runtime.model import ServedModel
 from tests.services.decode.engine_parts import (
+    ToldSequence,
     load_served,
+    new_engine,
     new_pool,
     new_sequence,
     prefill,
@@ -34,7 +36,7 @@ class Broken(Sampler):
     def __init__(self) -> None:
         pass
 
-    def choose(self, logits: torch.Tensor) -> int:
+    def choose(self, logits: torch.Tensor) -> Choice:
         raise ArithmeticError("no such luck")
 
 
@@ -49,13 +51,13 @@ def pool(served: ServedModel) -> PagePool:
 
 
 @pytest.fixture
-async def engine(served: ServedModel) -> AsyncIterator[Engine]:
-    engine = Engine(served)
+async def engine(served: ServedModel, pool: PagePool) -> AsyncIterator[Engine]:
+    engine = new_engine(served, pool)
     yield engine
     await asyncio.to_thread(engine.close)
 
 
-def _sequence(served: ServedModel, pool: PagePool, length: int, **more: int) -> RunningSequence:
+def _sequence(served: ServedModel, pool: PagePool, length: int, **more: int) -> ToldSequence:
     prompt = [(7 * i * i + length) % served.vocabulary_size for i in range(length)]
     layers = prefill(served, prompt[:-1], "full")
     return new_sequence(served, pool, prompt, layers, more.get("max_tokens", _TOKENS))
@@ -130,7 +132,7 @@ async def test_a_failing_step_fails_its_sequences_and_the_engine_lives_on(
 
     sequences = [_sequence(served, pool, n) for n in _LENGTHS]
     with monkeypatch.context() as patch:
-        patch.setattr("services.decode.engine.run_step", fail)
+        patch.setattr("services.decode.engine.forward_step", fail)
         for sequence in sequences:
             engine.submit(sequence)
         for sequence in sequences:
@@ -143,7 +145,7 @@ async def test_a_failing_step_fails_its_sequences_and_the_engine_lives_on(
 
 
 async def test_closing_ends_what_runs_and_what_waits(served: ServedModel, pool: PagePool) -> None:
-    engine = Engine(served)
+    engine = new_engine(served, pool)
     running = _sequence(served, pool, 7, max_tokens=4000)
     engine.submit(running)
     await asyncio.wait_for(running.events.get(), 30)
@@ -167,6 +169,9 @@ async def test_a_sequence_cancelled_before_it_joined_gives_its_pages_back(
 class _CancelledMeanwhile:
     """A sequence whose handler cancels it just after it was first looked at."""
 
+    block = None
+    forks = ()
+
     def __init__(self) -> None:
         self.released = False
         self._looks = 0
@@ -180,10 +185,11 @@ class _CancelledMeanwhile:
         self.released = True
 
 
-def test_a_sequence_cancelled_while_others_are_let_go_is_not_lost() -> None:
+def test_a_sequence_cancelled_while_others_are_let_go_is_not_lost(served: ServedModel) -> None:
     engine = object.__new__(Engine)
     sequence = _CancelledMeanwhile()
     engine._running = [sequence]  # type: ignore[list-item]
+    engine._room = Room(new_pool(served), bool, print, print, swap_bytes=0)
     engine._let_go(lambda one: one.cancelled)
     assert sequence in engine._running or sequence.released  # type: ignore[comparison-overlap]
     engine._let_go(lambda one: one.cancelled)

@@ -1,0 +1,74 @@
+"""What a call tells its client, as protobuf."""
+
+from __future__ import annotations
+
+from headwise.results import Delta, FinishReason
+from headwise.v1 import decode_pb2
+from services.decode.generation import GenerationSpec
+from services.decode.report import (
+    Clock,
+    Memory,
+    Received,
+    heads_to_proto,
+    measure,
+    memory_to_proto,
+)
+from services.decode.sequence import Finished
+from services.decode.sessions import Session
+
+_FINISH = {
+    FinishReason.STOP: decode_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: decode_pb2.FINISH_REASON_LENGTH,
+}
+
+
+def delta_to_proto(delta: Delta) -> decode_pb2.GenerateResponse:
+    logprobs = [
+        decode_pb2.TokenLogprobs(
+            logprob=one.logprob,
+            top=[decode_pb2.TopLogprob(token_id=t, logprob=p) for t, p in one.top],
+        )
+        for one in delta.logprobs
+    ]
+    return decode_pb2.GenerateResponse(
+        delta=decode_pb2.Delta(
+            text=delta.text, token_ids=delta.token_ids, index=delta.index, logprobs=logprobs
+        )
+    )
+
+
+def result_to_proto(
+    spec: GenerationSpec,
+    received: Received,
+    prompt_memory: Memory,
+    finished: Finished,
+    clock: Clock,
+) -> decode_pb2.Result:
+    # a turn's cache did not travel
+    wire_bytes = 0 if spec.session_tokens else received.wire_bytes
+    return decode_pb2.Result(
+        finish_reason=_FINISH[finished.reason],
+        usage=decode_pb2.Usage(
+            prompt_tokens=spec.prompt_tokens,
+            completion_tokens=finished.tokens,
+            session_tokens=spec.session_tokens,
+        ),
+        prompt_memory=memory_to_proto(prompt_memory, received, wire_bytes),
+        final_memory=memory_to_proto(finished.memory, received, 0),
+        timings=clock.timings(Received() if spec.session_tokens else received, finished.index),
+        heads=heads_to_proto(received) if spec.report_heads else [],
+        policy=received.policy,
+        index=finished.index,
+        session_id=finished.session_id,
+    )
+
+
+def session_to_proto(session: Session) -> decode_pb2.Session:
+    return decode_pb2.Session(
+        session_id=session.session_id,
+        tokens=len(session.tokens),
+        expires_in_seconds=session.expires_in_seconds,
+        busy=session.busy,
+        memory=memory_to_proto(measure(session.pages), session.received, 0),
+        policy=session.received.policy,
+    )

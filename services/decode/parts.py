@@ -1,0 +1,28 @@
+"""What the handlers of one decode process share."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from kvstore.pool import PagePool
+from services.decode.admission import Admission
+from services.decode.engine import Engine
+from services.decode.expectation import SizeExpectation
+from services.decode.generation import GenerationLimits
+from services.decode.sessions import Sessions
+from services.decode.source import PrefillSource
+from services.runtime.model import ServedModel
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class DecodeParts:
+    """Used on the event loop; the engine has a thread of its own."""
+
+    served: ServedModel
+    limits: GenerationLimits
+    pool: PagePool
+    source: PrefillSource
+    engine: Engine
+    admission: Admission
+    sessions: Sessions
+    expectation: SizeExpectation

@@ -1,0 +1,178 @@
+"""Finished generations that can be gone on from."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from headwise.errors import NotFound, Refused
+from kvstore.pool import PageCount, SequencePages
+from services.decode.report import Received
+from services.runtime import metrics
+
+# reasons of sessions that are gone, the last so many
+_REMEMBERED = 4096
+_NOTHING = PageCount()
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Session:
+    """A sequence that nothing runs on, unless `busy`. The last of `tokens` is not in the cache."""
+
+    session_id: str
+    pages: SequencePages
+    tokens: tuple[int, ...]
+    received: Received
+    keep_seconds: float
+    expires: float
+    busy: bool = False
+
+    @property
+    def expires_in_seconds(self) -> float:
+        return 0.0 if self.busy else max(0.0, self.expires - time.monotonic())
+
+
+class Sessions:
+    """All sessions, the least recently used first. Safe to use from any thread.
+
+    A turn runs on a fork, so that a session changes only when the turn has ended. An idle session
+    goes when its time is over or when room is needed, a busy one never. `on_room` is told when
+    pages came free.
+    """
+
+    def __init__(self, *, most: int, on_room: Callable[[], None]) -> None:
+        self._most = most
+        self._on_room = on_room
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._gone: OrderedDict[str, str] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def keep(
+        self,
+        pages: SequencePages,
+        tokens: Sequence[int],
+        received: Received,
+        keep_seconds: float,
+    ) -> str:
+        """Take over a sequence as a new session; returns its id."""
+        pages.reservation.keep(_NOTHING)
+        session_id = secrets.token_hex(16)
+        expires = time.monotonic() + keep_seconds
+        session = Session(session_id, pages, tuple(tokens), received, keep_seconds, expires)
+        with self._lock:
+            self._sessions[session_id] = session
+        while len(self._sessions) > self._most and self.evict():
+            pass
+        return session_id
+
+    def borrow(self, session_id: str) -> Session:
+        """A session for a turn; `give_back` or `replace` must follow.
+
+        Raises `NotFound` with the reason it is gone for, or `Refused` if a turn runs already.
+        """
+        with self._lock:
+            session = self._idle(session_id)
+            session.busy = True
+            return session
+
+    def give_back(self, session: Session) -> None:
+        """The turn is over; used just now."""
+        with self._lock:
+            session.busy = False
+            session.expires = time.monotonic() + session.keep_seconds
+            self._sessions.move_to_end(session.session_id)
+
+    def replace(
+        self, session: Session, pages: SequencePages, tokens: Sequence[int], keep_seconds: float
+    ) -> str:
+        """The borrowed session's new state; its old pages go. Returns its id."""
+        old = session.pages
+        pages.reservation.keep(_NOTHING)
+        with self._lock:
+            session.pages, session.tokens = pages, tuple(tokens)
+            session.keep_seconds = keep_seconds
+        old.release()
+        self._on_room()
+        return session.session_id
+
+    def fork(self, session_id: str) -> Session:
+        """Another session in the same state. Raises `NotFound`, `Refused` or `PoolExhausted`."""
+        with self._lock:
+            origin = self._idle(session_id)
+            pages = origin.pages.fork()
+        new = self.keep(pages, origin.tokens, origin.received, origin.keep_seconds)
+        return self.describe(new)
+
+    def describe(self, session_id: str) -> Session:
+        """Raises `NotFound`."""
+        with self._lock:
+            return self._find(session_id)
+
+    def all(self) -> list[Session]:
+        """The least recently used first."""
+        with self._lock:
+            return list(self._sessions.values())
+
+    def release(self, session_id: str) -> None:
+        """Raises `NotFound`, or `Refused` while it is busy."""
+        with self._lock:
+            self._drop(self._idle(session_id), "SESSION_RELEASED")
+        self._on_room()
+
+    def evict(self) -> bool:
+        """Drop the least recently used idle session; False if there is none."""
+        with self._lock:
+            idle = next((one for one in self._sessions.values() if not one.busy), None)
+            if idle is not None:
+                self._drop(idle, "SESSION_EVICTED")
+        if idle is not None:
+            self._on_room()
+        return idle is not None
+
+    def expire(self) -> None:
+        """Drop all whose time is over."""
+        now = time.monotonic()
+        with self._lock:
+            over = [s for s in self._sessions.values() if not s.busy and s.expires <= now]
+            for session in over:
+                self._drop(session, "SESSION_EXPIRED")
+        if over:
+            self._on_room()
+
+    def close(self) -> None:
+        """Drop all; nothing runs any more."""
+        with self._lock:
+            for session in list(self._sessions.values()):
+                self._drop(session, "SESSION_RELEASED")
+
+    def _find(self, session_id: str) -> Session:
+        session = self._sessions.get(session_id)
+        if session is None:
+            reason = self._gone.get(session_id, "SESSION_UNKNOWN")
+            how = reason.removeprefix("SESSION_").lower()
+            advice = "begin a new one with the whole conversation"
+            raise NotFound(f"this session is {how}: {advice}", reason, {"field": "session_id"})
+        return session
+
+    def _idle(self, session_id: str) -> Session:
+        session = self._find(session_id)
+        if session.busy:
+            raise Refused(
+                "a generation is running on this session", "SESSION_BUSY", {"field": "session_id"}
+            )
+        return session
+
+    def _drop(self, session: Session, reason: str) -> None:
+        del self._sessions[session.session_id]
+        session.pages.release()
+        metrics.SESSIONS_GONE.labels(reason).inc()
+        self._gone[session.session_id] = reason
+        while len(self._gone) > _REMEMBERED:
+            self._gone.popitem(last=False)
