@@ -57,12 +57,15 @@ def open_random(
 ) -> list[SequencePages]:
     """B sequences in one pool with these heads, and room for `more_tokens`."""
     bound = pages_bound(served.shapes, tokens + more_tokens, _PAGE_ROWS)
-    pool = PagePool(batch * bound, _PAGE_ROWS, served.shapes[0].head_size, served.dtype)
+    pool = PagePool(
+        served.shapes, pages=batch * bound.rows, page_rows=_PAGE_ROWS, dtype=served.dtype
+    )
+    size = served.shapes[0].head_size
     sequences = []
     for _ in range(batch):
-        pages = SequencePages(pool.reserve(bound), served.shapes, tokens)
+        pages = pool.open(tokens, bound)
         for index, layer in enumerate(heads):
-            pages.load(index, _random_layer(layer, tokens, pool.head_size, served.dtype))
+            pages.load(index, _random_layer(layer, tokens, size, served.dtype))
         sequences.append(pages)
     return sequences
 

@@ -12,7 +12,7 @@ from benchmarks.attention_hooks import DenseAttention
 from kvstore.cache import RaggedLayer
 from kvstore.pool import BatchStep, PagePool, SequencePages, pages_bound
 from services.decode.step import BatchAttention
-from services.runtime.attention import AttentionHook
+from services.runtime.attention import AttentionHook, forward
 from services.runtime.model import ServedModel
 
 _PAGE_ROWS = 16
@@ -45,7 +45,7 @@ def kept_logits(
 ) -> torch.Tensor:
     """Logits `[m, V]` over the compact prompt, with all m fed tokens kept."""
     # no rule is ever applied: the step ends before its `retain`
-    step = BatchStep(open_pages(served, [layers], first_position, 0), len(fed))
+    step = _whole_block(served, open_pages(served, [layers], first_position, 0), fed)
     return _logits(served, [fed], first_position, BatchAttention(step), keep=len(fed))[0]
 
 
@@ -56,12 +56,13 @@ def open_pages(
     more_tokens: int,
 ) -> list[SequencePages]:
     """Pages of one pool that hold these compact prompts, each with room for `more_tokens`."""
-    pages = pages_bound(served.shapes, first_position + more_tokens, _PAGE_ROWS)
-    size = served.shapes[0].head_size
-    pool = PagePool(pages * len(caches), _PAGE_ROWS, size, served.dtype)
+    bound = pages_bound(served.shapes, first_position + more_tokens, _PAGE_ROWS)
+    pool = PagePool(
+        served.shapes, pages=bound.rows * len(caches), page_rows=_PAGE_ROWS, dtype=served.dtype
+    )
     batch = []
     for layers in caches:
-        sequence = SequencePages(pool.reserve(pages), served.shapes, first_position)
+        sequence = pool.open(first_position, bound)
         for index, layer in enumerate(layers):
             sequence.load(index, layer)
         batch.append(sequence)
@@ -70,12 +71,23 @@ def open_pages(
 
 def feed(served: ServedModel, batch: Sequence[SequencePages], block: Sequence[int]) -> torch.Tensor:
     """Feed all B sequences one block and apply the rules at its end; returns logits `[B, V]`."""
-    first = batch[0].length
+    first, size = batch[0].length, len(block)
     assert all(pages.length == first for pages in batch), "one position for the whole batch"
-    step = BatchStep(batch, len(block))
-    logits = _logits(served, [block] * len(batch), first, BatchAttention(step), keep=1)
-    step.retain(served.tokenizer.classify(block).repeat(len(batch), 1))
-    return logits[:, 0]
+    step = _whole_block(served, batch, block)
+    ids = torch.tensor(block).repeat(len(batch))[None]
+    positions = torch.arange(first, first + size).repeat(len(batch))[None]
+    ends = torch.arange(size - 1, size * len(batch), size)
+    logits = forward(served, ids, positions, BatchAttention(step), logits=True, at=ends)
+    assert logits is not None
+    step.retain()
+    return logits
+
+
+def _whole_block(
+    served: ServedModel, batch: Sequence[SequencePages], block: Sequence[int]
+) -> BatchStep:
+    classes = served.tokenizer.classify(block).numpy()[None].repeat(len(batch), 0)
+    return BatchStep.whole(batch, classes, batch[0].pool.new_fed_rows(classes.size))
 
 
 def compare(exact: torch.Tensor, measured: torch.Tensor, targets: Sequence[int]) -> Divergence:

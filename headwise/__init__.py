@@ -22,7 +22,17 @@ from headwise.errors import (
     Unavailable,
 )
 from headwise.requests import GenerateOptions, Message, Policy, Prompt, Sampling
-from headwise.results import Delta, FinishReason, HeadReport, MemoryReport, Result, Timings, Usage
+from headwise.results import (
+    Delta,
+    FinishReason,
+    HeadReport,
+    MemoryReport,
+    Result,
+    SessionInfo,
+    Timings,
+    TokenLogprobs,
+    Usage,
+)
 from headwise.version import __version__
 
 __all__ = [
@@ -48,7 +58,9 @@ __all__ = [
     "Refused",
     "Result",
     "Sampling",
+    "SessionInfo",
     "Timings",
+    "TokenLogprobs",
     "Unavailable",
     "Usage",
     "__version__",

@@ -12,6 +12,7 @@ from headwise.channel import channel_options
 from headwise.errors import InternalError, from_rpc_error
 from headwise.requests import GenerateOptions, Prompt, generate_request
 from headwise.results import Delta, Result, delta_from_proto, result_from_proto
+from headwise.sessions import SessionCalls
 from headwise.v1 import decode_pb2, decode_pb2_grpc
 
 
@@ -23,13 +24,14 @@ class Generation:
 
     def __init__(self, call: Any) -> None:
         self._call = call
-        self._result: Result | None = None
+        self._results: dict[int, Result] = {}
 
     def __iter__(self) -> Iterator[Delta]:
         try:
             for response in self._call:
                 if response.WhichOneof("part") == "result":
-                    self._result = result_from_proto(response.result)
+                    result = result_from_proto(response.result)
+                    self._results[result.index] = result
                 else:
                     yield delta_from_proto(response.delta)
         except grpc.RpcError as rpc_error:
@@ -39,17 +41,22 @@ class Generation:
 
     @property
     def result(self) -> Result:
-        """How it ended. Reads the rest of the stream if that has not happened yet."""
-        if self._result is None:
+        """How the first answer ended. Reads the rest of the stream if that has not happened yet."""
+        return self.results[0]
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """How every answer ended, by index; likewise."""
+        if not self._results:
             for _ in self:
                 pass
-        if self._result is None:
+        if not self._results:
             raise InternalError("the stream ended without a result", "NO_RESULT")
-        return self._result
+        return tuple(self._results[index] for index in sorted(self._results))
 
     def text(self) -> str:
-        """The whole remaining text."""
-        return "".join(delta.text for delta in self)
+        """The whole remaining text of the first answer."""
+        return "".join(delta.text for delta in self if delta.index == 0)
 
     def cancel(self) -> None:
         """Stop the generation; harmless when it has ended."""
@@ -88,6 +95,7 @@ class Client:
             else grpc.insecure_channel(target, options)
         )
         self._stub = decode_pb2_grpc.DecodeServiceStub(self._channel)
+        self.sessions = SessionCalls(self._stub)
 
     def generate(
         self,

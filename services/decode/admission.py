@@ -108,21 +108,19 @@ class Admission:
         self._room.set()
         while self._line:
             _, _, waiter = self._line[0]
+            if waiter.place.done():
+                # cancelled, and its task has not come to leave the line yet
+                heapq.heappop(self._line)
+                continue
             if not self._fits(waiter.answers):
                 return
             try:
-                pages = waiter.open_pages()
+                self._let_in(waiter)
             except PoolExhausted:
                 if self._evict():
                     continue
                 return
-            except Exception as error:
-                heapq.heappop(self._line)
-                waiter.place.set_exception(error)
-                continue
             heapq.heappop(self._line)
-            self.sequences += waiter.answers
-            waiter.place.set_result(pages)
 
     async def claim(self, pages: SequencePages, need: PageCount) -> None:
         """Have `need` pages promised to an arriving cache, waiting for room while it is held up.
@@ -152,6 +150,18 @@ class Admission:
                 "POOL_EXHAUSTED",
                 retry_after_seconds=self._stay_seconds,
             ) from error
+
+    def _let_in(self, waiter: _Waiter) -> None:
+        """Raises `PoolExhausted` where there is no room; any other error is the waiter's own."""
+        try:
+            pages = waiter.open_pages()
+        except PoolExhausted:
+            raise
+        except Exception as error:
+            waiter.place.set_exception(error)
+        else:
+            self.sequences += waiter.answers
+            waiter.place.set_result(pages)
 
     def _fits(self, answers: int) -> bool:
         return self.sequences + answers <= self._max_sequences and not self._preempted()

@@ -81,18 +81,19 @@ class PrefillSource:
             expected_model=model_to_proto(self._served.fingerprint),
         )
         metadata = ((REQUEST_ID_KEY, request_id.get()),)
-        decoder = CacheDecoder(self._limits, self._served.fingerprint, self._served.shapes)
         call = self._prefill(request, timeout=timeout_seconds, metadata=metadata)
         try:
-            return await self._receive(call, Reception(decoder, token_ids, pages), pages, claim)
+            return await self._receive(call, token_ids, pages, claim)
         except grpc.aio.AioRpcError as error:
             raise self._typed(error) from error
         finally:
             call.cancel()
 
     async def _receive(
-        self, call: Any, reception: Reception, pages: SequencePages, claim: Claim
+        self, call: Any, token_ids: Sequence[int], pages: SequencePages, claim: Claim
     ) -> Received:
+        decoder = CacheDecoder(self._limits, self._served.fingerprint, self._served.shapes)
+        reception = Reception(decoder, token_ids, pages)
         async for message in self._messages(call):
             layer = reception.take(message)
             if layer is not None:

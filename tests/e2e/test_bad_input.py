@@ -8,7 +8,7 @@ import grpc
 import pytest
 from google.protobuf.struct_pb2 import Struct
 
-from headwise import Client, HeadwiseError, InvalidRequest, NotSupported, Policy, Refused
+from headwise import Client, HeadwiseError, InvalidRequest, Policy, Refused
 from headwise.errors import from_rpc_error
 from headwise.v1 import decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
 from headwise.v1.cache_pb2 import ModelFingerprint
@@ -96,6 +96,18 @@ _INVALID = (
             "policy.parameters.windows",
         ),
         "no flag": (_asking(_policy("fastgen", strict=1)), _RANGE, "policy.parameters.strict"),
+        "17 answers": (_asking(n=17), _RANGE, "sampling.n"),
+        "21 logprobs": (_asking(logprobs=21), _RANGE, "sampling.logprobs"),
+        "negative session time": (
+            GenerateRequest(tokens=_TOKENS, keep_session_seconds=-1),
+            _RANGE,
+            "keep_session_seconds",
+        ),
+        "endless session": (
+            GenerateRequest(tokens=_TOKENS, keep_session_seconds=_INFINITY),
+            _RANGE,
+            "keep_session_seconds",
+        ),
         "negative temperature": (_asking(temperature=-0.1), _RANGE, "sampling.temperature"),
         "temperature NaN": (_asking(temperature=_NAN), _RANGE, "sampling.temperature"),
         "infinite temperature": (_asking(temperature=_INFINITY), _RANGE, "sampling.temperature"),
@@ -137,11 +149,6 @@ _INVALID = (
     }
 )
 
-_NOT_SERVED = {
-    "n": 2,
-    "logprobs": 1,
-}
-
 
 def _refusal(pair: Pair, request: GenerateRequest) -> HeadwiseError:
     with grpc.insecure_channel(pair[1].target) as channel:
@@ -169,13 +176,6 @@ def test_a_bad_request_names_reason_and_field(tiny_pair: Pair, what: str) -> Non
     assert isinstance(error, InvalidRequest)
     assert (error.reason, error.field) == (reason, field)
     assert error.message
-
-
-@pytest.mark.parametrize("name", _NOT_SERVED)
-def test_what_is_not_served_yet_says_so(tiny_pair: Pair, name: str) -> None:
-    error = _refusal(tiny_pair, _asking(**{name: _NOT_SERVED[name]}))
-    assert isinstance(error, NotSupported)
-    assert (error.reason, error.field) == ("NOT_SERVED_YET", f"sampling.{name}")
 
 
 def test_extreme_but_meaningful_values_are_served(tiny_pair: Pair) -> None:

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-import torch
 
 from kvstore.errors import CorruptCache
-from kvstore.pool import PagePool, SequencePages, pages_bound
+from kvstore.pool import PageCount, PagePool, SequencePages, pages_bound
 from kvstore.wire import WireLimits
 from services.decode.source import PrefillSource
 from services.runtime.model import ServedModel, load_model
@@ -36,6 +35,10 @@ class RecordedCall:
         return next(self._messages, grpc.aio.EOF)
 
 
+async def _promised(pages: SequencePages, need: PageCount) -> None:
+    pages.reservation.require(need)
+
+
 class Receiver:
     """Decode's reader before a pool of its own."""
 
@@ -43,21 +46,16 @@ class Receiver:
         limits = WireLimits(max_tokens=16_384, max_layers=64, max_cache_bytes=1 << 30)
         self._source = PrefillSource("127.0.0.1:1", served, limits=limits, stall_seconds=5)
         self._prompt = prompt
-        self._shapes = served.shapes
-        self._needed = pages_bound(self._shapes, len(prompt), PAGE_ROWS)
+        self._needed = pages_bound(served.shapes, len(prompt), PAGE_ROWS)
         self.pool = PagePool(
-            pages=self._needed,
-            page_rows=PAGE_ROWS,
-            head_size=self._shapes[0].head_size,
-            dtype=served.dtype,
-            device=torch.device("cpu"),
+            served.shapes, pages=self._needed.rows, page_rows=PAGE_ROWS, dtype=served.dtype
         )
 
     async def rows_of(self, messages: Sequence[bytes]) -> int:
         """Rows of an accepted stream; raises what decode raises. Nothing stays reserved."""
-        pages = SequencePages(self.pool.reserve(self._needed), self._shapes, len(self._prompt))
+        pages = self.pool.open(len(self._prompt), self._needed)
         try:
-            await self._source._receive(RecordedCall(messages), self._prompt, pages)
+            await self._source._receive(RecordedCall(messages), self._prompt, pages, _promised)
             return self.pool.rows
         finally:
             pages.release()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from headwise import Delta, FinishReason
 from services.decode.answer import Answer, EndRules
+from services.decode.sampling import Choice
 from services.runtime.text_stream import TextStream
 
 _BYTES = {1: b"a", 2: b"b", 3: "é".encode()[:1], 4: "é".encode()[1:], 5: b""}
@@ -31,7 +32,7 @@ def _push(answer: Answer, *token_ids: int) -> list[Delta]:
     deltas = []
     for token_id in token_ids:
         assert answer.finish_reason is None
-        deltas.append(answer.push(token_id))
+        deltas.append(answer.push(Choice(token_id)))
     return deltas
 
 
