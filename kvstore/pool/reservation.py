@@ -17,9 +17,6 @@ class PageCount:
     def __add__(self, other: PageCount) -> PageCount:
         return PageCount(self.rows + other.rows, self.marks + other.marks)
 
-    def __bool__(self) -> bool:
-        return bool(self.rows or self.marks)
-
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Reservation:

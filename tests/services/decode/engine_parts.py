@@ -104,7 +104,7 @@ def new_sequence(
 ) -> ToldSequence:
     """What the handler of a request hands to the engine; `layers` hold all but the suffix."""
     needed = pages_bound(served.shapes, len(prompt) + max_tokens, pool.page_rows)
-    pages = pool.open(len(prompt) - suffix_tokens, promise or needed)
+    pages = pool.open(len(prompt) - suffix_tokens, needed if promise is None else promise)
     for index, layer in enumerate(layers):
         pages.reservation.ensure(pages.need(layer))
         pages.load(index, layer)

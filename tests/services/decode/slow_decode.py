@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 
 from kvstore.cache import RaggedLayer
+from kvstore.retention import BLOCK_TOKENS
 from kvstore.rules import RetentionRule, ScoreUpdate
 from services.runtime.attention import forward
 from services.runtime.model import ServedModel
@@ -79,24 +80,39 @@ class SlowDecoder:
         model = copy.deepcopy(served.model).double()
         self.served = dataclasses.replace(served, model=model, dtype=torch.float64)
         self.heads = [SlowHead.of(layer) for layer in layers]
+        self._seen: list[int] = []
         self._rows: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._received: dict[int, list[dict[int, float]]] = {}
 
     def generate(self, prompt: Sequence[int], tokens: int) -> list[int]:
         """The prompt but its last token in one go, unmasked as prefill computes it; then decode."""
-        self._run(list(prompt[:-1]), 0)
-        seen, found = list(prompt), []
-        for _ in range(tokens):
-            logits = self._run(seen[-1:], len(seen) - 1)
-            classes = self.served.tokenizer.classes[torch.tensor(seen)].tolist()
-            for layer, heads in enumerate(self.heads):
-                for head, received in zip(heads, self._received[layer], strict=True):
-                    head.end_block(received, classes, len(seen))
-            found.append(int(logits.argmax()))
-            seen.append(found[-1])
+        self.prefill(prompt[:-1])
+        return self.answer(prompt[-1:], tokens)
+
+    def prefill(self, prompt: Sequence[int]) -> None:
+        self._run(list(prompt))
+        self._seen += prompt
+
+    def answer(self, suffix: Sequence[int], tokens: int) -> list[int]:
+        """Feed a suffix in blocks, then choose greedily; the last token chosen is not fed."""
+        found = [self._feed(suffix)]
+        while len(found) < tokens:
+            found.append(self._feed(found[-1:]))
         return found
 
-    def _run(self, token_ids: list[int], first: int) -> torch.Tensor:
+    def _feed(self, suffix: Sequence[int]) -> int:
+        for first in range(0, len(suffix), BLOCK_TOKENS):
+            block = list(suffix[first : first + BLOCK_TOKENS])
+            logits = self._run(block)
+            self._seen += block
+            classes = self.served.tokenizer.classes[torch.tensor(self._seen)].tolist()
+            for layer, heads in enumerate(self.heads):
+                for head, received in zip(heads, self._received[layer], strict=True):
+                    head.end_block(received, classes, len(self._seen))
+        return int(logits.argmax())
+
+    def _run(self, token_ids: list[int]) -> torch.Tensor:
+        first = len(self._seen)
         positions = torch.arange(first, first + len(token_ids))[None]
         ids = torch.tensor([token_ids])
         logits = forward(self.served, ids, positions, self, logits=True)
@@ -127,19 +143,21 @@ class SlowDecoder:
         return (probabilities @ values[:, None]).flatten(0, 1).transpose(0, 1)[None]
 
     def _visible(self, layer: int, fed: int, seen: int) -> torch.Tensor:
-        """Causal; and while decoding, what the head holds and the fed token itself."""
+        """Causal; and while decoding, what the head holds and the block itself."""
         causal = torch.ones(fed, seen, dtype=torch.bool).tril(seen - fed)
         if fed == seen:
             return causal
         held = torch.zeros(len(self.heads[layer]), 1, 1, seen, dtype=torch.bool)
+        held[..., seen - fed :] = True
         for number, head in enumerate(self.heads[layer]):
-            held[number, ..., [*head.scores, seen - 1]] = True
+            held[number, ..., list(head.scores)] = True
         return held & causal
 
     def _note(self, layer: int, probabilities: torch.Tensor) -> None:
-        """What each held row and the fed one received, the mean over the query heads."""
-        fed = probabilities.shape[-1] - 1
+        """What each held row and the block's received: summed over queries, mean over G heads."""
+        fed, seen = probabilities.shape[-2:]
+        received = probabilities.sum(2).mean(1)
         self._received[layer] = [
-            {p: float(probabilities[number, :, -1, p].mean()) for p in [*head.scores, fed]}
+            {p: float(received[number, p]) for p in [*head.scores, *range(seen - fed, seen)]}
             for number, head in enumerate(self.heads[layer])
         ]

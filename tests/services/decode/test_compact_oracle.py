@@ -101,6 +101,35 @@ async def test_compact_decoding_equals_masked_dense_attention(
     _require_a_test_worth_its_name(prompt_rows, kept[0])
 
 
+@pytest.mark.parametrize("step_tokens", [1, 100, 1000])
+@pytest.mark.parametrize("case", _CASES)
+async def test_a_suffix_is_one_block_of_256_tokens_after_another_however_it_is_fed(
+    served: ServedModel, case: str, step_tokens: int
+) -> None:
+    """Beside sequences that decode it is fed in pieces, which must not show."""
+    policy, parameters = _CASES[case]
+    prompt = (served.tokenizer.encode(topics["compound"] + topics["with"]) * 4)[:560]
+    if step_tokens == 1:
+        # token by token a block takes as many steps: a short one is enough
+        prompt = prompt[: _PROMPT_TOKENS + 30]
+    suffix = len(prompt) - _PROMPT_TOKENS
+    layers = prefill(served, prompt[:_PROMPT_TOKENS], policy, parameters)
+    slow = SlowDecoder(served, layers)
+    slow.prefill(prompt[:_PROMPT_TOKENS])
+    expected = slow.answer(prompt[_PROMPT_TOKENS:], 12)
+
+    pool = new_pool(served)
+    beside = new_sequence(served, pool, [5, 6], prefill(served, [5], "full"), 500)
+    sequence = new_sequence(served, pool, prompt, layers, 12, suffix_tokens=suffix)
+    engine = new_engine(served, pool, step_tokens=step_tokens)
+    engine.submit(beside)
+    engine.submit(sequence)
+    ended = await read(sequence)
+    beside.cancel()
+    await asyncio.to_thread(engine.close)
+    assert list(ended.tokens) == expected
+
+
 def _require_a_test_worth_its_name(
     before: list[list[set[int]]], after: list[list[set[int]]]
 ) -> None:
