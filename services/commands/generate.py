@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 
 from headwise import Client, HeadwiseError, Message, Policy, Sampling
+from headwise.client import Generation
 from services.pictures.heads import HeadCell, head_map
 from services.pictures.result import result_table
 
@@ -46,6 +47,9 @@ def parse_parameters(pairs: tuple[str, ...]) -> dict[str, object]:
 @click.option("--top-p", default=0.0, help="Only tokens of this much probability; 0 for all.")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Makes sampling repeatable.")
 @click.option("--stop", multiple=True, help="Text that ends the answer; repeatable.")
+@click.option("--answers", "-n", default=1, help="Answers to this one prompt.")
+@click.option("--session", "session_id", default="", help="Go on from this session.")
+@click.option("--keep", "keep_seconds", default=0.0, help="Keep a session for so many seconds.")
 @click.option("--timeout", "timeout_seconds", type=float, help="Seconds for the whole call.")
 @click.option("--heads", is_flag=True, help="Show what every head keeps.")
 def generate(
@@ -60,6 +64,9 @@ def generate(
     top_p: float,
     seed: int | None,
     stop: tuple[str, ...],
+    answers: int,
+    session_id: str,
+    keep_seconds: float,
     timeout_seconds: float | None,
     heads: bool,
 ) -> None:
@@ -71,19 +78,36 @@ def generate(
             generation = client.generate(
                 [Message("user", text)] if chat else text,
                 policy=Policy(policy, parse_parameters(parameter)),
-                sampling=Sampling(temperature, top_k, top_p, seed),
+                sampling=Sampling(temperature, top_k, top_p, seed, n=answers),
                 max_tokens=max_tokens,
                 stop=stop,
                 report_heads=heads,
+                session_id=session_id,
+                keep_session_seconds=keep_seconds,
                 timeout_seconds=timeout_seconds,
             )
-            for delta in generation:
-                click.echo(delta.text, nl=False)
-            click.echo()
+            _print_text(generation, answers)
             result = generation.result
     except HeadwiseError as error:
         raise click.ClickException(str(error)) from error
+    for one in generation.results:
+        if one.session_id:
+            console.print(f"go on with --session {one.session_id}", highlight=False)
     console.print(result_table({result.policy or "no cache": result}, f"answered by {target}"))
     if heads:
         cells = [HeadCell(h.layer, h.head, h.head_class, h.rows) for h in result.heads]
         console.print(head_map(cells, result.usage.prompt_tokens - 1))
+
+
+def _print_text(generation: Generation, answers: int) -> None:
+    """One answer as it comes; several one after another, when all have ended."""
+    if answers == 1:
+        for delta in generation:
+            click.echo(delta.text, nl=False)
+        click.echo()
+        return
+    texts = [""] * answers
+    for delta in generation:
+        texts[delta.index] += delta.text
+    for number, text in enumerate(texts, 1):
+        click.echo(f"[{number}] {text}")

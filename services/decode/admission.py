@@ -177,6 +177,6 @@ class Admission:
         wait = self._stay_seconds * (len(self._line) + 1) / self._max_sequences
         return Overloaded(
             f"{self.sequences} generations are running and {len(self._line)} are waiting",
-            "QUEUE_FULL",
+            "DECODE_FULL",
             retry_after_seconds=min(high, max(low, wait)),
         )

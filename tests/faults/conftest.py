@@ -24,6 +24,7 @@ PREFILL_ARGUMENTS = (
 DECODE_ARGUMENTS = (
     *("--pool-bytes", str(POOL_BYTES)),
     *("--max-sequences", "4"),
+    *("--max-queued", "0"),
     *("--threads", "1"),
 )
 

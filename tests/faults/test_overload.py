@@ -43,11 +43,11 @@ def test_every_limit_refuses_and_spares_the_others(full_pair: Pair) -> None:
         start(LONG_PROMPT)
         wait_until(lambda: gauge(prefill, "headwise_prefill_queued") == 1, 10, "a queue")
 
-        require_refused(decode, 2, "TOO_MANY_SEQUENCES")
+        require_refused(decode, 2, "DECODE_FULL")
         fourth.cancel()
         wait_until(lambda: gauge(decode, "headwise_sequences") == 3, 2, "room for one")
         require_refused(decode, 2, "QUEUE_FULL")
-        require_refused(decode, LONG_PROMPT, "POOL_EXHAUSTED")
+        require_refused(decode, LONG_PROMPT, "DECODE_FULL")
 
         spared.ended(60)
         assert spared.error is None

@@ -95,7 +95,7 @@ async def test_a_full_line_is_told_when_to_come_again(pool: PagePool) -> None:
     await asyncio.sleep(0.01)
     with pytest.raises(Overloaded) as caught:
         admission.require_place()
-    assert caught.value.reason == "QUEUE_FULL"
+    assert caught.value.reason == "DECODE_FULL"
     assert caught.value.retry_after_seconds
     with pytest.raises(Overloaded):
         await admission.admit(1, None, _room(pool, 1))
