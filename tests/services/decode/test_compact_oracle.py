@@ -130,6 +130,43 @@ async def test_a_suffix_is_one_block_of_256_tokens_after_another_however_it_is_f
     assert list(ended.tokens) == expected
 
 
+@pytest.mark.parametrize("case", _CASES)
+async def test_three_turns_on_a_session_equal_masked_dense_attention(
+    served: ServedModel, case: str
+) -> None:
+    """Each turn is fed to a fork, as the service does it, beside a sequence that decodes."""
+    policy, parameters = _CASES[case]
+    text = served.tokenizer.encode(topics["compound"] + topics["with"])
+    prompt, turns = text[:_PROMPT_TOKENS], (text[300:341], text[400:402], text[500:790])
+    layers = prefill(served, prompt[:-1], policy, parameters)
+    slow = SlowDecoder(served, layers)
+    slow.prefill(prompt[:-1])
+    expected = [slow.answer(prompt[-1:], 10)]
+    for turn in turns:
+        expected.append(slow.answer([expected[-1][-1], *turn], 10))
+
+    pool = new_pool(served)
+    engine = new_engine(served, pool)
+    engine.submit(beside := new_sequence(served, pool, [5, 6], prefill(served, [5], "full"), 2000))
+    kept: list[SequencePages] = []
+    sequence = new_sequence(served, pool, prompt, layers, 10)
+    for number, answer in enumerate(expected):
+        sequence._keep = lambda pages, _: (kept.append(pages), "a session")[1]
+        engine.submit(sequence)
+        assert list((await read(sequence)).tokens) == answer
+        if number < len(turns):
+            suffix = [answer[-1], *turns[number]]
+            sequence = new_sequence(served, pool, suffix, (), 10, suffix_tokens=len(suffix))
+            assert sequence.pages is not None
+            sequence.pages.release()
+            sequence.pages = kept[-1].fork()
+    beside.cancel()
+    await asyncio.to_thread(engine.close)
+    for pages in kept:
+        pages.release()
+    assert pool.free_pages == pool.pages
+
+
 def _require_a_test_worth_its_name(
     before: list[list[set[int]]], after: list[list[set[int]]]
 ) -> None:
