@@ -156,10 +156,10 @@ class GenerateCall:
         sessions, session = self._parts.sessions, self._session
         seconds = spec.keep_session_seconds
         if session is not None and index == 0:
-            seconds = seconds or session.keep_seconds
+            seconds, turn = seconds or session.keep_seconds, session.turn
 
             def replace(pages: SequencePages, tokens: Sequence[int]) -> str:
-                return sessions.replace(session, pages, tokens, seconds)
+                return sessions.replace(session, turn, pages, tokens, seconds)
 
             return replace
         if not seconds:

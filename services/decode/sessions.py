@@ -21,7 +21,10 @@ _NOTHING = PageCount()
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Session:
-    """A sequence that nothing runs on, unless `busy`. The last of `tokens` is not in the cache."""
+    """A sequence that nothing runs on, unless `busy`. The last of `tokens` is not in the cache.
+
+    `turn` counts how often it was borrowed: who borrowed it earlier may not replace it any more.
+    """
 
     session_id: str
     pages: SequencePages
@@ -30,6 +33,7 @@ class Session:
     keep_seconds: float
     expires: float
     busy: bool = False
+    turn: int = 0
 
     @property
     def expires_in_seconds(self) -> float:
@@ -80,6 +84,7 @@ class Sessions:
         with self._lock:
             session = self._idle(session_id)
             session.busy = True
+            session.turn += 1
             return session
 
     def give_back(self, session: Session) -> None:
@@ -90,17 +95,28 @@ class Sessions:
             self._sessions.move_to_end(session.session_id)
 
     def replace(
-        self, session: Session, pages: SequencePages, tokens: Sequence[int], keep_seconds: float
+        self,
+        session: Session,
+        turn: int,
+        pages: SequencePages,
+        tokens: Sequence[int],
+        keep_seconds: float,
     ) -> str:
-        """The borrowed session's new state; its old pages go. Returns its id."""
-        old = session.pages
-        pages.reservation.keep(_NOTHING)
+        """The state after a turn; the old pages go. Returns the session's id.
+
+        Of a turn that was given back meanwhile the pages are released, and nothing is kept: "".
+        """
         with self._lock:
-            session.pages, session.tokens = pages, tuple(tokens)
-            session.keep_seconds = keep_seconds
-        old.release()
+            current = self._sessions.get(session.session_id) is session
+            replaces = current and session.busy and session.turn == turn
+            old = session.pages if replaces else pages
+            if replaces:
+                pages.reservation.keep(_NOTHING)
+                session.pages, session.tokens = pages, tuple(tokens)
+                session.keep_seconds = keep_seconds
+            old.release()
         self._on_room()
-        return session.session_id
+        return session.session_id if replaces else ""
 
     def fork(self, session_id: str) -> Session:
         """Another session in the same state. Raises `NotFound`, `Refused` or `PoolExhausted`."""

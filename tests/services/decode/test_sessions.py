@@ -100,13 +100,30 @@ def test_a_turn_that_ended_replaces_the_pages(sessions: Sessions, pool: PagePool
     session = sessions.borrow(_kept(sessions, pool))
     turn: SequencePages = session.pages.fork()
     assert pool.used_pages == 2
-    assert sessions.replace(session, turn, [7, 8, 9], 30) == session.session_id
+    assert sessions.replace(session, session.turn, turn, [7, 8, 9], 30) == session.session_id
     sessions.give_back(session)
     assert sessions.describe(session.session_id).tokens == (7, 8, 9)
     assert pool.used_pages == 2
     sessions.release(session.session_id)
     assert pool.free_pages == 30
     assert _reason(lambda: sessions.release(session.session_id)) == "SESSION_RELEASED"
+
+
+@pytest.mark.parametrize("meanwhile", ["given back", "borrowed again", "released"])
+def test_a_turn_that_was_given_back_replaces_nothing(
+    sessions: Sessions, pool: PagePool, meanwhile: str
+) -> None:
+    """Its client left just as the engine chose the last token."""
+    session = sessions.borrow(_kept(sessions, pool))
+    turn, pages = session.turn, session.pages.fork()
+    sessions.give_back(session)
+    if meanwhile == "borrowed again":
+        sessions.borrow(session.session_id)
+    if meanwhile == "released":
+        sessions.release(session.session_id)
+    assert sessions.replace(session, turn, pages, [7, 8, 9], 30) == ""
+    assert session.tokens == (7, 8)
+    assert pool.used_pages == (0 if meanwhile == "released" else 2)
 
 
 def test_a_fork_lives_on_without_its_origin(sessions: Sessions, pool: PagePool) -> None:
