@@ -34,7 +34,7 @@ from services.runtime import attention
 from services.runtime.model import ServedModel, load_model
 from services.runtime.small_batches import prepare_for_small_batches
 
-_KEPT_RATIO = 0.2
+KEPT_RATIO = 0.2
 _BANDWIDTH_FLOATS = 1 << 28
 _WARM_UP_STEPS = 2
 
@@ -133,7 +133,7 @@ def hold(
     """Let the contestants take turns, one step each a round."""
     more = rounds + _WARM_UP_STEPS
     compact = open_random(
-        served, coverage_rules(served.shapes, tokens, _KEPT_RATIO), batch, tokens, more
+        served, coverage_rules(served.shapes, tokens, KEPT_RATIO), batch, tokens, more
     )
     steps = {
         "transformers": peers(served, untouched, batch, tokens),
