@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from services.runtime.allow_list import SERVED_MODEL_TYPES
-from services.runtime.small_batches import SmallBatchLinear, prepare_for_small_batches
+from services.runtime.small_batches import (
+    SiblingLinear,
+    SmallBatchLinear,
+    prepare_for_small_batches,
+)
 from services.runtime.small_linear import MOST_ROWS, small_linear
 from services.runtime.weights_digest import weights_digest
 
@@ -123,6 +127,42 @@ def test_a_layer_derived_from_linear_is_left_alone() -> None:
     layers = torch.nn.Sequential(Doubled(4, 4), torch.nn.Linear(4, 4))
     prepare_for_small_batches(layers)
     assert [type(layer) for layer in layers] == [Doubled, SmallBatchLinear]
+
+
+class Gated(torch.nn.Module):
+    def __init__(self, inputs: int = 8) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = torch.nn.Linear(8, 4), torch.nn.Linear(inputs, 6)
+
+
+@torch.inference_mode()
+def test_siblings_answer_for_the_input_that_each_was_given() -> None:
+    module = Gated()
+    expected = copy.deepcopy(module)
+    prepare_for_small_batches(module)
+    assert isinstance(module.up_proj, SiblingLinear)
+    x, other = torch.randn(2, 3, 8)
+    for second in (x, other, x):
+        # the same tensor, other contents
+        x.neg_()
+        torch.testing.assert_close(module.gate_proj(x), expected.gate_proj(x))
+        torch.testing.assert_close(module.up_proj(second), expected.up_proj(second))
+    torch.testing.assert_close(module.up_proj(other), expected.up_proj(other))
+
+
+def test_siblings_hold_no_weight_twice() -> None:
+    module = Gated()
+    weight = module.up_proj.weight
+    prepare_for_small_batches(module)
+    assert module.up_proj.weight is weight
+    gate = module.gate_proj.weight
+    assert gate.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
+
+
+def test_layers_of_different_inputs_are_no_siblings() -> None:
+    module = Gated(inputs=9)
+    prepare_for_small_batches(module)
+    assert type(module.up_proj) is type(module.gate_proj) is SmallBatchLinear
 
 
 def test_gradients_are_still_to_be_had() -> None:
