@@ -38,42 +38,55 @@ def small_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
     """
     outputs, inputs = weight.shape
     out = x.new_empty(*x.shape[:-1], outputs)
-    _product(
+    arrays = (
         x.reshape(-1, inputs).contiguous().numpy(),
         weight.detach().numpy(),
         (_NO_BIAS if bias is None else bias.detach()).numpy(),
-        match_torch_threads(1 + weight.numel() // _THREAD_WEIGHTS),
         out.view(-1, outputs).numpy(),
     )
+    most = 1 + weight.numel() // _THREAD_WEIGHTS
+    # threads that others keep from running are waited for even where one is enough
+    parts = match_torch_threads(most) if most > 1 else 1
+    if parts == 1:
+        _product(*arrays, 0, outputs)
+    else:
+        _shared_product(*arrays, parts)
     return out
 
 
-@numba.njit(parallel=ONLY_PRANGE, fastmath=_FAST, cache=True, nogil=True)
-def _product(x: _Array, weight: _Array, bias: _Array, parts: int, out: _Array) -> None:
-    outputs, inputs = weight.shape
-    rows = len(x)
-    blocks = -(-outputs // _BLOCK)
-    share = -(-blocks // parts)
+@numba.njit(parallel=ONLY_PRANGE, cache=True, nogil=True)
+def _shared_product(x: _Array, weight: _Array, bias: _Array, out: _Array, parts: int) -> None:
+    """Each thread takes a part of the outputs, whole blocks of them."""
+    outputs = len(weight)
+    share = -(-outputs // (parts * _BLOCK)) * _BLOCK
+    for part in prange(parts):
+        _product(x, weight, bias, out, part * share, min(outputs, (part + 1) * share))
+
+
+@numba.njit(fastmath=_FAST, cache=True, nogil=True)
+def _product(
+    x: _Array, weight: _Array, bias: _Array, out: _Array, first_output: int, end: int
+) -> None:
+    """Outputs `first_output`, a block's first, to `end` − 1 of all rows."""
+    inputs, rows = weight.shape[1], len(x)
     tiles = -(-rows // _BLOCK)
     # the next block's lines, fetched in equal parts before each tile of this one
     lines = -(-_BLOCK * inputs // (LINE_FLOATS * max(1, tiles)))
     flat = weight.reshape(-1)
-    for part in prange(parts):
-        for block in range(part * share, min(blocks, (part + 1) * share)):
-            first = block * _BLOCK
-            ahead = (first + _BLOCK) * inputs
-            for tile in range(tiles):
-                for line in range(tile * lines, (tile + 1) * lines):
-                    prefetch(flat, ahead + line * LINE_FLOATS)
-                row = tile * _BLOCK
-                if row == rows - 1:
-                    _one_row(x, weight, row, first, out)
-                else:
-                    _four_rows(x, weight, row, first, out)
-            if len(bias):
-                for row in range(rows):
-                    for n in range(first, min(first + _BLOCK, outputs)):
-                        out[row, n] += bias[n]
+    for first in range(first_output, end, _BLOCK):
+        ahead = (first + _BLOCK) * inputs
+        for tile in range(tiles):
+            for line in range(tile * lines, (tile + 1) * lines):
+                prefetch(flat, ahead + line * LINE_FLOATS)
+            row = tile * _BLOCK
+            if row == rows - 1:
+                _one_row(x, weight, row, first, out)
+            else:
+                _four_rows(x, weight, row, first, out)
+        if len(bias):
+            for row in range(rows):
+                for n in range(first, min(first + _BLOCK, end)):
+                    out[row, n] += bias[n]
 
 
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
