@@ -8,18 +8,19 @@ different sizes, as real ones are.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from transformers import PreTrainedModel
 
 from benchmarks.random_caches import (
     coverage_rules,
@@ -31,8 +32,9 @@ from kvstore.pool import SequencePages
 from services.decode.step import run_step
 from services.runtime import attention
 from services.runtime.model import ServedModel, load_model
+from services.runtime.small_batches import prepare_for_small_batches
 
-_KEPT_RATIO = 0.2
+KEPT_RATIO = 0.2
 _BANDWIDTH_FLOATS = 1 << 28
 _WARM_UP_STEPS = 2
 
@@ -88,13 +90,15 @@ def ours(served: ServedModel, batch: Sequence[SequencePages]) -> Callable[[], No
     return step
 
 
-def peers(served: ServedModel, batch: int, tokens: int) -> Callable[[], None]:
+def peers(
+    served: ServedModel, untouched: PreTrainedModel, batch: int, tokens: int
+) -> Callable[[], None]:
     cache = random_dynamic_cache(served, batch, tokens)
     ids = torch.full((batch, 1), 7)
 
     def step() -> None:
-        with torch.inference_mode(), _sdpa(served):
-            logits = served.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
+        with torch.inference_mode():
+            logits = untouched(input_ids=ids, past_key_values=cache, use_cache=True).logits
             ids[:, 0] = logits[:, -1].argmax(-1)
 
     return step
@@ -109,24 +113,30 @@ def without_context(served: ServedModel, batch: int) -> Callable[[], None]:
     return step
 
 
-@contextmanager
-def _sdpa(served: ServedModel) -> Iterator[None]:
-    """transformers' fastest attention on CPU."""
-    served.model.set_attn_implementation("sdpa")
-    try:
-        yield
-    finally:
-        served.model.set_attn_implementation(attention.IMPLEMENTATION)
+def untouched_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights in a model of transformers alone, with its fastest attention on CPU."""
+    shared = {id(parameter): parameter for parameter in model.parameters()}
+    copied = copy.deepcopy(model, shared)
+    copied.set_attn_implementation("sdpa")
+    return copied
 
 
-def hold(served: ServedModel, batch: int, tokens: int, rounds: int, *, with_full: bool) -> Contest:
+def hold(
+    served: ServedModel,
+    untouched: PreTrainedModel,
+    batch: int,
+    tokens: int,
+    rounds: int,
+    *,
+    with_full: bool,
+) -> Contest:
     """Let the contestants take turns, one step each a round."""
     more = rounds + _WARM_UP_STEPS
     compact = open_random(
-        served, coverage_rules(served.shapes, tokens, _KEPT_RATIO), batch, tokens, more
+        served, coverage_rules(served.shapes, tokens, KEPT_RATIO), batch, tokens, more
     )
     steps = {
-        "transformers": peers(served, batch, tokens),
+        "transformers": peers(served, untouched, batch, tokens),
         "compact": ours(served, compact),
         "no context": without_context(served, batch),
     }
@@ -159,9 +169,11 @@ def read_bytes_per_second() -> float:
 def measure(rounds: int) -> tuple[dict[str, float], list[Table]]:
     """The figures by name, and tables for people."""
     served = load_model("smollm2")
+    untouched = untouched_copy(served.model)
+    prepare_for_small_batches(served.model)
     bandwidth = read_bytes_per_second()
-    large = hold(served, 8, 4096, rounds, with_full=True)
-    small = hold(served, 1, 1024, 2 * rounds, with_full=False)
+    large = hold(served, untouched, 8, 4096, rounds, with_full=True)
+    small = hold(served, untouched, 1, 1024, 2 * rounds, with_full=False)
     limit = large.median("no context") + large.compact_bytes / bandwidth
     figures = {
         "ratio_compact_b8_c4096": large.ratio("compact"),

@@ -28,6 +28,7 @@ from services.decode.step import warm_up
 from services.runtime.model import ServedModel
 from services.runtime.model_options import load_served_model
 from services.runtime.server import ServeError, Server
+from services.runtime.small_batches import prepare_for_small_batches
 
 log = logging.getLogger("headwise.decode")
 
@@ -45,6 +46,7 @@ async def serve_decode(options: DecodeOptions) -> None:
         decode_pb2.DESCRIPTOR.services_by_name["DecodeService"].full_name,
     )
     served = load_served_model(options.model)
+    prepare_for_small_batches(served.model)
     source = PrefillSource(
         options.prefill,
         served,

@@ -99,7 +99,7 @@ def load_tokenizer(
 
 def _locate(name: str, revision: str, cache_dir: Path) -> _Source:
     if name == SMOLLM2:
-        return _from_gguf(_smollm2_file(), SMOLLM2, cache_dir)
+        return _from_gguf(smollm2_file(), SMOLLM2, cache_dir)
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -117,7 +117,8 @@ def _from_gguf(path: Path, model_id: str, cache_dir: Path) -> _Source:
     return _Source(str(converted_folder(path, digest, cache_dir)), model_id, digest)
 
 
-def _smollm2_file() -> Path:
+def smollm2_file() -> Path:
+    """The GGUF file that `smollm2` names. Raises `ModelNotFound`."""
     # found, not imported: the package wants llama-cpp, which is of no use here
     spec = importlib.util.find_spec(_SMOLLM2_PACKAGE)
     if spec is None or spec.origin is None:
