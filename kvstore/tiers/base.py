@@ -97,13 +97,14 @@ class Tier(Protocol):
     ) -> PutResult:
         """Keep a cache, whose tensors nobody may change from now on, in place of any before it.
 
+        Unless it is stored, the one before it may stay: under one content key both are as good.
         `lifetime_seconds` None means until it is evicted, or for as long as the tier allows.
-        Raises `InvalidParameter` for a cache that no reader would take.
+        A tier that writes bytes raises `InvalidParameter` for a cache that no reader would take.
         """
         ...
 
     def get(self, key: ContentKey, expected: Expected, timeout_seconds: float) -> Lookup:
-        """The cache, equal to the bit to the one put, or why not."""
+        """The cache, equal to the bit to the one put, or why not; its tensors are only to read."""
         ...
 
     def delete(self, key: ContentKey, timeout_seconds: float) -> bool:

@@ -58,7 +58,7 @@ class TierCounters:
                 self._promotions += promoted
 
     def count_dropped(self) -> None:
-        """A write for later that found no room in the queue."""
+        """A write for later that found no room in the queue, or could not be written."""
         with self._lock:
             self._dropped_writes += 1
 

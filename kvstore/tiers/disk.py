@@ -113,8 +113,6 @@ class DiskTier:
         found = self._load(entry, expected)
         if isinstance(found, Hit):
             self._touch(entry)
-        elif found.reason is MissReason.CORRUPT:
-            self._remove(key, MissReason.CORRUPT)
         return found
 
     def delete(self, key: ContentKey, deadline: Deadline) -> bool:
@@ -162,6 +160,7 @@ class DiskTier:
         except FingerprintMismatch as error:
             return miss_of(error)
         except (CorruptCache, LimitExceeded) as error:
+            self._remove(entry.key, MissReason.CORRUPT)
             return Miss(MissReason.CORRUPT, str(error))
         except OSError as error:
             return Miss(MissReason.UNAVAILABLE, str(error))

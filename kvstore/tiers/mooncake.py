@@ -143,7 +143,11 @@ class MooncakeTier:
         return Hit(reader.cache(body), _finite(manifest.expires_at))
 
     def _why_missing(self, name: str, reason: MissReason) -> Miss:
-        """An empty answer may mean that there is nothing, or nobody to ask."""
+        """An empty answer may mean that there is nothing, or nobody to ask.
+
+        Where the name is known after all it is just being written, or its memory is gone with the
+        process that lent it.
+        """
         code = self._client.is_exist(name)
         if code == 0:
             return Miss(reason)

@@ -145,7 +145,11 @@ class TierStack:
 
     def _put_later(self, tier: Tier, key: ContentKey, hit: Hit, *, promoted: bool) -> None:
         def job() -> None:
-            self._put(tier, key, hit, _LATER_TIMEOUT_SECONDS, promoted=promoted)
+            try:
+                self._put(tier, key, hit, _LATER_TIMEOUT_SECONDS, promoted=promoted)
+            except InvalidParameter:
+                # memory takes what no reader would
+                self._counters[tier.name].count_dropped()
 
         if not self._later.submit(job, hit.cache.nbytes):
             self._counters[tier.name].count_dropped()
