@@ -130,8 +130,6 @@ class Ledger:
         own, quota = entry.key.namespace, self._budget.quota_of(entry.key.namespace)
         if entry.nbytes > self._budget.total_bytes:
             return PutStatus.FULL, []
-        if entry.nbytes > quota:
-            return PutStatus.OVER_QUOTA, []
         previous = self._entries.get(entry.key)
         replaced = 0 if previous is None else previous.nbytes
         evictable = [
@@ -140,7 +138,8 @@ class Ledger:
         over_quota = self._bytes[own] - replaced + entry.nbytes - quota
         victims, over_quota = _take([e for e in evictable if e.key.namespace == own], over_quota)
         if over_quota > 0:
-            return PutStatus.OVER_QUOTA, []
+            limited = own in self._budget.quota_bytes
+            return PutStatus.OVER_QUOTA if limited else PutStatus.FULL, []
         freed = sum(e.nbytes for e in victims)
         over = self._bytes.total() - replaced + entry.nbytes - freed - self._budget.total_bytes
         more, over = _take([e for e in evictable if e not in victims], over)

@@ -37,7 +37,7 @@ ALL_TIERS = (
     "cluster",
     "cluster_together",
     "mooncake",
-    "tiers_over_one_another",
+    "stacked",
 )
 BUDGET = Budget(1 << 20)
 # small, so that even a tiny cache has several chunks and batches
