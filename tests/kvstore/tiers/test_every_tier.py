@@ -105,7 +105,9 @@ def test_bytes_in_use_are_those_of_the_namespace(tier: Tier) -> None:
     tier.put(key, CACHE, None, SECONDS)
     used = tier.bytes_in_use("counted", SECONDS)
     if used is None:
-        pytest.skip("this store does not tell")
+        # Mooncake Store does not tell
+        assert tier.name == "mooncake"
+        return
     # at rest a head comes on top of the rows
     assert CACHE.nbytes <= used <= CACHE.nbytes + 8192
     assert (tier.bytes_in_use(None, SECONDS) or 0) >= used

@@ -25,7 +25,7 @@ from tests.kvstore.tiers.conftest import TierMaker
 from tests.kvstore.wire.caches import RULES, fingerprint, ragged_layer, same
 
 SECONDS = 10.0
-KEYS = tuple(ContentKey("tenant", f"{n:064x}") for n in range(5))
+KEYS = tuple(ContentKey("random", f"{n:064x}") for n in range(5))
 ROWS = (0, 5, 12, 30)
 CACHES = tuple(
     CompactCache(fingerprint(), (ragged_layer((rows,), (RULES[1],), 8, torch.float32, rows),), 40)
@@ -124,7 +124,7 @@ def test_a_tier_holds_what_the_dictionary_holds(
     with make(tmp_path, make_tier) as (tier, slow):
         for step in script:
             apply(tier, slow, step)
-            assert tier.bytes_in_use("tenant", SECONDS) == slow.used()
+            assert tier.bytes_in_use("random", SECONDS) == slow.used()
         for key in KEYS:
             assert_same_answer(tier, slow, key)
 
