@@ -10,6 +10,7 @@ can be told from one the server has evicted.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import secrets
@@ -241,18 +242,22 @@ class RedisTier:
         return Miss(MissReason.EVICTED)
 
     def _enter(self, key: ContentKey, manifest: Manifest) -> None:
+        """Into the index; a cache whose index is on a dead node is stored all the same."""
         index = _index_name(key.namespace)
-        self._client.zadd(index, {_index_member(key, manifest): manifest.expires_at})
-        self._client.expire(index, int(self._options.longest_lifetime_seconds) + 1)
-        self._client.sadd(_NAMESPACES, key.namespace)
-        self._client.expire(_NAMESPACES, int(self._options.longest_lifetime_seconds) + 1)
+        with contextlib.suppress(*self._errors):
+            self._client.zadd(index, {_index_member(key, manifest): manifest.expires_at})
+            self._client.expire(index, int(self._options.longest_lifetime_seconds) + 1)
+            self._client.sadd(_NAMESPACES, key.namespace)
+            self._client.expire(_NAMESPACES, int(self._options.longest_lifetime_seconds) + 1)
 
     def _forget(self, key: ContentKey, manifest: Manifest) -> None:
+        """Give chunks back early; what cannot be reached goes with its time to live."""
         pipeline = self._client.pipeline(transaction=False)
         for name in self._chunk_names(key, manifest):
             pipeline.unlink(name)
         pipeline.zrem(_index_name(key.namespace), _index_member(key, manifest))
-        pipeline.execute()
+        with contextlib.suppress(*self._errors):
+            pipeline.execute()
 
     def _over_quota(self, namespace: str, nbytes: int) -> bool:
         quota = self._options.quota_bytes.get(namespace)

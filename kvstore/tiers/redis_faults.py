@@ -17,8 +17,8 @@ def failed_put(error: Exception) -> PutResult:
     """`FULL` where the server has no memory left and may evict nothing."""
     if _is_timeout(error):
         return PutResult(PutStatus.TIMEOUT, _detail(error))
-    # a pipeline wraps the server's error, whose text alone survives
-    status = PutStatus.FULL if "OOM" in str(error) else PutStatus.UNAVAILABLE
+    # the class is lost where a pipeline wraps the server's error
+    status = PutStatus.FULL if "maxmemory" in str(error) else PutStatus.UNAVAILABLE
     return PutResult(status, _detail(error))
 
 

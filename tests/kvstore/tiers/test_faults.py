@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from kvstore.cache import CompactCache, RaggedLayer
 from kvstore.content_key import ContentKey
 from kvstore.tiers.base import Hit, Miss, MissReason, PutStatus, Tier
 from kvstore.tiers.bounded import BoundedTier
@@ -55,6 +56,22 @@ def own_valkey(tmp_path: pathlib.Path) -> Iterator[RedisServer]:
         yield server
 
 
+def large_cache(layers: int) -> CompactCache:
+    """One row in each layer, of 256 KiB."""
+    width = 65_536
+    layer = RaggedLayer(
+        keys=torch.zeros(1, width, dtype=torch.float16),
+        values=torch.zeros(1, width, dtype=torch.float16),
+        positions=torch.zeros(1, dtype=torch.int32),
+        head_offsets=(0, 1),
+        rules=CACHE.layers[0].rules[:1],
+        recovered=(1.0,),
+        scores=torch.empty(0),
+        flags=torch.empty(0, dtype=torch.uint8),
+    )
+    return dataclasses.replace(CACHE, layers=(layer,) * layers)
+
+
 def timed_reason(tier: Tier, seconds: float) -> MissReason:
     """Why a get missed; it, a put, a delete and the rest must keep to the deadline."""
     for call in (
@@ -94,7 +111,7 @@ def test_a_dead_server_is_unavailable_and_a_new_one_serves_again(tmp_path: pathl
             server.process.wait()
             assert timed_reason(tier, SECONDS) is MissReason.UNAVAILABLE
             assert tier.put(KEY, CACHE, None, SECONDS).status is PutStatus.UNAVAILABLE
-            with running_valkey(tmp_path, "--port", str(server.port)):
+            with running_valkey(tmp_path, port=server.port):
                 assert reason(tier) is MissReason.ABSENT
                 assert tier.put(KEY, CACHE, None, SECONDS).stored
                 assert reason(tier) is None
@@ -149,16 +166,14 @@ def test_a_server_that_drips_bytes_times_out() -> None:
 
 
 def test_a_full_server_is_full_and_keeps_what_it_has(tmp_path: pathlib.Path) -> None:
-    many = dataclasses.replace(CACHE, layers=CACHE.layers * 800)
+    policy = ("--maxmemory", "8mb", "--maxmemory-policy", "noeviction")
     with (
-        running_valkey(
-            tmp_path, "--maxmemory", "3mb", "--maxmemory-policy", "noeviction"
-        ) as server,
+        running_valkey(tmp_path, *policy) as server,
         redis_tier(server.address, RedisOptions()) as (tier, client),
     ):
         assert tier.put(KEY, CACHE, None, SECONDS).stored
         large = ContentKey("faults", "0" * 64)
-        assert tier.put(large, many, None, SECONDS).status is PutStatus.FULL
+        assert tier.put(large, large_cache(64), None, SECONDS).status is PutStatus.FULL
         assert tier.get(large, CACHE.fingerprint, SECONDS) == Miss(MissReason.ABSENT)
         assert reason(tier) is None
         # what was written of it goes by itself
@@ -289,20 +304,7 @@ def test_a_frozen_mooncake_master_times_out_and_recovers(mooncake: Mooncake) -> 
 
 def test_a_full_mooncake_store_is_full(mooncake: Mooncake) -> None:
     tier = BoundedTier(MooncakeTier(mooncake[2]))
-    layer = CACHE.layers[0]
-    # more than the one segment that is lent to the store
-    rows = dataclasses.replace(
-        layer,
-        keys=torch.zeros(1, 65_536, dtype=torch.float16),
-        values=torch.zeros(1, 65_536, dtype=torch.float16),
-        positions=torch.zeros(1, dtype=torch.int32),
-        head_offsets=(0, 1),
-        rules=layer.rules[:1],
-        recovered=layer.recovered[:1],
-        scores=torch.empty(0),
-        flags=torch.empty(0, dtype=torch.uint8),
-    )
-    huge = dataclasses.replace(CACHE, layers=(rows,) * 256)
+    huge = large_cache(260)
     assert huge.nbytes > mooncake[1].segment_bytes
     assert tier.put(KEY, huge, None, SECONDS).status is PutStatus.FULL
     tier.close()
