@@ -37,10 +37,11 @@ lint: $(READY) verify-stubs  ## style, types, import directions, contract
 soak: $(READY)  ## long random runs; SOAK_SECONDS cuts them
 	$(BIN)/python -m pytest -m soak --timeout 7200 $(ARGS)
 
-bench: $(READY)  ## what profiling and policies cost, and how fast decode is
+bench: $(READY)  ## what profiling and policies cost, how fast decode and the stores are
 	$(BIN)/python -m benchmarks.profile_cost
 	$(BIN)/python -m benchmarks.fidelity
 	$(BIN)/python -m benchmarks.decode_throughput
+	$(BIN)/python -m benchmarks.store
 
 stubs: $(READY)  ## generate headwise/v1 from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. --grpc_python_out=. proto/headwise/v1/*.proto

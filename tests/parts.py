@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import shutil
@@ -15,6 +16,14 @@ def require_package(name: str, advice: str) -> None:
     if importlib.util.find_spec(name) is not None:
         return
     _missing(f"{name} is not installed: {advice}")
+
+
+def require_import(name: str, advice: str) -> None:
+    """The module must load, with the system's libraries beneath it; else as `require_package`."""
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        _missing(f"{name} cannot be imported ({error}): {advice}")
 
 
 def require_program(name: str, advice: str) -> str:

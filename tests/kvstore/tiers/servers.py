@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from kvstore.tiers.mooncake_client import MooncakeAddress
 from kvstore.tiers.redis_client import RedisAddress, RedisClient, connect_redis
 from tests.observe import wait_until
-from tests.parts import require_package, require_program
+from tests.parts import require_import, require_package, require_program
 
 _START_SECONDS = 20
 _STOP_SECONDS = 10
@@ -72,6 +72,7 @@ def running_mooncake(
 ) -> Iterator[tuple[subprocess.Popen[bytes], MooncakeAddress]]:
     """A master with its metadata server; clients must lend it memory."""
     require_package("mooncake", "pip install mooncake-transfer-engine-non-cuda")
+    require_import("mooncake.store", "apt-get install libibverbs1 libnuma1 librdmacm1")
     rpc, metadata, metrics = (free_port() for _ in range(3))
     command = [
         str(pathlib.Path(sys.executable).with_name("mooncake_master")),
