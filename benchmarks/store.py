@@ -23,7 +23,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.random_caches import coverage_rules, random_layer
-from benchmarks.store_peers import Contestants, disk, memory, mooncake, redis_cluster, valkey
+from benchmarks.store_peers import (
+    Contestants,
+    disk,
+    disk_bytes,
+    memory,
+    mooncake,
+    redis_cluster,
+    valkey,
+)
 from kvstore.cache import CompactCache, Fingerprint, LayerShape, ModelFingerprint, digest_tokens
 from kvstore.content_key import ContentKey
 from kvstore.tiers.base import Hit
@@ -34,10 +42,13 @@ _SHAPES = (LayerShape(3, 9, 64),) * 30
 _TOKENS, _KEPT_RATIO = 4096, 0.2
 _TIMEOUT_SECONDS = 60.0
 _TARGET = 0.8
+# a checksum alone takes as long as this peer's copy out of the page cache: told, not aimed at
+_WITHOUT_TARGET = ("disk_bytes",)
 
 STORES = {
     "memory": memory,
     "disk": disk,
+    "disk_bytes": disk_bytes,
     "valkey": valkey,
     "redis_cluster": redis_cluster,
     "mooncake": mooncake,
@@ -138,7 +149,7 @@ def figures(contests: dict[str, Contest]) -> dict[str, dict[str, object]]:
                 "value": seconds.ratio(),
                 "unit": "ratio",
                 "against": contest.peer,
-                "target": _TARGET,
+                "target": None if name in _WITHOUT_TARGET else _TARGET,
             }
             found[f"{name}_{what}_speed"] = {
                 "value": contest.speed(seconds.ours),

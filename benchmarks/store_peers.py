@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from redis import Redis
 from redis.cluster import RedisCluster
+from safetensors.torch import load_file, save_file
 
 from kvstore.cache import CompactCache
 from kvstore.tiers.base import Tier
@@ -49,9 +50,13 @@ class Contestants:
     raw_get: Callable[[], object]
 
 
+def _tensors(cache: CompactCache) -> list[torch.Tensor]:
+    return [t for x in cache.layers for t in (x.keys, x.values, x.positions, x.scores, x.flags)]
+
+
 @contextlib.contextmanager
 def memory(folder: pathlib.Path, cache: CompactCache, raw: bytes) -> Iterator[Contestants]:
-    tensors = [t for x in cache.layers for t in (x.keys, x.values, x.positions, x.scores, x.flags)]
+    tensors = _tensors(cache)
     held: dict[str, list[torch.Tensor]] = {}
 
     def put() -> None:
@@ -67,18 +72,48 @@ def memory(folder: pathlib.Path, cache: CompactCache, raw: bytes) -> Iterator[Co
 
 @contextlib.contextmanager
 def disk(folder: pathlib.Path, cache: CompactCache, raw: bytes) -> Iterator[Contestants]:
+    """Against the file format's own library; its load alone maps the file and reads nothing yet."""
+    path, temporary = folder / "raw", folder / "raw.new"
+    tensors = {f"{n}": tensor for n, tensor in enumerate(_tensors(cache))}
+
+    def put() -> None:
+        save_file(tensors, temporary)
+        _sync_and_rename(temporary, path)
+
+    with _disk_tier(folder) as tier:
+        yield Contestants(
+            tier,
+            "safetensors: save_file, fsync; load_file, clone",
+            put,
+            lambda: {name: tensor.clone() for name, tensor in load_file(path).items()},
+        )
+
+
+@contextlib.contextmanager
+def disk_bytes(folder: pathlib.Path, cache: CompactCache, raw: bytes) -> Iterator[Contestants]:
+    """Against one write and one read of the same bytes, out of the page cache."""
     path, temporary = folder / "raw", folder / "raw.new"
 
     def put() -> None:
-        with temporary.open("wb", buffering=0) as file:
-            file.write(raw)
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.write_bytes(raw)
+        _sync_and_rename(temporary, path)
 
+    with _disk_tier(folder) as tier:
+        yield Contestants(tier, "write, fsync; read of one buffer", put, path.read_bytes)
+
+
+@contextlib.contextmanager
+def _disk_tier(folder: pathlib.Path) -> Iterator[BoundedTier]:
     inner = DiskTier(folder / "tier", _BUDGET)
     with _bounded(inner) as tier:
-        yield Contestants(tier, "write, fsync, rename; read", put, path.read_bytes)
+        yield tier
     inner.close()
+
+
+def _sync_and_rename(temporary: pathlib.Path, path: pathlib.Path) -> None:
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from kvstore.errors import CorruptCache
 from kvstore.wire.frames import crc32c
 from kvstore.wire.header import identity_fields, read_identity
 from kvstore.wire.index import LayerIndex, index_fields, read_index
-from kvstore.wire.sections import Section, byte_view
+from kvstore.wire.sections import Section
 from kvstore.wire.strict_json import ObjectReader
 
 # safetensors' names of the dtypes a cache may hold
@@ -90,11 +90,9 @@ def tensor_name(layer: int, section: Section) -> str:
     return f"layers.{layer}.{section.name}"
 
 
-def checksum_of(tensor: torch.Tensor) -> int:
-    """The crc32c of a contiguous tensor's bytes."""
+def checksum_of(view: memoryview) -> int:
+    """The crc32c of a tensor's bytes."""
     checksum = 0
-    if tensor.numel():
-        view = byte_view(tensor)
-        for offset in range(0, len(view), _PIECE_BYTES):
-            checksum = crc32c(bytes(view[offset : offset + _PIECE_BYTES]), checksum)
+    for offset in range(0, len(view), _PIECE_BYTES):
+        checksum = crc32c(bytes(view[offset : offset + _PIECE_BYTES]), checksum)
     return checksum

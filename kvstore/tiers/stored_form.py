@@ -15,12 +15,11 @@ from kvstore.errors import CorruptCache, FingerprintMismatch, InvalidParameter
 from kvstore.tiers.file_layout import FileMetadata, checksum_of, tensor_name
 from kvstore.tiers.safetensors_head import SafetensorsHead, TensorPlace, places_of
 from kvstore.wire.checks import require_contents, require_heads, require_writable
-from kvstore.wire.frames import crc32c
+from kvstore.wire.frames import FrameKind, crc32c
 from kvstore.wire.header import MAX_WIDTH
 from kvstore.wire.index import LayerIndex
 from kvstore.wire.limits import WireLimits
 from kvstore.wire.sections import (
-    Section,
     byte_view,
     layer_of,
     row_dtype,
@@ -84,14 +83,13 @@ class CacheReader:
         self, head: bytes, limits: WireLimits, expected_model: ModelFingerprint | None = None
     ) -> None:
         parsed = SafetensorsHead.parse(head)
-        self._places = parsed.places
         self._metadata = FileMetadata.of(parsed.metadata)
         self._fingerprint, self._tokens = self._metadata.identity()
         self._indexes = self._metadata.indexes()
         limits.admit(self._tokens, len(self._indexes))
         if expected_model is not None:
             expected_model.require_same(self._fingerprint.model)
-        self._sections = self._checked_sections()
+        self._layers = self._placed_layers(parsed.places)
         self.body_bytes = parsed.body_bytes
         limits.admit_bytes(self.body_bytes)
 
@@ -103,30 +101,31 @@ class CacheReader:
         """The cache whose tensors are views of `body`, uint8 `[body_bytes]`, which it owns now."""
         if body.numel() != self.body_bytes:
             raise CorruptCache(f"the body has {body.numel()} bytes, not {self.body_bytes}")
-        names = [tensor_name(i, s) for i, ss in enumerate(self._sections) for s in ss]
-        tensors = {name: _view(body, self._places[name]) for name in names}
-        sums = ((self._places[name].nbytes, checksum_of(tensors[name])) for name in names)
+        view = byte_view(body) if body.numel() else memoryview(b"")
+        places = (place for layer in self._layers for place in layer.values())
+        sums = ((place.nbytes, checksum_of(view[place.begin : place.end])) for place in places)
         if self._metadata.sealed(sums) != self._metadata:
             raise CorruptCache("the digest of the file does not match")
         layers = tuple(
-            layer_of(index, {s.kind: tensors[tensor_name(i, s)] for s in sections})
-            for i, (index, sections) in enumerate(zip(self._indexes, self._sections, strict=True))
+            layer_of(index, {kind: _view(body, place) for kind, place in places.items()})
+            for index, places in zip(self._indexes, self._layers, strict=True)
         )
         for layer in layers:
             require_contents(layer, self._tokens)
         return CompactCache(self._fingerprint, layers, self._tokens)
 
-    def _checked_sections(self) -> list[tuple[Section, ...]]:
-        """All layers' sections, once the places are seen to be just those."""
+    def _placed_layers(
+        self, places: Mapping[str, TensorPlace]
+    ) -> list[dict[FrameKind, TensorPlace]]:
+        """Each layer's places in the order of its sections; there must be just those."""
         dtype = row_dtype(self._fingerprint.model.dtype)
-        sections = [
-            _sections_of_layer(self._places, i, index, dtype, self._tokens)
-            for i, index in enumerate(self._indexes)
+        layers = [
+            _places_of_layer(places, number, index, dtype, self._tokens)
+            for number, index in enumerate(self._indexes)
         ]
-        named = {tensor_name(i, s) for i, ss in enumerate(sections) for s in ss}
-        if named != set(self._places):
+        if sum(map(len, layers)) != len(places):
             raise CorruptCache("the file has other tensors than its index")
-        return sections
+        return layers
 
 
 def _contents(cache: CompactCache) -> tuple[FileMetadata, dict[str, torch.Tensor]]:
@@ -148,26 +147,27 @@ def _contents(cache: CompactCache) -> tuple[FileMetadata, dict[str, torch.Tensor
     return metadata, tensors
 
 
-def _sections_of_layer(
+def _places_of_layer(
     places: Mapping[str, TensorPlace],
     layer: int,
     index: LayerIndex,
     dtype: torch.dtype,
     tokens: int,
-) -> tuple[Section, ...]:
-    """The sections of a layer, once the stored tensors are seen to have their shape and dtype."""
+) -> dict[FrameKind, TensorPlace]:
+    """Where a layer lies, once the stored tensors are seen to have their shape and dtype."""
     if not index.rows:
         raise CorruptCache(f"layer {layer} has no heads")
     require_heads(index, len(index.rows), tokens)
     keys = places.get(f"layers.{layer}.keys")
     if keys is None or len(keys.shape) != 2 or not 0 < keys.shape[1] <= MAX_WIDTH:
         raise CorruptCache(f"layer {layer} has no keys of two axes")
-    sections = sections_of(index, keys.shape[1], dtype)
-    for section in sections:
+    found = {}
+    for section in sections_of(index, keys.shape[1], dtype):
         place = places.get(tensor_name(layer, section))
         if place is None or (place.shape, place.dtype) != (section.shape, section.dtype):
             raise CorruptCache(f"{tensor_name(layer, section)} is not what the index says")
-    return sections
+        found[section.kind] = place
+    return found
 
 
 def _view(body: torch.Tensor, place: TensorPlace) -> torch.Tensor:
