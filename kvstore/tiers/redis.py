@@ -56,13 +56,14 @@ _REMEMBERED_SECONDS = 60
 class RedisOptions:
     """How caches are laid out. Sizes in bytes.
 
+    Tensors shorter than `chunk_bytes` are sent together; no chunk has more than a piece beyond it.
     `spread` lets a Cluster put each chunk where it likes; without it all keys of one cache share a
     slot, hence a node. `batch_chunks` chunks are under way at a time. Quotas are looked at before
     a put, so that writers at the same moment may together go beyond one.
     """
 
-    chunk_bytes: int = 1 << 20
-    batch_chunks: int = 8
+    chunk_bytes: int = 1 << 19
+    batch_chunks: int = 16
     spread: bool = True
     longest_lifetime_seconds: float = 7 * 86_400
     quota_bytes: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -283,16 +284,15 @@ class RedisTier:
 
 def _chunks(writer: CacheWriter, chunk_bytes: int) -> Iterator[bytes]:
     """The body in chunks of at least this size, but for the last."""
-    pieces: list[bytes] = []
-    size = 0
+    chunk = b""
     for piece in writer.pieces():
-        pieces.append(piece)
-        size += len(piece)
-        if size >= chunk_bytes:
-            yield b"".join(pieces)
-            pieces, size = [], 0
-    if pieces:
-        yield b"".join(pieces)
+        # most pieces are large enough, and are sent without another copy
+        chunk = chunk + piece if chunk else piece
+        if len(chunk) >= chunk_bytes:
+            yield chunk
+            chunk = b""
+    if chunk:
+        yield chunk
 
 
 def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

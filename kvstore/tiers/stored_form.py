@@ -27,8 +27,9 @@ from kvstore.wire.sections import (
     sections_of,
 )
 
-# the checksum takes bytes, so each piece is copied; this size stays in the processor's cache
-PIECE_BYTES = 1 << 18
+# the checksum takes bytes, so each piece is a copy: small enough for the processor's cache, and
+# large enough to be a chunk of its own in a shared store
+PIECE_BYTES = 1 << 20
 
 
 class CacheWriter:
