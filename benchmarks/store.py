@@ -36,9 +36,9 @@ from kvstore.content_key import ContentKey
 from kvstore.tiers.base import Hit
 from kvstore.tiers.stored_form import CacheWriter
 
-# SmolLM2-135M's, and rows of two bytes an element: about 20 MB
+# SmolLM2-135M's; with rows of two bytes an element 4,096 tokens make about 20 MB
 _SHAPES = (LayerShape(3, 9, 64),) * 30
-_TOKENS, _KEPT_RATIO = 4096, 0.2
+_KEPT_RATIO = 0.2
 _TIMEOUT_SECONDS = 60.0
 _TARGET = 0.8
 # a checksum alone takes as long as this peer's copy out of the page cache: told, not aimed at
@@ -80,14 +80,14 @@ class Contest:
         return self.nbytes / min(seconds) / 1e9
 
 
-def random_cache() -> CompactCache:
+def random_cache(tokens: int) -> CompactCache:
     """A cache of random rows whose heads are of coverage's sizes."""
     torch.manual_seed(0)
-    heads = coverage_rules(_SHAPES, _TOKENS, _KEPT_RATIO)
-    layers = tuple(random_layer(layer, _TOKENS, 64, torch.float16) for layer in heads)
+    heads = coverage_rules(_SHAPES, tokens, _KEPT_RATIO)
+    layers = tuple(random_layer(layer, tokens, 64, torch.float16) for layer in heads)
     model = ModelFingerprint("smollm2", "main", "a" * 64, "b" * 64, "float16")
-    fingerprint = Fingerprint(model, digest_tokens(range(_TOKENS)), "coverage", "{}")
-    return CompactCache(fingerprint, layers, _TOKENS)
+    fingerprint = Fingerprint(model, digest_tokens(range(tokens)), "coverage", "{}")
+    return CompactCache(fingerprint, layers, tokens)
 
 
 def hold(contestants: Contestants, cache: CompactCache, nbytes: int, rounds: int) -> Contest:
@@ -121,9 +121,9 @@ def _taken(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def measure(names: list[str], rounds: int) -> dict[str, Contest]:
+def measure(names: list[str], tokens: int, rounds: int) -> dict[str, Contest]:
     """Every store in turn; one whose parts are not installed is left out."""
-    cache = random_cache()
+    cache = random_cache(tokens)
     writer = CacheWriter(cache)
     nbytes = writer.head_bytes + writer.body_bytes
     contests = {}
@@ -174,13 +174,14 @@ def _table(contests: dict[str, Contest]) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tiers", nargs="*", choices=tuple(STORES), default=list(STORES))
     parser.add_argument("--json", type=pathlib.Path, help="write the figures here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    contests = measure(arguments.tiers, arguments.rounds)
+    contests = measure(arguments.tiers, arguments.tokens, arguments.rounds)
     Console().print(_table(contests))
     if arguments.json:
         text = json.dumps({"figures": figures(contests)}, indent=2)

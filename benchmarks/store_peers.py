@@ -111,9 +111,16 @@ def _disk_tier(folder: pathlib.Path) -> Iterator[BoundedTier]:
 
 
 def _sync_and_rename(temporary: pathlib.Path, path: pathlib.Path) -> None:
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
+    """As durable as the tier: the file, and the folder that names it."""
+    _sync(temporary)
     os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def _sync(path: pathlib.Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
 
 
 @contextlib.contextmanager

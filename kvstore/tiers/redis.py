@@ -109,7 +109,7 @@ class RedisTier:
             put_id = secrets.token_hex(8)
             sizes = self._write_chunks(key, put_id, writer, deadline)
             manifest = Manifest(put_id, self._clock() + lifetime, writer.head_bytes, sizes)
-            return self._publish(key, manifest, lifetime)
+            return self._publish(key, manifest, writer.head(), lifetime)
         except self._errors as error:
             return failed_put(error)
 
@@ -165,7 +165,7 @@ class RedisTier:
     def _write_chunks(
         self, key: ContentKey, put_id: str, writer: CacheWriter, deadline: Deadline
     ) -> tuple[int, ...]:
-        """Body, then head; returns the sizes of the body's chunks."""
+        """The body's; returns their sizes."""
         sizes: list[int] = []
         chunks = _chunks(writer, self._options.chunk_bytes)
         for batch in _batches(chunks, self._options.batch_chunks):
@@ -176,13 +176,16 @@ class RedisTier:
                 name = self._chunk_name(key, put_id, len(sizes))
                 pipeline.set(name, chunk, ex=_UNFINISHED_SECONDS)
             pipeline.execute()
-        self._client.set(self._chunk_name(key, put_id, 0), writer.head(), ex=_UNFINISHED_SECONDS)
         return tuple(sizes)
 
-    def _publish(self, key: ContentKey, manifest: Manifest, lifetime: float) -> PutResult:
+    def _publish(
+        self, key: ContentKey, manifest: Manifest, head: bytes, lifetime: float
+    ) -> PutResult:
         """Let the chunks live, then show them; what they replace goes."""
+        names = self._chunk_names(key, manifest)
         pipeline = self._client.pipeline(transaction=False)
-        for name in self._chunk_names(key, manifest):
+        pipeline.set(names[0], head, ex=_UNFINISHED_SECONDS)
+        for name in names:
             pipeline.pexpire(name, int(lifetime * 1000))
         if not all(pipeline.execute()):
             return PutResult(PutStatus.FULL, "chunks were evicted before the last was written")
@@ -245,11 +248,14 @@ class RedisTier:
     def _enter(self, key: ContentKey, manifest: Manifest) -> None:
         """Into the index; a cache whose index is on a dead node is stored all the same."""
         index = _index_name(key.namespace)
+        longest = int(self._options.longest_lifetime_seconds) + 1
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.zadd(index, {_index_member(key, manifest): manifest.expires_at})
+        pipeline.expire(index, longest)
+        pipeline.sadd(_NAMESPACES, key.namespace)
+        pipeline.expire(_NAMESPACES, longest)
         with contextlib.suppress(*self._errors):
-            self._client.zadd(index, {_index_member(key, manifest): manifest.expires_at})
-            self._client.expire(index, int(self._options.longest_lifetime_seconds) + 1)
-            self._client.sadd(_NAMESPACES, key.namespace)
-            self._client.expire(_NAMESPACES, int(self._options.longest_lifetime_seconds) + 1)
+            pipeline.execute()
 
     def _forget(self, key: ContentKey, manifest: Manifest) -> None:
         """Give chunks back early; what cannot be reached goes with its time to live."""
