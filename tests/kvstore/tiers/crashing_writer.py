@@ -1,12 +1,12 @@
 """A process that writes caches to a tier for ever, one fork for each line it reads.
 
-`python -m tests.kvstore.tiers.crashing_writer disk FOLDER` or `… redis URL`. Each line is a seed;
-the answer is the process id of the fork that now writes, which is there to be killed. Started once,
-because importing torch takes seconds.
+A line is `disk FOLDER SEED` or `redis URL SEED`; the answer is the process id of the fork that now
+writes, which is there to be killed. Started once, because importing torch takes seconds.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import signal
@@ -69,17 +69,19 @@ def _fork(work: Callable[[], None]) -> int:
 
 
 def main() -> None:
-    kind, place = sys.argv[1:]
     torch.set_num_threads(1)
     # nobody waits for those that were killed
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     # before the forks, so that they begin with their first put
     caches = {key: cache_of(key) for key in KEYS}
-    if kind != "disk":
-        connect_redis(RedisAddress(place))
+    importlib.import_module("redis")
     for line in sys.stdin:
-        seed = int(line)
-        child = _fork(lambda seed=seed: write_for_ever(open_tier(kind, place), caches, seed))
+        kind, place, seed = line.split(" ")
+        child = _fork(
+            lambda kind=kind, place=place, seed=seed: write_for_ever(
+                open_tier(kind, place), caches, int(seed)
+            )
+        )
         sys.stdout.write(f"{child}\n")
         sys.stdout.flush()
 

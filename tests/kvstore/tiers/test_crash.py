@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -29,26 +29,37 @@ _GONE = (MissReason.ABSENT, MissReason.EVICTED)
 _SECONDS = 30.0
 
 
-def kill_writers(kind: str, place: str, rounds: int, check: Callable[[], int]) -> int:
+@pytest.fixture(scope="module")
+def writer() -> Iterator[subprocess.Popen[str]]:
+    """Forks a writer for each line."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.kvstore.tiers.crashing_writer"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=pathlib.Path(__file__).parents[3],
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def kill_writers(
+    writer: subprocess.Popen[str], what: str, rounds: int, check: Callable[[], int]
+) -> int:
     """Kill `rounds` writers at random moments; returns the hits of all checks after them."""
-    command = [sys.executable, "-m", "tests.kvstore.tiers.crashing_writer", kind, place]
-    root = pathlib.Path(__file__).parents[3]
+    assert writer.stdin is not None
+    assert writer.stdout is not None
     chance = random.Random(rounds)
     hits = 0
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root
-    ) as writer:
-        assert writer.stdin is not None
-        assert writer.stdout is not None
-        for seed in range(rounds):
-            writer.stdin.write(f"{seed}\n")
-            writer.stdin.flush()
-            child = int(writer.stdout.readline())
-            time.sleep(chance.uniform(0, _LONGEST_LIFE_SECONDS))
-            os.kill(child, signal.SIGKILL)
-            _wait_until_gone(child)
-            hits += check()
-        writer.stdin.close()
+    for seed in range(rounds):
+        writer.stdin.write(f"{what} {seed}\n")
+        writer.stdin.flush()
+        child = int(writer.stdout.readline())
+        time.sleep(chance.uniform(0, _LONGEST_LIFE_SECONDS))
+        os.kill(child, signal.SIGKILL)
+        _wait_until_gone(child)
+        hits += check()
     return hits
 
 
@@ -97,15 +108,19 @@ def check_disk(folder: pathlib.Path) -> int:
 
 
 @pytest.mark.parametrize("rounds", [_ROUNDS, pytest.param(_SOAK_ROUNDS, marks=pytest.mark.soak)])
-def test_files_survive_a_crash_at_any_point(tmp_path: pathlib.Path, rounds: int) -> None:
-    hits = kill_writers("disk", str(tmp_path), rounds, lambda: check_disk(tmp_path))
+def test_files_survive_a_crash_at_any_point(
+    writer: subprocess.Popen[str], tmp_path: pathlib.Path, rounds: int
+) -> None:
+    hits = kill_writers(writer, f"disk {tmp_path}", rounds, lambda: check_disk(tmp_path))
     # it was killed in the midst of work, not before it began
     assert hits >= rounds
 
 
 @pytest.mark.parametrize("rounds", [_ROUNDS, pytest.param(_SOAK_ROUNDS, marks=pytest.mark.soak)])
-def test_a_half_written_cache_in_valkey_is_a_miss(valkey: RedisServer, rounds: int) -> None:
+def test_a_half_written_cache_in_valkey_is_a_miss(
+    writer: subprocess.Popen[str], valkey: RedisServer, rounds: int
+) -> None:
     url = valkey.address.url
     tier = open_tier("redis", url)
-    hits = kill_writers("redis", url, rounds, lambda: count_hits(tier))
+    hits = kill_writers(writer, f"redis {url}", rounds, lambda: count_hits(tier))
     assert hits >= rounds
