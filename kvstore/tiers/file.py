@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pathlib
 import tempfile
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from kvstore.cache import CompactCache, ModelFingerprint
-from kvstore.errors import CorruptCache, FingerprintMismatch, InvalidParameter
-from kvstore.tiers.file_layout import DTYPE_NAMES, FileMetadata, OpenFile, tensor_name
-from kvstore.wire.checks import require_contents, require_heads, require_writable
-from kvstore.wire.header import MAX_WIDTH
-from kvstore.wire.index import LayerIndex
+from kvstore.errors import CorruptCache
+from kvstore.tiers.safetensors_head import LENGTH_BYTES, head_bytes
+from kvstore.tiers.stored_form import CacheReader, CacheWriter
 from kvstore.wire.limits import DEFAULT_LIMITS, WireLimits
-from kvstore.wire.sections import Section, layer_of, row_dtype, section_tensor, sections_of
+from kvstore.wire.sections import byte_view
 
 
 def save_cache(cache: CompactCache, path: str | os.PathLike[str]) -> None:
@@ -27,13 +24,12 @@ def save_cache(cache: CompactCache, path: str | os.PathLike[str]) -> None:
     for a cache that `load_cache` would refuse.
     """
     target = pathlib.Path(path)
-    metadata, tensors = _contents(cache)
+    writer = CacheWriter(cache)
+    # made for the owner alone
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
     try:
-        save_file(tensors, temporary, metadata=metadata.sealed(tensors.values()).as_mapping())
-        # safetensors may have put a file of its own in this place
-        os.chmod(temporary, 0o600)
+        with io.FileIO(handle, "wb") as file:
+            _write(writer, file)
         _sync(temporary)
         os.replace(temporary, target)
     except BaseException:
@@ -52,90 +48,51 @@ def load_cache(
     Raises `FileNotFoundError`, `CorruptCache` for a torn, changed or foreign file, `LimitExceeded`
     before anything is allocated, and `FingerprintMismatch` for another model's cache.
     """
-    try:
-        with safe_open(os.fspath(path), framework="pt") as file:
-            return _read(file, limits, expected_model)
-    except SafetensorError as error:
-        raise CorruptCache(f"not a safetensors file: {error}") from error
+    with io.FileIO(os.fspath(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        reader = CacheReader(_read_head(file, size), limits, expected_model)
+        if file.tell() + reader.body_bytes != size:
+            raise CorruptCache("the file is longer or shorter than its head says")
+        body = torch.empty(reader.body_bytes, dtype=torch.uint8)
+        if body.numel():
+            _read_fully(file, byte_view(body))
+        return reader.cache(body)
 
 
-def _contents(cache: CompactCache) -> tuple[FileMetadata, dict[str, torch.Tensor]]:
-    """What to write: metadata still without digest, and every tensor by name, checked."""
-    try:
-        metadata = FileMetadata.describing(cache)
-        identity, tokens = metadata.identity()
-        dtype = row_dtype(identity.model.dtype)
-        tensors: dict[str, torch.Tensor] = {}
-        for number, (layer, index) in enumerate(zip(cache.layers, metadata.indexes(), strict=True)):
-            sections = sections_of(index, layer.head_size, dtype)
-            require_writable(layer, sections)
-            require_heads(index, layer.kv_heads, tokens)
-            require_contents(layer, tokens)
-            tensors |= {tensor_name(number, s): section_tensor(layer, s) for s in sections}
-    # ValueError: a number that JSON cannot spell
-    except (CorruptCache, FingerprintMismatch, ValueError) as error:
-        raise InvalidParameter("cache", str(error)) from error
-    return metadata, _separate(tensors)
+def _write(writer: CacheWriter, file: io.FileIO) -> None:
+    """The body first, because only then the digest in the head is known."""
+    file.seek(writer.head_bytes)
+    for piece in writer.pieces():
+        _write_fully(file, piece)
+    file.seek(0)
+    _write_fully(file, writer.head())
 
 
-def _separate(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Contiguous on the CPU, and none in another's memory, which safetensors refuses."""
-    seen: set[int] = set()
-    separate = {}
-    for name, tensor in tensors.items():
-        own = tensor.detach().cpu().contiguous()
-        if own.untyped_storage().data_ptr() in seen:
-            own = own.clone()
-        seen.add(own.untyped_storage().data_ptr())
-        separate[name] = own
-    return separate
+def _write_fully(file: io.FileIO, piece: bytes) -> None:
+    written = file.write(piece)
+    while written < len(piece):
+        written += file.write(piece[written:])
 
 
-def _read(
-    file: OpenFile, limits: WireLimits, expected_model: ModelFingerprint | None
-) -> CompactCache:
-    metadata = FileMetadata.of(file.metadata())
-    fingerprint, tokens = metadata.identity()
-    indexes = metadata.indexes()
-    limits.admit(tokens, len(indexes))
-    if expected_model is not None:
-        expected_model.require_same(fingerprint.model)
-    dtype = row_dtype(fingerprint.model.dtype)
-    layout = [_sections(file, i, index, dtype, tokens) for i, index in enumerate(indexes)]
-    names = [tensor_name(i, s) for i, sections in enumerate(layout) for s in sections]
-    if sorted(file.keys()) != sorted(names):
-        raise CorruptCache("the file has other tensors than its index")
-    limits.admit_bytes(sum(section.nbytes for sections in layout for section in sections))
-    # copies, because the mapped file could be cut short under our feet
-    tensors = {name: file.get_tensor(name).clone() for name in names}
-    if metadata.sealed(tensors.values()) != metadata:
-        raise CorruptCache("the digest of the file does not match")
-    layers = tuple(
-        layer_of(index, {s.kind: tensors[tensor_name(i, s)] for s in sections})
-        for i, (index, sections) in enumerate(zip(indexes, layout, strict=True))
-    )
-    for layer in layers:
-        require_contents(layer, tokens)
-    return CompactCache(fingerprint, layers, tokens)
+def _read_head(file: io.FileIO, size: int) -> bytes:
+    beginning = file.read(LENGTH_BYTES)
+    length = head_bytes(beginning)
+    # before memory is taken for it
+    if length > size:
+        raise CorruptCache("not a safetensors file: shorter than its head")
+    rest = bytearray(length - LENGTH_BYTES)
+    if rest:
+        _read_fully(file, memoryview(rest))
+    return beginning + rest
 
 
-def _sections(
-    file: OpenFile, layer: int, index: LayerIndex, dtype: torch.dtype, tokens: int
-) -> tuple[Section, ...]:
-    """The sections of a layer, once the file's tensors are seen to have their shape and dtype."""
-    if not index.rows:
-        raise CorruptCache(f"layer {layer} has no heads")
-    require_heads(index, len(index.rows), tokens)
-    shape = file.get_slice(f"layers.{layer}.keys").get_shape()
-    if len(shape) != 2 or not 0 < shape[1] <= MAX_WIDTH:
-        raise CorruptCache(f"keys of layer {layer} have shape {shape}")
-    sections = sections_of(index, shape[1], dtype)
-    for section in sections:
-        stored = file.get_slice(tensor_name(layer, section))
-        found = (tuple(stored.get_shape()), stored.get_dtype())
-        if found != (section.shape, DTYPE_NAMES[section.dtype]):
-            raise CorruptCache(f"{tensor_name(layer, section)} is not what the index says")
-    return sections
+def _read_fully(file: io.FileIO, view: memoryview) -> None:
+    while view:
+        # a raw file reads at most 2 GiB at once
+        got = file.readinto(view)
+        if not got:
+            raise CorruptCache("the file ended early")
+        view = view[got:]
 
 
 def _sync(path: str | pathlib.Path) -> None:

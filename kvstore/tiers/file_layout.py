@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import struct
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -19,7 +18,7 @@ from kvstore.errors import CorruptCache
 from kvstore.wire.frames import crc32c
 from kvstore.wire.header import identity_fields, read_identity
 from kvstore.wire.index import LayerIndex, index_fields, read_index
-from kvstore.wire.sections import Section, byte_view
+from kvstore.wire.sections import Section
 from kvstore.wire.strict_json import ObjectReader
 
 # safetensors' names of the dtypes a cache may hold
@@ -32,30 +31,10 @@ DTYPE_NAMES = {
 }
 
 _KEYS = ("headwise.header", "headwise.index", "headwise.sha256")
-# the checksum takes bytes, so each piece is copied
-_PIECE_BYTES = 1 << 20
+# the checksum takes bytes, so each piece is copied; this size stays in the processor's cache
+_PIECE_BYTES = 1 << 18
 # bytes and crc32c of a tensor
 _DIGEST_RECORD = struct.Struct("<QI")
-
-
-class StoredTensor(Protocol):
-    """A tensor in a file, not loaded."""
-
-    def get_shape(self) -> Sequence[int]: ...
-
-    def get_dtype(self) -> str: ...
-
-
-class OpenFile(Protocol):
-    """What is used of safetensors' `safe_open`, which carries no types."""
-
-    def metadata(self) -> Mapping[str, str] | None: ...
-
-    def keys(self) -> Sequence[str]: ...
-
-    def get_slice(self, name: str) -> StoredTensor: ...
-
-    def get_tensor(self, name: str) -> torch.Tensor: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,12 +61,14 @@ class FileMetadata:
     def as_mapping(self) -> dict[str, str]:
         return dict(zip(_KEYS, (self.header, self.index, self.sha256), strict=True))
 
-    def sealed(self, tensors: Iterable[torch.Tensor]) -> FileMetadata:
-        """With the digest over both texts and the tensors, in the order of layers and sections."""
+    def sealed(self, checksums: Iterable[tuple[int, int]]) -> FileMetadata:
+        """With the digest over both texts and each tensor's bytes and crc32c.
+
+        They come in the order of layers and sections.
+        """
         digest = hashlib.sha256(self.header.encode() + self.index.encode())
-        for tensor in tensors:
-            nbytes = tensor.numel() * tensor.element_size()
-            digest.update(_DIGEST_RECORD.pack(nbytes, _crc32c_of(tensor, nbytes)))
+        for nbytes, checksum in checksums:
+            digest.update(_DIGEST_RECORD.pack(nbytes, checksum))
         return dataclasses.replace(self, sha256=digest.hexdigest())
 
     def identity(self) -> tuple[Fingerprint, int]:
@@ -109,10 +90,9 @@ def tensor_name(layer: int, section: Section) -> str:
     return f"layers.{layer}.{section.name}"
 
 
-def _crc32c_of(tensor: torch.Tensor, nbytes: int) -> int:
+def checksum_of(view: memoryview) -> int:
+    """The crc32c of a tensor's bytes."""
     checksum = 0
-    if nbytes:
-        view = byte_view(tensor)
-        for offset in range(0, nbytes, _PIECE_BYTES):
-            checksum = crc32c(bytes(view[offset : offset + _PIECE_BYTES]), checksum)
+    for offset in range(0, len(view), _PIECE_BYTES):
+        checksum = crc32c(bytes(view[offset : offset + _PIECE_BYTES]), checksum)
     return checksum

@@ -32,6 +32,10 @@ class ObjectReader:
             raise CorruptCache(f"{where} is not valid JSON") from error
         return cls(value, where)
 
+    def names(self) -> tuple[str, ...]:
+        """The members that nobody took yet."""
+        return tuple(self._members)
+
     def take(self, key: str) -> object:
         """The member as it is."""
         if key not in self._members:

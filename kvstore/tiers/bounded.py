@@ -1,0 +1,154 @@
+"""Any tier, made unable to hold its caller past the deadline."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from kvstore.cache import CompactCache
+from kvstore.content_key import ContentKey
+from kvstore.errors import InvalidParameter
+from kvstore.tiers.base import (
+    BlockingTier,
+    Expected,
+    Lookup,
+    Miss,
+    MissReason,
+    PutResult,
+    PutStatus,
+)
+from kvstore.tiers.deadline import Deadline
+
+Answer = TypeVar("Answer")
+
+
+class TierBusy(Exception):
+    """Every worker is held by a call whose caller has already left."""
+
+
+class TierFailed(Exception):
+    """The tier raised what no tier should."""
+
+
+class BoundedTier:
+    """A `Tier` over a `BlockingTier`, whose calls run on a few threads of its own.
+
+    A call that does not end in time is left to itself and answered with a time-out. While every
+    thread is held by such a call the tier is unavailable, at once. The threads do not keep the
+    process alive.
+    """
+
+    def __init__(self, inner: BlockingTier, workers: int = 4) -> None:
+        if workers < 1:
+            raise InvalidParameter("workers", "must be at least 1")
+        self._inner = inner
+        self._workers = workers
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._held = 0
+        for number in range(workers):
+            threading.Thread(
+                target=self._serve, name=f"tier-{inner.name}-{number}", daemon=True
+            ).start()
+
+    @property
+    def name(self) -> str:
+        return self._inner.name
+
+    @property
+    def inner(self) -> BlockingTier:
+        return self._inner
+
+    def close(self) -> None:
+        """Let the threads end once their calls do."""
+        for _ in range(self._workers):
+            self._calls.put(None)
+
+    def put(
+        self,
+        key: ContentKey,
+        cache: CompactCache,
+        lifetime_seconds: float | None,
+        timeout_seconds: float,
+    ) -> PutResult:
+        deadline = Deadline.after(timeout_seconds)
+        try:
+            return self._call(
+                lambda: self._inner.put(key, cache, lifetime_seconds, deadline), deadline
+            )
+        except TimeoutError:
+            return PutResult(PutStatus.TIMEOUT)
+        except (TierBusy, TierFailed) as error:
+            return PutResult(PutStatus.UNAVAILABLE, str(error))
+
+    def get(self, key: ContentKey, expected: Expected, timeout_seconds: float) -> Lookup:
+        deadline = Deadline.after(timeout_seconds)
+        try:
+            return self._call(lambda: self._inner.get(key, expected, deadline), deadline)
+        except TimeoutError:
+            return Miss(MissReason.TIMEOUT)
+        except (TierBusy, TierFailed) as error:
+            return Miss(MissReason.UNAVAILABLE, str(error))
+
+    def delete(self, key: ContentKey, timeout_seconds: float) -> bool:
+        deadline = Deadline.after(timeout_seconds)
+        return self._or(lambda: self._inner.delete(key, deadline), deadline, False)
+
+    def contains(self, key: ContentKey, timeout_seconds: float) -> bool:
+        deadline = Deadline.after(timeout_seconds)
+        return self._or(lambda: self._inner.contains(key, deadline), deadline, False)
+
+    def bytes_in_use(self, namespace: str | None, timeout_seconds: float) -> int | None:
+        deadline = Deadline.after(timeout_seconds)
+        return self._or(lambda: self._inner.bytes_in_use(namespace, deadline), deadline, None)
+
+    def _or(self, work: Callable[[], Answer], deadline: Deadline, otherwise: Answer) -> Answer:
+        try:
+            return self._call(work, deadline)
+        except (TimeoutError, TierBusy, TierFailed):
+            return otherwise
+
+    def _call(self, work: Callable[[], Answer], deadline: Deadline) -> Answer:
+        """What `work` gives, or `TimeoutError`, `TierBusy`, `TierFailed`, `InvalidParameter`."""
+        with self._lock:
+            if self._held == self._workers:
+                raise TierBusy(f"all {self._workers} workers of {self.name} are held up")
+        future: Future[Answer] = Future()
+        self._calls.put(lambda: _run(future, work))
+        try:
+            return future.result(deadline.remaining_seconds)
+        except TimeoutError:
+            if not future.cancel():
+                self._leave(future)
+            raise
+        except InvalidParameter:
+            raise
+        except Exception as error:
+            raise TierFailed(f"{type(error).__name__}: {error}") from error
+
+    def _leave(self, future: Future[Answer]) -> None:
+        """A worker is held until this call ends."""
+        with self._lock:
+            self._held += 1
+        future.add_done_callback(self._release)
+
+    def _release(self, future: Future[Answer]) -> None:
+        with self._lock:
+            self._held -= 1
+
+    def _serve(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+
+
+def _run(future: Future[Answer], work: Callable[[], Answer]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(work())
+    # a worker must outlive whatever its store does
+    except BaseException as error:
+        future.set_exception(error)

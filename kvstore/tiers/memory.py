@@ -1,0 +1,133 @@
+"""Caches in this process's memory: nothing is copied, neither in nor out."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+
+from kvstore.cache import CompactCache, RaggedLayer
+from kvstore.content_key import ContentKey
+from kvstore.tiers.base import Expected, Hit, Lookup, Miss, PutResult, PutStatus
+from kvstore.tiers.ledger import Budget, Entry, Ledger
+from kvstore.tiers.matching import mismatch
+
+# memory that a cache's tensors may hold beyond their own bytes before they are copied out of it
+_SLACK_RATIO = 1 / 8
+
+
+class MemoryTier:
+    """A `Tier`. Evicts the least recently used; pinned caches stay.
+
+    Counted are the bytes that the tensors really keep alive: tensors that are small views of
+    something large are copied out of it first.
+    """
+
+    def __init__(
+        self, budget: Budget, name: str = "memory", clock: Callable[[], float] = time.time
+    ) -> None:
+        self._name = name
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._ledger = Ledger(budget)
+        self._caches: dict[ContentKey, CompactCache] = {}
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def evictions(self) -> int:
+        return self._ledger.evictions
+
+    def put(
+        self,
+        key: ContentKey,
+        cache: CompactCache,
+        lifetime_seconds: float | None,
+        timeout_seconds: float,
+    ) -> PutResult:
+        now = self._clock()
+        expires_at = None if lifetime_seconds is None else now + lifetime_seconds
+        if resident_bytes(cache) > cache.nbytes * (1 + _SLACK_RATIO):
+            cache = _copied(cache)
+        with self._lock:
+            status, gone = self._ledger.admit(Entry(key, resident_bytes(cache), expires_at), now)
+            for entry in gone:
+                del self._caches[entry.key]
+            if status is PutStatus.STORED:
+                self._caches[key] = cache
+        return PutResult(status)
+
+    def get(self, key: ContentKey, expected: Expected, timeout_seconds: float) -> Lookup:
+        with self._lock:
+            self._expire()
+            entry = self._ledger.peek(key, self._clock())
+            if entry is None:
+                return Miss(self._ledger.why_gone(key))
+            cache = self._caches[key]
+            miss = mismatch(cache.fingerprint, expected)
+            if miss is not None:
+                return miss
+            self._ledger.touch(key)
+            return Hit(cache, entry.expires_at)
+
+    def delete(self, key: ContentKey, timeout_seconds: float) -> bool:
+        with self._lock:
+            if self._ledger.remove(key) is not None:
+                del self._caches[key]
+        return True
+
+    def contains(self, key: ContentKey, timeout_seconds: float) -> bool:
+        with self._lock:
+            return self._ledger.peek(key, self._clock()) is not None
+
+    def bytes_in_use(self, namespace: str | None, timeout_seconds: float) -> int:
+        with self._lock:
+            self._expire()
+            return self._ledger.bytes_in_use(namespace)
+
+    def pin(self, key: ContentKey) -> bool:
+        """Keep a cache from eviction until `unpin`, counted; False if it is not here."""
+        with self._lock:
+            return self._ledger.pin(key, self._clock())
+
+    def unpin(self, key: ContentKey) -> None:
+        with self._lock:
+            self._ledger.unpin(key)
+
+    def _expire(self) -> None:
+        for entry in self._ledger.expire(self._clock()):
+            del self._caches[entry.key]
+
+
+def resident_bytes(cache: CompactCache) -> int:
+    """Bytes of all memory that a cache's tensors keep alive, each piece of memory once."""
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for layer in cache.layers
+        for tensor in _tensors(layer)
+    }
+    return sum(storages.values())
+
+
+def _copied(cache: CompactCache) -> CompactCache:
+    layers = tuple(
+        dataclasses.replace(
+            layer,
+            keys=layer.keys.clone(),
+            values=layer.values.clone(),
+            positions=layer.positions.clone(),
+            scores=layer.scores.clone(),
+            flags=layer.flags.clone(),
+        )
+        for layer in cache.layers
+    )
+    return dataclasses.replace(cache, layers=layers)
+
+
+def _tensors(layer: RaggedLayer) -> tuple[torch.Tensor, ...]:
+    return layer.keys, layer.values, layer.positions, layer.scores, layer.flags

@@ -1,0 +1,97 @@
+"""Connections to Redis or Valkey, single or Cluster, through redis-py."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol, cast
+
+from kvstore.errors import InvalidParameter
+
+
+class RedisPipeline(Protocol):
+    """Commands that go out together; `execute` gives their answers in order."""
+
+    def set(self, name: str, value: bytes, ex: int) -> object: ...
+
+    def get(self, name: str) -> object: ...
+
+    def pexpire(self, name: str, time: int) -> object: ...
+
+    def unlink(self, name: str) -> object: ...
+
+    def zrem(self, name: str, member: str) -> object: ...
+
+    def zadd(self, name: str, mapping: dict[str, float]) -> object: ...
+
+    def sadd(self, name: str, member: str) -> object: ...
+
+    def expire(self, name: str, time: int) -> object: ...
+
+    def execute(self) -> list[object]: ...
+
+
+class RedisClient(Protocol):
+    """What is used of redis-py's `Redis` and `RedisCluster`, where answers are bytes."""
+
+    # before the method `set`, which hides the type
+    def smembers(self, name: str) -> set[bytes]: ...
+
+    def pipeline(self, transaction: bool) -> RedisPipeline: ...
+
+    def get(self, name: str) -> bytes | None: ...
+
+    def getdel(self, name: str) -> bytes | None: ...
+
+    def set(
+        self,
+        name: str,
+        value: bytes,
+        ex: int | None = None,
+        px: int | None = None,
+        get: bool = False,
+    ) -> object: ...
+
+    def zrange(self, name: str, start: int, end: int) -> list[bytes]: ...
+
+    def zremrangebyscore(self, name: str, low: str, high: float) -> object: ...
+
+    def close(self) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RedisAddress:
+    """Where a server, or any node of a Cluster, listens. `url` as redis-py spells it.
+
+    The time-outs bound one exchange with one server; a tier's own deadline bounds them together.
+    """
+
+    url: str
+    cluster: bool = False
+    connect_timeout_seconds: float = 1.0
+    socket_timeout_seconds: float = 5.0
+
+
+def connect_redis(address: RedisAddress) -> RedisClient:
+    """A client that asks again at most once. Connects when first used; a Cluster at once.
+
+    Raises `InvalidParameter` where redis-py is not installed, and redis-py's own errors where a
+    Cluster does not answer.
+    """
+    try:
+        from redis import Redis
+        from redis.backoff import NoBackoff
+        from redis.cluster import RedisCluster
+        from redis.retry import Retry
+    except ImportError as error:
+        message = "needs redis-py: pip install 'headwise[redis]'"
+        raise InvalidParameter("store.redis", message) from error
+    kind = RedisCluster if address.cluster else Redis
+    # once, because a connection that rested in the pool may have been closed meanwhile
+    client = kind.from_url(
+        address.url,
+        retry=Retry(NoBackoff(), 1),
+        socket_connect_timeout=address.connect_timeout_seconds,
+        socket_timeout=address.socket_timeout_seconds,
+        protocol=2,
+    )
+    return cast(RedisClient, client)

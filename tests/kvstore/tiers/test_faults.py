@@ -1,0 +1,331 @@
+"""Dead, slow, full and lying stores: each is a miss with its reason, within the deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from kvstore.cache import CompactCache, RaggedLayer
+from kvstore.content_key import ContentKey
+from kvstore.tiers.base import Hit, Miss, MissReason, PutStatus, Tier
+from kvstore.tiers.bounded import BoundedTier
+from kvstore.tiers.manifest import Manifest
+from kvstore.tiers.mooncake import MooncakeTier
+from kvstore.tiers.redis import RedisOptions, RedisTier
+from kvstore.tiers.redis_client import RedisAddress, RedisClient
+from tests.kvstore.tiers.conftest import SMALL_CHUNKS, Mooncake
+from tests.kvstore.tiers.servers import (
+    RedisServer,
+    connected,
+    running_cluster,
+    running_valkey,
+)
+from tests.kvstore.wire.caches import same, two_layers
+
+CACHE, _ = two_layers("float16")
+KEY = ContentKey.of(CACHE.fingerprint, "faults")
+MANIFEST = f"headwise:{KEY.namespace}:{KEY.digest}"
+SECONDS = 10.0
+# a deadline that a stuck store overruns, and what a busy machine may add to it
+SHORT, SLACK = 0.3, 1.0
+
+
+@contextlib.contextmanager
+def redis_tier(
+    address: RedisAddress, options: RedisOptions = SMALL_CHUNKS
+) -> Iterator[tuple[Tier, RedisClient]]:
+    with connected(address) as client:
+        tier = BoundedTier(RedisTier(client, options))
+        yield tier, client
+        tier.close()
+
+
+@pytest.fixture
+def own_valkey(tmp_path: pathlib.Path) -> Iterator[RedisServer]:
+    """A server to be harmed."""
+    with running_valkey(tmp_path) as server:
+        yield server
+
+
+def large_cache(layers: int) -> CompactCache:
+    """One row in each layer, of 256 KiB."""
+    width = 65_536
+    layer = RaggedLayer(
+        keys=torch.zeros(1, width, dtype=torch.float16),
+        values=torch.zeros(1, width, dtype=torch.float16),
+        positions=torch.zeros(1, dtype=torch.int32),
+        head_offsets=(0, 1),
+        rules=CACHE.layers[0].rules[:1],
+        recovered=(1.0,),
+        scores=torch.empty(0),
+        flags=torch.empty(0, dtype=torch.uint8),
+    )
+    return dataclasses.replace(CACHE, layers=(layer,) * layers)
+
+
+def timed_reason(tier: Tier, seconds: float) -> MissReason:
+    """Why a get missed; it, a put, a delete and the rest must keep to the deadline."""
+    for call in (
+        lambda: tier.put(KEY, CACHE, None, seconds),
+        lambda: tier.delete(KEY, seconds),
+        lambda: tier.contains(KEY, seconds),
+        lambda: tier.bytes_in_use(None, seconds),
+    ):
+        _timed(call, seconds)
+    found = _timed(lambda: tier.get(KEY, CACHE.fingerprint, seconds), seconds)
+    assert isinstance(found, Miss)
+    return found.reason
+
+
+def _timed(call: Callable[[], object], seconds: float) -> object:
+    began = time.monotonic()
+    answer = call()
+    assert time.monotonic() - began < seconds + SLACK
+    return answer
+
+
+def reason(tier: Tier) -> MissReason | None:
+    """Why a get missed; None for a hit to the bit."""
+    found = tier.get(KEY, CACHE.fingerprint, SECONDS)
+    if isinstance(found, Hit):
+        assert same(found.cache, CACHE)
+        return None
+    return found.reason
+
+
+def test_a_dead_server_is_unavailable_and_a_new_one_serves_again(tmp_path: pathlib.Path) -> None:
+    with running_valkey(tmp_path) as server:
+        address = server.address
+        with redis_tier(address) as (tier, _):
+            tier.put(KEY, CACHE, None, SECONDS)
+            server.process.kill()
+            server.process.wait()
+            assert timed_reason(tier, SECONDS) is MissReason.UNAVAILABLE
+            assert tier.put(KEY, CACHE, None, SECONDS).status is PutStatus.UNAVAILABLE
+            with running_valkey(tmp_path, port=server.port):
+                assert reason(tier) is MissReason.ABSENT
+                assert tier.put(KEY, CACHE, None, SECONDS).stored
+                assert reason(tier) is None
+
+
+def test_a_frozen_server_times_out_and_recovers(own_valkey: RedisServer) -> None:
+    address = dataclasses.replace(own_valkey.address, socket_timeout_seconds=1.0)
+    with redis_tier(address) as (tier, _):
+        tier.put(KEY, CACHE, None, SECONDS)
+        own_valkey.process.send_signal(signal.SIGSTOP)
+        assert timed_reason(tier, SHORT) in (MissReason.TIMEOUT, MissReason.UNAVAILABLE)
+        own_valkey.process.send_signal(signal.SIGCONT)
+        # workers that were left behind end by the socket's own time-out
+        time.sleep(1.0)
+        assert tier.put(KEY, CACHE, None, SECONDS).stored
+        assert reason(tier) is None
+
+
+@contextlib.contextmanager
+def dripping_server() -> Iterator[int]:
+    """Accepts everybody and answers with one byte of an endless value at a time."""
+
+    def drip(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(b"$1000000\r\n")
+            while not stopped.wait(0.02):
+                connection.sendall(b"x")
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                drippers.append(threading.Thread(target=drip, args=(listener.accept()[0],)))
+                drippers[-1].start()
+
+    stopped = threading.Event()
+    drippers: list[threading.Thread] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        accepting = threading.Thread(target=serve)
+        accepting.start()
+        yield listener.getsockname()[1]
+        stopped.set()
+        listener.shutdown(socket.SHUT_RDWR)
+        accepting.join()
+        for dripper in drippers:
+            dripper.join()
+
+
+def test_a_server_that_drips_bytes_times_out() -> None:
+    with dripping_server() as port, redis_tier(RedisAddress(f"redis://127.0.0.1:{port}")) as (t, _):
+        found = _timed(lambda: t.get(KEY, CACHE.fingerprint, SHORT), SHORT)
+        assert found == Miss(MissReason.TIMEOUT)
+
+
+def test_a_full_server_is_full_and_keeps_what_it_has(tmp_path: pathlib.Path) -> None:
+    policy = ("--maxmemory", "8mb", "--maxmemory-policy", "noeviction")
+    with (
+        running_valkey(tmp_path, *policy) as server,
+        redis_tier(server.address, RedisOptions()) as (tier, client),
+    ):
+        assert tier.put(KEY, CACHE, None, SECONDS).stored
+        large = ContentKey("faults", "0" * 64)
+        assert tier.put(large, large_cache(64), None, SECONDS).status is PutStatus.FULL
+        assert tier.get(large, CACHE.fingerprint, SECONDS) == Miss(MissReason.ABSENT)
+        assert reason(tier) is None
+        # what was written of it goes by itself
+        assert all(0 < client.ttl(name) <= 60 for name in client.keys(f"*{large.digest}*"))
+
+
+def test_a_quota_is_refused_before_anything_is_sent(own_valkey: RedisServer) -> None:
+    options = dataclasses.replace(SMALL_CHUNKS, quota_bytes={"faults": CACHE.nbytes})
+    with redis_tier(own_valkey.address, options) as (tier, client):
+        assert tier.put(KEY, CACHE, None, SECONDS).status is PutStatus.OVER_QUOTA
+        assert client.dbsize() == 0
+        other = ContentKey.of(CACHE.fingerprint, "without-quota")
+        assert tier.put(other, CACHE, None, SECONDS).stored
+
+
+def test_everything_has_a_time_to_live(own_valkey: RedisServer) -> None:
+    with redis_tier(own_valkey.address) as (tier, client):
+        for lifetime in (None, 500.0):
+            tier.put(KEY, CACHE, lifetime, SECONDS)
+            assert all(client.ttl(name) > 60 for name in client.keys("*"))
+        # the first put's chunks went when the second replaced it
+        names = {name.rsplit(b":", 1)[0] for name in client.keys(f"{MANIFEST}:*")}
+        assert len(names) == 1
+
+
+def test_what_the_server_evicted_is_told_from_what_expired(own_valkey: RedisServer) -> None:
+    with redis_tier(own_valkey.address) as (tier, client):
+        for number in (0, 1, 3):
+            tier.put(KEY, CACHE, None, SECONDS)
+            (chunk,) = client.keys(f"{MANIFEST}:*:{number}")
+            client.delete(chunk)
+            assert reason(tier) is MissReason.EVICTED
+        assert tier.bytes_in_use("faults", SECONDS) == 0
+        tier.put(KEY, CACHE, 0.2, SECONDS)
+        assert reason(tier) is None
+        time.sleep(0.3)
+        assert client.keys(f"{MANIFEST}:*") == []
+        assert reason(tier) is MissReason.EXPIRED
+
+
+def lies(client: RedisClient) -> Iterator[tuple[str, MissReason, Callable[[], object]]]:
+    """Every way the store's contents can be wrong: name, expected reason, how to bring it about."""
+    text = client.get(MANIFEST)
+    manifest = Manifest.parse(text)
+    chunks = [f"{MANIFEST}:{manifest.put_id}:{n}" for n in range(len(manifest.chunk_bytes) + 1)]
+    head, first, second = (client.get(name) for name in chunks[:3])
+
+    def write(name: str, value: bytes) -> Callable[[], object]:
+        return lambda: client.set(name, value)
+
+    def listed(name: str) -> None:
+        client.delete(name)
+        client.rpush(name, b"x")
+
+    def forge(**changes: object) -> Callable[[], object]:
+        return write(MANIFEST, dataclasses.replace(manifest, **changes).encode())
+
+    other_format = head.replace(rb"\"format_version\":1", rb"\"format_version\":2")
+    other_model = head.replace(b"a" * 64, b"c" * 64)
+    corrupt = MissReason.CORRUPT
+    yield "garbage manifest", corrupt, write(MANIFEST, b"\x00\xffgarbage")
+    yield "empty manifest", corrupt, write(MANIFEST, b"")
+    yield "manifest of another version", corrupt, write(MANIFEST, text.replace(b"1}", b"2}"))
+    yield "truncated manifest", corrupt, write(MANIFEST, text[:-5])
+    yield "impossible size", corrupt, forge(chunk_bytes=(2**47,))
+    yield "other chunk sizes", corrupt, forge(chunk_bytes=manifest.chunk_bytes[::-1])
+    yield "name with a wildcard", corrupt, forge(put_id="*")
+    yield "garbage head", corrupt, write(chunks[0], b"\x10" * len(head))
+    yield "empty head", corrupt, write(chunks[0], b"")
+    yield "endless head", corrupt, write(chunks[0], b"\xff" * 8 + head[8:])
+    yield "garbage chunk of the right size", corrupt, write(chunks[1], b"\x00" * len(first))
+    yield "long chunk", corrupt, write(chunks[1], first + b"x")
+    yield "short chunk", corrupt, write(chunks[1], first[:-1])
+    yield "another chunk's bytes", corrupt, write(chunks[1], second)
+    yield "another version's head", MissReason.OTHER_FORMAT, write(chunks[0], other_format)
+    yield "another model's head", MissReason.OTHER_MODEL, write(chunks[0], other_model)
+    yield "a list as chunk", corrupt, lambda: listed(chunks[1])
+    yield "a list as manifest", corrupt, lambda: listed(MANIFEST)
+
+
+def test_a_lying_server_is_a_miss_and_the_next_put_heals_it(own_valkey: RedisServer) -> None:
+    with redis_tier(own_valkey.address) as (tier, client):
+        tier.put(KEY, CACHE, None, SECONDS)
+        count = sum(1 for _ in lies(client))
+        for number in range(count):
+            name, expected, tell = list(lies(client))[number]
+            tell()
+            assert reason(tier) is expected, name
+            if "as manifest" in name:
+                client.delete(MANIFEST)
+            assert tier.put(KEY, CACHE, None, SECONDS).stored, name
+            assert reason(tier) is None, name
+
+
+def test_a_cluster_that_loses_a_node_serves_what_the_others_hold(tmp_path: pathlib.Path) -> None:
+    together = dataclasses.replace(SMALL_CHUNKS, spread=False)
+    keys = [ContentKey("faults", f"{n:064x}") for n in range(12)]
+    with (
+        running_cluster(tmp_path) as nodes,
+        redis_tier(nodes[0].cluster_address, together) as (tier, _),
+    ):
+        for key in keys:
+            assert tier.put(key, CACHE, None, SECONDS).stored
+        nodes[1].process.kill()
+        nodes[1].process.wait()
+        found = [_timed(lambda key=key: tier.get(key, CACHE.fingerprint, 2.0), 2.0) for key in keys]
+        hits = [lookup for lookup in found if isinstance(lookup, Hit)]
+        missed = {lookup.reason for lookup in found if isinstance(lookup, Miss)}
+        assert len(hits) >= 3
+        assert all(same(lookup.cache, CACHE) for lookup in hits)
+        assert missed <= {MissReason.UNAVAILABLE, MissReason.TIMEOUT}
+        assert missed
+        stored = [_timed(lambda key=key: tier.put(key, CACHE, None, 2.0), 2.0) for key in keys]
+        assert sum(result.stored for result in stored) == len(hits)
+
+
+def test_a_frozen_mooncake_master_times_out_and_recovers(mooncake: Mooncake) -> None:
+    process, _, client = mooncake
+    tier = BoundedTier(MooncakeTier(client), workers=8)
+    tier.put(KEY, CACHE, None, SECONDS)
+    process.send_signal(signal.SIGSTOP)
+    assert timed_reason(tier, SHORT) is MissReason.TIMEOUT
+    process.send_signal(signal.SIGCONT)
+    assert tier.put(KEY, CACHE, None, SECONDS).stored
+    assert reason(tier) is None
+    tier.close()
+
+
+def test_a_full_mooncake_store_is_full(mooncake: Mooncake) -> None:
+    tier = BoundedTier(MooncakeTier(mooncake[2]))
+    huge = large_cache(260)
+    assert huge.nbytes > mooncake[1].segment_bytes
+    assert tier.put(KEY, huge, None, SECONDS).status is PutStatus.FULL
+    tier.close()
+
+
+def test_lying_mooncake_objects_are_misses(mooncake: Mooncake) -> None:
+    client = mooncake[2]
+    tier = BoundedTier(MooncakeTier(client))
+    tier.put(KEY, CACHE, None, SECONDS)
+    manifest = Manifest.parse(client.get(MANIFEST))
+    file = f"{MANIFEST}:{manifest.put_id}"
+    whole = client.get(file)
+    for value in (b"x", whole[:-1], whole + b"x", whole[:-1] + b"\x00", b"\xff" * len(whole)):
+        assert client.upsert(file, value) == 0
+        assert reason(tier) is MissReason.CORRUPT
+    assert client.upsert(file, whole) == 0
+    assert reason(tier) is None
+    client.remove(file, True)
+    assert reason(tier) is MissReason.EVICTED
+    client.upsert(MANIFEST, b"garbage")
+    assert reason(tier) is MissReason.CORRUPT
+    tier.put(KEY, CACHE, None, SECONDS)
+    assert reason(tier) is None
+    tier.close()

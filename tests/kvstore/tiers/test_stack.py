@@ -1,0 +1,193 @@
+"""A stack reads through its tiers, promotes, and writes through or back."""
+
+from __future__ import annotations
+
+import pathlib
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from kvstore.cache import CompactCache
+from kvstore.content_key import ContentKey
+from kvstore.errors import InvalidParameter
+from kvstore.tiers.base import Expected, Hit, Lookup, Miss, MissReason, PutResult, PutStatus, Tier
+from kvstore.tiers.bounded import BoundedTier
+from kvstore.tiers.disk import DiskTier
+from kvstore.tiers.ledger import Budget
+from kvstore.tiers.memory import MemoryTier
+from kvstore.tiers.stack import TierStack, WriteMode
+from tests.kvstore.tiers.clock import Clock
+from tests.kvstore.wire.caches import same, two_layers
+
+CACHE, _ = two_layers()
+KEY = ContentKey.of(CACHE.fingerprint)
+OTHER = ContentKey("default", "0" * 64)
+SECONDS = 10.0
+
+
+class DeadTier:
+    """A store that answers nothing."""
+
+    name = "dead"
+
+    def put(
+        self, key: ContentKey, cache: CompactCache, lifetime: float | None, timeout: float
+    ) -> PutResult:
+        return PutResult(PutStatus.UNAVAILABLE)
+
+    def get(self, key: ContentKey, expected: Expected, timeout: float) -> Lookup:
+        return Miss(MissReason.UNAVAILABLE)
+
+    def delete(self, key: ContentKey, timeout: float) -> bool:
+        return False
+
+    def contains(self, key: ContentKey, timeout: float) -> bool:
+        return False
+
+    def bytes_in_use(self, namespace: str | None, timeout: float) -> None:
+        return None
+
+
+class SlowTier(MemoryTier):
+    """Memory that takes nothing until it is let."""
+
+    def __init__(self) -> None:
+        super().__init__(Budget(1 << 20), name="slow")
+        self.gate = threading.Event()
+
+    def put(
+        self,
+        key: ContentKey,
+        cache: CompactCache,
+        lifetime_seconds: float | None,
+        timeout_seconds: float,
+    ) -> PutResult:
+        assert self.gate.wait(30)
+        return super().put(key, cache, lifetime_seconds, timeout_seconds)
+
+
+@pytest.fixture
+def memory(clock: Clock) -> MemoryTier:
+    return MemoryTier(Budget(CACHE.nbytes), clock=clock)
+
+
+@pytest.fixture
+def disk(tmp_path: pathlib.Path, clock: Clock) -> Iterator[BoundedTier]:
+    inner = DiskTier(tmp_path, Budget(1 << 20), clock=clock)
+    tier = BoundedTier(inner)
+    yield tier
+    tier.close()
+    inner.close()
+
+
+def hit(tier: Tier, key: ContentKey = KEY) -> bool:
+    found = tier.get(key, CACHE.fingerprint, SECONDS)
+    return isinstance(found, Hit) and same(found.cache, CACHE)
+
+
+def test_what_fell_out_of_memory_is_read_from_disk_and_promoted(
+    memory: MemoryTier, disk: BoundedTier, clock: Clock
+) -> None:
+    stack = TierStack([memory, disk], clock=clock)
+    stack.put(KEY, CACHE, 50, SECONDS)
+    stack.put(OTHER, CACHE, None, SECONDS)
+    assert not hit(memory)
+    assert hit(stack)
+    assert hit(memory)
+    counts = stack.counts()
+    assert (counts["memory"].hits, counts["disk"].hits) == (0, 1)
+    assert counts["memory"].misses == {MissReason.EVICTED: 1}
+    assert counts["memory"].promotions == 1
+    assert counts["disk"].puts == {PutStatus.STORED: 2}
+    assert counts["disk"].read_bytes == CACHE.nbytes
+    assert counts["disk"].written_bytes == 2 * CACHE.nbytes
+    # promoted for the time that was left, not for ever
+    clock.advance(60)
+    assert memory.get(KEY, CACHE.fingerprint, SECONDS) == Miss(MissReason.EXPIRED)
+    stack.close()
+
+
+def test_promotion_reaches_every_tier_above(
+    memory: MemoryTier, disk: BoundedTier, clock: Clock
+) -> None:
+    lowest = MemoryTier(Budget(1 << 20), name="lowest", clock=clock)
+    lowest.put(KEY, CACHE, None, SECONDS)
+    stack = TierStack([memory, disk, lowest], clock=clock)
+    assert hit(stack)
+    assert hit(memory)
+    assert stack.flush(SECONDS)
+    assert hit(disk)
+    stack.close()
+
+
+def test_write_back_answers_before_the_lower_tier_has_it(memory: MemoryTier) -> None:
+    slow = SlowTier()
+    stack = TierStack([memory, slow], WriteMode.BACK)
+    assert stack.put(KEY, CACHE, None, SECONDS).stored
+    assert stack.waiting_bytes == CACHE.nbytes
+    assert not stack.flush(0.05)
+    assert not slow.contains(KEY, SECONDS)
+    slow.gate.set()
+    assert stack.flush(SECONDS)
+    assert hit(slow)
+    assert stack.waiting_bytes == 0
+    stack.close()
+
+
+def test_writes_that_find_no_room_to_wait_are_dropped_and_counted(memory: MemoryTier) -> None:
+    slow = SlowTier()
+    stack = TierStack([memory, slow], WriteMode.BACK, waiting_bytes=2 * CACHE.nbytes)
+    for number in range(4):
+        assert stack.put(ContentKey("default", f"{number:064x}"), CACHE, None, SECONDS).stored
+    assert stack.counts()["slow"].dropped_writes == 2
+    slow.gate.set()
+    assert stack.flush(SECONDS)
+    assert slow.bytes_in_use(None, SECONDS) == 2 * CACHE.nbytes
+    stack.close()
+
+
+def test_write_through_has_it_everywhere_at_once(memory: MemoryTier, disk: BoundedTier) -> None:
+    stack = TierStack([memory, disk])
+    stack.put(KEY, CACHE, None, SECONDS)
+    assert hit(memory)
+    assert hit(disk)
+    assert stack.bytes_in_use(None, SECONDS) > 2 * CACHE.nbytes
+    assert stack.delete(KEY, SECONDS)
+    assert not hit(memory)
+    assert not hit(disk)
+    assert stack.get(KEY, CACHE.fingerprint, SECONDS) == Miss(MissReason.ABSENT)
+    stack.close()
+
+
+def test_a_dead_tier_costs_neither_puts_nor_gets(memory: MemoryTier) -> None:
+    stack = TierStack([DeadTier(), memory])
+    assert stack.put(KEY, CACHE, None, SECONDS).stored
+    assert hit(stack)
+    assert stack.contains(KEY, SECONDS)
+    assert stack.bytes_in_use(None, SECONDS) == CACHE.nbytes
+    # nobody knows what the dead one holds
+    assert not stack.delete(KEY, SECONDS)
+    assert stack.get(KEY, CACHE.fingerprint, SECONDS) == Miss(MissReason.UNAVAILABLE)
+    assert stack.counts()["dead"].puts == {PutStatus.UNAVAILABLE: 2}
+    stack.close()
+
+
+def test_a_put_that_no_tier_takes_says_what_the_nearest_said() -> None:
+    stack = TierStack([MemoryTier(Budget(1)), DeadTier()])
+    assert stack.put(KEY, CACHE, None, SECONDS).status is PutStatus.FULL
+    stack.close()
+
+
+def test_the_most_telling_miss_is_given(memory: MemoryTier, clock: Clock) -> None:
+    stack = TierStack([DeadTier(), memory], clock=clock)
+    memory.put(KEY, CACHE, 5, SECONDS)
+    clock.advance(6)
+    assert stack.get(KEY, CACHE.fingerprint, SECONDS) == Miss(MissReason.EXPIRED)
+    stack.close()
+
+
+def test_tiers_need_names_of_their_own(memory: MemoryTier) -> None:
+    for tiers in ([], [memory, memory]):
+        with pytest.raises(InvalidParameter):
+            TierStack(tiers)
