@@ -21,6 +21,13 @@ def sampled_positions(rows: int, tokens: int) -> torch.Tensor:
     return (2 * torch.arange(rows) + 1) * tokens // (2 * rows)
 
 
+def looked_at(request: ProfileRequest, tokens: int) -> torch.Tensor:
+    """The query positions whose attention is looked at, ascending int64."""
+    if request.recent_rows:
+        return torch.arange(max(0, tokens - request.recent_rows), tokens)
+    return sampled_positions(request.rows, tokens)
+
+
 class Profiler:
     """Accumulates one layer's column mass; how the prompt was cut into chunks changes nothing."""
 
@@ -34,8 +41,9 @@ class Profiler:
         self._request = request
         self._shape = shape
         self._tokens = tokens
-        self._positions = sampled_positions(request.rows, tokens)
+        self._positions = looked_at(request, tokens)
         self._far = torch.zeros(shape.query_heads, len(request.edges), tokens, device=device)
+        self._keys: torch.Tensor | None = None
 
     def observe(
         self,
@@ -51,6 +59,10 @@ class Profiler:
         `k`, `v` `[H, n, D]` are all keys and values up to the chunk's end, `lse` `[HQ, m]` is what
         `prefill_attention` returned.
         """
+        if self._request.keys:
+            self._keys = k
+        if not self._request.edges:
+            return
         bounds = torch.tensor([first_position, first_position + q.shape[1]])
         begin, end = torch.searchsorted(self._positions, bounds).tolist()
         positions = self._positions[begin:end]
@@ -75,6 +87,13 @@ class Profiler:
     def profile(self) -> AttentionProfile:
         """What was observed, scaled from the rows looked at to all rows."""
         rows = self._positions.numel()
-        far = self._far * (self._tokens / rows) if rows < self._tokens else self._far
+        sampled = rows < self._tokens and not self._request.recent_rows
+        far = self._far * (self._tokens / rows) if sampled else self._far
         shape = (self._shape.kv_heads, self._shape.group, *far.shape[1:])
-        return AttentionProfile(far.view(shape), self._request.edges, self._tokens)
+        return AttentionProfile(
+            far.view(shape),
+            self._request.edges,
+            self._tokens,
+            self._tokens if sampled else rows,
+            self._keys,
+        )

@@ -14,6 +14,7 @@ from headwise.v1 import prefill_pb2, prefill_pb2_grpc
 from kvstore.cache import RaggedLayer
 from kvstore.policies import known_policies
 from kvstore.wire import CacheEncoder, Frame
+from services.prefill.calibration.calibrations import Calibrations
 from services.prefill.job import PrefillJob, parse_job
 from services.prefill.options import PrefillOptions
 from services.prefill.outbox import Outbox
@@ -37,6 +38,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
     def __init__(self, served: ServedModel, options: PrefillOptions) -> None:
         self._served = served
         self._options = options
+        self._calibrations = Calibrations(served, options.model.model_cache.expanduser())
         self._max_prompt_tokens = min(
             options.max_prompt_tokens or served.context_tokens, served.context_tokens
         )
@@ -104,6 +106,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
             emit=emit,
             progress=progress,
             stop=outbox.stopped,
+            calibration=self._calibrations.needed_by(job.policy),
         )
         try:
             send(encoder.header())
