@@ -18,8 +18,8 @@ class ProfileRequest:
     `edges`: ascending distances in tokens, the first 0, at which far mass is wanted; none of them
     where no mass is.
     `rows`: how many uniformly strided query rows to look at; 0 means all of them.
-    `recent_rows`: look at the prompt's last rows alone, and at all of these; 0 for no such limit.
     `value_weighted`: weigh each probability by the norm of its value, renormalised per row.
+    `recent_rows`: look at the prompt's last rows alone, and at all of these; 0 for no such limit.
     `keys`: the prompt's keys themselves.
     `reconstruct`: instead of mass, the most that any token of a second pass, which repeats the
     prompt, pays to each column.
@@ -27,8 +27,8 @@ class ProfileRequest:
 
     edges: tuple[int, ...] = (0,)
     rows: int = 0
-    recent_rows: int = 0
     value_weighted: bool = False
+    recent_rows: int = 0
     keys: bool = False
     reconstruct: bool = False
 

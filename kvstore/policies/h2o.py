@@ -15,6 +15,7 @@ import torch
 
 from kvstore.cache import LayerShape
 from kvstore.plans import AttentionProfile, LayerFacts, LayerPlan, ProfileRequest, PromptFacts
+from kvstore.policies.budget import visible_rows
 from kvstore.policies.budgeted import Budgeted
 from kvstore.policies.parameters import ratio
 from kvstore.policies.selection import full_plan, head_plan, kept_columns, recovered_shares
@@ -37,10 +38,12 @@ class H2O(Budgeted):
         self, profile: AttentionProfile | None, prompt: PromptFacts, layer: LayerFacts
     ) -> LayerPlan:
         rows = self.rows(prompt, layer)
-        if profile is None or rows >= prompt.tokens:
+        if profile is None or rows >= visible_rows(prompt, layer.shape):
             return full_plan(prompt, layer.shape)
         rule = self._rule(rows, layer.shape)
         scores = profile.accumulated().mean(1)
+        # what a sliding layer sees no more may not take a part of the budget
+        scores[:, : prompt.tokens - visible_rows(prompt, layer.shape)] = 0.0
         masks = torch.stack([kept_columns(rule, head, prompt) for head in scores])
         parts = zip(scores, recovered_shares(profile, masks), strict=True)
         heads = (head_plan(rule, head, prompt, recovered) for head, recovered in parts)

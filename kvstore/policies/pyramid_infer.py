@@ -20,7 +20,7 @@ import torch
 
 from kvstore.cache import LayerShape
 from kvstore.plans import LayerFacts, ProfileRequest, PromptFacts
-from kvstore.policies.budget import visible_rows
+from kvstore.policies.layer_budgets import spread_rows
 from kvstore.policies.parameters import ratio
 from kvstore.policies.snapkv import SnapKV
 from kvstore.rules import share_of
@@ -41,19 +41,15 @@ class PyramidInfer(SnapKV):
         return ProfileRequest(recent_rows=max(self.window, share_of(self.recent_ratio, tokens)))
 
     def counts(self, scores: torch.Tensor, prompt: PromptFacts, layer: LayerFacts) -> Sequence[int]:
-        mean, visible = self.rows(prompt, layer), visible_rows(prompt, layer.shape)
-        rows = cosine_rows(mean, visible, self.decay, layer.index, len(layer.cache.shapes))
-        return [max(min(self.floor_rows, visible), rows)] * layer.shape.kv_heads
+        shares = cosine_shares(self.decay, len(layer.cache.shapes))
+        rows = spread_rows(self, shares, prompt, layer.cache)[layer.index]
+        return [rows] * layer.shape.kv_heads
 
 
-def cosine_rows(mean: int, most: int, decay: float, layer: int, layers: int) -> int:
-    """One layer's rows; what the first layers could not hold beyond `most` goes to the others."""
+def cosine_shares(decay: float, layers: int) -> list[float]:
+    """Each layer's share of the prompt as the paper's schedule leaves it, before scaling."""
     shares, share = [], 1.0
     for index in range(layers):
         share *= (1 - decay) * (math.cos(math.pi * index / layers) + 1) / 2 + decay
         shares.append(share)
-    left, weight = float(mean * layers), sum(shares)
-    for index in range(layer):
-        rows = min(float(most), left * shares[index] / weight)
-        left, weight = left - rows, weight - shares[index]
-    return min(most, round(left * shares[layer] / weight))
+    return shares

@@ -3,7 +3,7 @@
 Source: Cai et al., PyramidKV: Dynamic KV Cache Compression based on Pyramidal Information
 Funneling (arXiv 2406.02069). The votes are SnapKV's. The last layer gets 1/beta of the mean
 budget, the first what makes the mean come out, and between them budgets fall evenly; beta is 20.
-Where the first layer's part would exceed the prompt, the slope is what just fits.
+What a layer's prompt is too short for goes to the others in proportion.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 
 from kvstore.plans import LayerFacts, PromptFacts
-from kvstore.policies.budget import visible_rows
+from kvstore.policies.layer_budgets import spread_rows
 from kvstore.policies.parameters import tokens
 from kvstore.policies.snapkv import SnapKV
 
@@ -29,13 +29,13 @@ class PyramidKV(SnapKV):
     beta: int = tokens(20, least=1)
 
     def counts(self, scores: torch.Tensor, prompt: PromptFacts, layer: LayerFacts) -> Sequence[int]:
-        mean, visible = self.rows(prompt, layer), visible_rows(prompt, layer.shape)
-        rows = falling_rows(mean, visible, self.beta, layer.index, len(layer.cache.shapes))
-        return [max(min(self.floor_rows, visible), rows)] * layer.shape.kv_heads
+        shares = falling_shares(self.beta, len(layer.cache.shapes))
+        rows = spread_rows(self, shares, prompt, layer.cache)[layer.index]
+        return [rows] * layer.shape.kv_heads
 
 
-def falling_rows(mean: int, most: int, beta: int, layer: int, layers: int) -> int:
-    """The rows of one layer on a straight line through the mean, none above `most`."""
-    least = max(mean / beta, 2 * mean - most)
-    depth = layer / (layers - 1) if layers > 1 else 0.5
-    return round(2 * mean - least - depth * 2 * (mean - least))
+def falling_shares(beta: int, layers: int) -> list[float]:
+    """On a straight line down to `1 / beta`, their mean 1."""
+    if layers == 1:
+        return [1.0]
+    return [2 - 1 / beta - index / (layers - 1) * 2 * (1 - 1 / beta) for index in range(layers)]
