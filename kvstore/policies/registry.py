@@ -17,6 +17,7 @@ from kvstore.policies.pyramid_infer import PyramidInfer
 from kvstore.policies.pyramidkv import PyramidKV
 from kvstore.policies.qfilters import QFilters
 from kvstore.policies.razor_attention import RazorAttention
+from kvstore.policies.reconstruction import Reconstruction
 from kvstore.policies.sagekv import SageKV
 from kvstore.policies.snapkv import SnapKV
 from kvstore.policies.streaming_llm import StreamingLLM
@@ -35,6 +36,7 @@ _KINDS: tuple[type[Policy], ...] = (
     SageKV,
     QFilters,
     RazorAttention,
+    Reconstruction,
 )
 _POLICIES = {kind.name: kind for kind in _KINDS}
 

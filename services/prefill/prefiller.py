@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 
@@ -11,18 +12,16 @@ from kvstore.cache import LayerShape, RaggedLayer
 from kvstore.calibration import Calibration
 from kvstore.compaction import compact_layer
 from kvstore.kernels.prefill_attention.op import prefill_attention
-from kvstore.plans import ProfileRequest, PromptFacts
+from kvstore.plans import AttentionProfile, ProfileRequest, PromptFacts
 from kvstore.policies import Policy
 from kvstore.policies.planner import CachePlanner
 from kvstore.profiling import Profiler
 from services.prefill.history import LayerHistory
+from services.prefill.repetition import Repetition, repeat_prompt
 from services.prefill.stages import StageClock
+from services.prefill.stopped import PrefillStopped
 from services.runtime.attention import forward
 from services.runtime.model import ServedModel
-
-
-class PrefillStopped(Exception):
-    """The caller went away; raised inside the computation at the next layer."""
 
 
 class LayerWork:
@@ -31,6 +30,7 @@ class LayerWork:
     def __init__(self, request: ProfileRequest | None, shape: LayerShape, tokens: int) -> None:
         self.history = LayerHistory(tokens)
         self.profiler = Profiler(request, shape, tokens) if request else None
+        self.reconstruct = request is not None and request.reconstruct
 
 
 class Prefiller:
@@ -38,8 +38,9 @@ class Prefiller:
 
     The prompt's forward pass is exact whatever the policy; only what is kept differs. `emit`
     receives each layer during the last chunk, before the next layer computes, or all of them after
-    the last layer where the policy decides about the whole cache. `progress` is told the tokens
-    done after each chunk but the last. `calibration` holds the artefacts that the policy asks for.
+    the last layer where the policy decides about the whole cache, which may take a second pass.
+    `progress` is told the tokens done after each chunk but the last. `calibration` holds the
+    artefacts that the policy asks for.
     """
 
     def __init__(
@@ -71,6 +72,8 @@ class Prefiller:
         }
         # keys and values of layers that the policy has not decided about
         self._undecided: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        # their profiles, where a second pass has to complete them
+        self._incomplete: list[AttentionProfile] = []
         self.clock = StageClock()
 
     def run(self) -> None:
@@ -83,6 +86,8 @@ class Prefiller:
                 chunk = self._token_ids[first : first + self._chunk_tokens]
                 positions = torch.arange(first, first + len(chunk), device=chunk.device)
                 forward(self._served, chunk[None], positions[None], self, logits=False)
+            if self._incomplete:
+                self._repeat()
 
     def attend(
         self,
@@ -109,8 +114,27 @@ class Prefiller:
     def _finish(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         work = self._layers.pop(layer)
         self._undecided[layer] = keys, values
+        profile = None
+        if work.profiler:
+            with self.clock.stage("profile"):
+                profile = work.profiler.profile()
+        if profile and work.reconstruct:
+            self._incomplete.append(profile)
+        else:
+            self._decide(profile)
+
+    def _repeat(self) -> None:
+        """The second pass, and the decision that has waited for it."""
+        repetition = Repetition(self._undecided, self._stop)
         with self.clock.stage("profile"):
-            profile = work.profiler.profile() if work.profiler else None
+            repeat_prompt(self._served, self._token_ids, repetition)
+        for layer, profile in enumerate(self._incomplete):
+            shape = self._served.shapes[layer]
+            peaks = repetition.peaks[layer].view(shape.kv_heads, shape.group, -1)
+            self._decide(dataclasses.replace(profile, peaks=peaks))
+
+    def _decide(self, profile: AttentionProfile | None) -> None:
+        with self.clock.stage("profile"):
             decided = self._planner.add(profile)
         for index, plan in decided:
             with self.clock.stage("compact"):

@@ -18,7 +18,8 @@ from services.prefill.calibration.calibrations import Calibrations
 from services.prefill.job import PrefillJob, parse_job
 from services.prefill.options import PrefillOptions
 from services.prefill.outbox import Outbox
-from services.prefill.prefiller import Prefiller, PrefillStopped
+from services.prefill.prefiller import Prefiller
+from services.prefill.stopped import PrefillStopped
 from services.prefill.turns import Turns
 from services.runtime import metrics
 from services.runtime.convert import (

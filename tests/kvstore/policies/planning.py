@@ -34,6 +34,7 @@ SMALL: dict[str, dict[str, object]] = {
     "sagekv": {"budget": 0.3, "floor_rows": 8},
     "qfilters": {"budget": 0.3, "floor_rows": 8, "window": 8},
     "razor_attention": {"least_window": 20, "floor_rows": 8},
+    "reconstruction": {"budget": 0.3, "floor_rows": 8},
 }
 
 
@@ -94,4 +95,17 @@ def _profile(planner, index, layer, n):
     _, lse = prefill_attention(layer.q, layer.k, layer.v, scale=SCALE, sliding_window=window)
     profiler = Profiler(request, layer.shape, n)
     profiler.observe(layer.q, layer.k, layer.v, lse, 0, SCALE)
-    return profiler.profile()
+    profile = profiler.profile()
+    if not request.reconstruct:
+        return profile
+    return dataclasses.replace(profile, peaks=repetition_peaks(layer, n))
+
+
+def repetition_peaks(layer: Attended, n: int) -> torch.Tensor:
+    """What the same queries pay when they come again after the prompt, f32 `[H, G, T]`."""
+    q, k = layer.q.double(), layer.k.double().repeat_interleave(2, 0)
+    distance = n + torch.arange(n)[:, None] - torch.arange(n)
+    hidden = distance >= (layer.shape.sliding_window or 2 * n)
+    logits = (q @ k.mT * SCALE).masked_fill(hidden, -torch.inf)
+    total = torch.cat([logits, q.new_zeros(q.shape[0], n, 1)], -1).softmax(-1)[:, :, :-1]
+    return total.amax(1).view(layer.shape.kv_heads, -1, n).float()
