@@ -92,6 +92,8 @@ class PromptRecord:
     def _profiles_for(self, policy: Policy) -> list[AttentionProfile | None]:
         shapes, tokens = self._served.shapes, self._facts.tokens
         requests = tuple(policy.profile_request(tokens, shape) for shape in shapes)
+        if self._dense and not any(requests):
+            return [None] * len(shapes)
         if requests not in self._profiles:
             recorder = _Recorder(policy)
             prefiller = Prefiller(
