@@ -21,6 +21,8 @@ class ProfileRequest:
     `value_weighted`: weigh each probability by the norm of its value, renormalised per row.
     `recent_rows`: look at the prompt's last rows alone, and at all of these; 0 for no such limit.
     `keys`: the prompt's keys themselves.
+    `density_threshold`: what part of a row's highest probability counts as looked at; 0 where no
+    density is wanted.
     `reconstruct`: instead of mass, the most that any token of a second pass, which repeats the
     prompt, pays to each column.
     """
@@ -30,6 +32,7 @@ class ProfileRequest:
     value_weighted: bool = False
     recent_rows: int = 0
     keys: bool = False
+    density_threshold: float = 0.0
     reconstruct: bool = False
 
 
@@ -41,7 +44,8 @@ class AttentionProfile:
     scaled to all `tokens` rows where only a sample was looked at, and not scaled where only the
     recent rows were. `edges[0]` is 0, so `far[..., 0, :]` is the accumulated attention. No n × n
     map is ever held. `mass_rows`: how many rows of mass 1 `far` stands for. `keys` `[H, T, D]`
-    after RoPE and `peaks` f32 `[H, G, T]` where they were asked for.
+    after RoPE, `peaks` f32 `[H, G, T]` and `density`, the mean share of columns looked at, where
+    they were asked for.
     """
 
     far: torch.Tensor
@@ -50,6 +54,7 @@ class AttentionProfile:
     mass_rows: int
     keys: torch.Tensor | None = None
     peaks: torch.Tensor | None = None
+    density: float = 0.0
 
     def beyond(self, distance: int) -> torch.Tensor:
         """Mass each column received from at least `distance` tokens away, `[H, G, T]`."""

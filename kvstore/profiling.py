@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from kvstore.cache import LayerShape
+from kvstore.density import row_densities
 from kvstore.kernels.column_mass.op import column_mass
 from kvstore.plans import AttentionProfile, ProfileRequest
 
@@ -44,6 +45,7 @@ class Profiler:
         self._positions = looked_at(request, tokens)
         self._far = torch.zeros(shape.query_heads, len(request.edges), tokens, device=device)
         self._keys: torch.Tensor | None = None
+        self._density = 0.0
 
     def observe(
         self,
@@ -69,6 +71,8 @@ class Profiler:
         if positions.numel() < q.shape[1]:
             chosen = (positions - first_position).to(q.device)
             q, lse = q.index_select(1, chosen), lse.index_select(1, chosen)
+        if self._request.density_threshold:
+            self._add_density(q, k, positions, scale)
         weighted = self._request.value_weighted
         column_mass(
             self._far,
@@ -84,6 +88,21 @@ class Profiler:
             else None,
         )
 
+    def _add_density(
+        self, q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, scale: float
+    ) -> None:
+        if not positions.numel():
+            return
+        densities = row_densities(
+            q,
+            k,
+            positions,
+            threshold=self._request.density_threshold,
+            scale=scale,
+            sliding_window=self._shape.sliding_window,
+        )
+        self._density += float(densities.mean(0).sum()) / self._positions.numel()
+
     def profile(self) -> AttentionProfile:
         """What was observed, scaled from the rows looked at to all rows."""
         rows = self._positions.numel()
@@ -96,4 +115,5 @@ class Profiler:
             self._tokens,
             self._tokens if sampled else rows,
             self._keys,
+            density=self._density,
         )

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from kvstore.errors import UnknownPolicy
 from kvstore.policies.adakv import AdaKV
 from kvstore.policies.base import Policy
+from kvstore.policies.cascading import Cascading
 from kvstore.policies.chunkkv import ChunkKV
+from kvstore.policies.citrus import CItruS
 from kvstore.policies.coverage import Coverage
 from kvstore.policies.fastgen import FastGen
 from kvstore.policies.full import Full
@@ -21,6 +23,7 @@ from kvstore.policies.reconstruction import Reconstruction
 from kvstore.policies.sagekv import SageKV
 from kvstore.policies.snapkv import SnapKV
 from kvstore.policies.streaming_llm import StreamingLLM
+from kvstore.policies.vlcache import VLCache
 
 _KINDS: tuple[type[Policy], ...] = (
     Full,
@@ -36,6 +39,9 @@ _KINDS: tuple[type[Policy], ...] = (
     SageKV,
     QFilters,
     RazorAttention,
+    Cascading,
+    CItruS,
+    VLCache,
     Reconstruction,
 )
 _POLICIES = {kind.name: kind for kind in _KINDS}

@@ -34,6 +34,9 @@ SMALL: dict[str, dict[str, object]] = {
     "sagekv": {"budget": 0.3, "floor_rows": 8},
     "qfilters": {"budget": 0.3, "floor_rows": 8, "window": 8},
     "razor_attention": {"least_window": 20, "floor_rows": 8},
+    "cascading": {"budget": 0.3, "floor_rows": 8},
+    "citrus": {"budget": 0.3, "floor_rows": 8, "instruction_tokens": 8},
+    "vlcache": {"budget": 0.3, "floor_rows": 8, "window": 8},
     "reconstruction": {"budget": 0.3, "floor_rows": 8},
 }
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kvstore.policies import known_policies, parse_policy
+from kvstore.policies.cascading import cascade
 from kvstore.policies.pyramid_infer import cosine_shares
 from kvstore.policies.pyramidkv import falling_shares
 from kvstore.retention import keep_mask
@@ -104,7 +105,18 @@ def test_snapkv_keeps_the_window_and_what_it_votes_for(pool):
             assert max(smooth[j] for j in left) <= min(smooth[j] for j in chosen) + 1e-6
 
 
-CHOSEN = ("snapkv", "adakv", "pyramidkv", "pyramid_infer", "chunkkv", "qfilters", "reconstruction")
+CHOSEN = (
+    "snapkv",
+    "adakv",
+    "pyramidkv",
+    "pyramid_infer",
+    "chunkkv",
+    "qfilters",
+    "cascading",
+    "citrus",
+    "vlcache",
+    "reconstruction",
+)
 
 
 @pytest.mark.parametrize("name", CHOSEN)
@@ -250,6 +262,56 @@ def test_reconstruction_has_one_threshold_for_all_heads():
             assert head.rows.tolist() == (scores >= threshold).nonzero().squeeze(1).tolist()
     rows = [head.rows.numel() for plan in plans for head in plan.heads]
     assert max(rows) > min(rows) + 10
+
+
+def test_cascading_leaves_one_of_ever_more_neighbours():
+    torch.manual_seed(0)
+    attention = torch.rand(2, 100)
+    chosen = cascade(attention, 6, 3)
+    for head in range(2):
+        # six single tokens, six pairs, six groups of four, and nothing before these
+        groups = [[j] for j in range(94, 100)]
+        groups += [[j, j + 1] for j in range(82, 94, 2)]
+        groups += [list(range(j, j + 4)) for j in range(58, 82, 4)]
+        expected = {max(group, key=lambda j: float(attention[head, j])) for group in groups}
+        assert set(chosen[head].nonzero().squeeze(1).tolist()) == expected
+
+
+def test_cascading_keeps_its_cascade_and_thins_out_with_age():
+    layers = layers_of(13)
+    for layer, plan in zip(layers, planned("cascading", layers, window=TOKENS), strict=True):
+        votes = votes_of(layer, TOKENS)
+        held = cascade(votes, 14, 4)
+        for head, kept in enumerate(plan.heads):
+            assert set(held[head].nonzero().squeeze(1).tolist()) <= set(kept.rows.tolist())
+            assert set(range(TOKENS - 14, TOKENS)) <= set(kept.rows.tolist())
+
+
+def test_citrus_lets_the_instruction_vote_once_for_all_heads():
+    layers = layers_of(14)
+    for layer, plan in zip(layers, planned("citrus", layers, instruction_tokens=12), strict=True):
+        votes = votes_of(layer, 12).mean(0)
+        always = {*range(4), *range(TOKENS - 12, TOKENS)}
+        expected = always | best(votes, 44, set(range(TOKENS)) - always)
+        assert [set(head.rows.tolist()) for head in plan.heads] == [expected, expected]
+
+
+def test_vlcache_gives_layers_rows_in_proportion_to_their_density():
+    layers = layers_of(15)
+    for number, layer in enumerate(layers):
+        layer.q.mul_(2.0**-number)
+    densities = []
+    for layer in layers:
+        logits = layer.q.double() @ layer.k.double().repeat_interleave(2, 0).mT * SCALE
+        hidden = torch.arange(TOKENS)[:, None] < torch.arange(TOKENS)
+        mass = logits.masked_fill(hidden, -torch.inf).softmax(-1)[:, -20:]
+        looked_at = mass >= 0.3 * mass.amax(-1, keepdim=True)
+        seen = (~hidden[-20:]).sum(-1)
+        densities.append(float((looked_at.sum(-1) / seen).mean()))
+    plans = planned("vlcache", layers, window=20, threshold=0.3, floor_rows=1)
+    rows = [plan.heads[0].rows.numel() for plan in plans]
+    assert rows[0] < rows[1] < rows[2]
+    assert rows == pytest.approx([180 * d / sum(densities) for d in densities], abs=2)
 
 
 def test_every_policy_has_a_behaviour_of_its_own_tested():
