@@ -99,17 +99,17 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
             outbox.put(prefill_pb2.PrefillResponse(progress=report))
 
         total = len(job.token_ids)
-        prefiller = Prefiller(
-            self._served,
-            job.token_ids,
-            job.policy,
-            chunk_tokens=self._options.chunk_tokens,
-            emit=emit,
-            progress=progress,
-            stop=outbox.stopped,
-            calibration=self._calibrations.needed_by(job.policy),
-        )
         try:
+            prefiller = Prefiller(
+                self._served,
+                job.token_ids,
+                job.policy,
+                chunk_tokens=self._options.chunk_tokens,
+                emit=emit,
+                progress=progress,
+                stop=outbox.stopped,
+                calibration=self._calibrations.needed_by(job.policy),
+            )
             send(encoder.header())
             prefiller.run()
             outbox.put(_report(prefiller, queue_seconds))
