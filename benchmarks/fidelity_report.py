@@ -25,12 +25,14 @@ _QUARTERS = 4
 def tables(report: Report) -> list[Table]:
     """One table a part."""
     return [
-        _table("Prompt compacted, every later token kept", report.later_kept),
-        _table("Rules applied after every token", report.rules_on),
+        measured_table("Prompt compacted, every later token kept", report.later_kept),
+        measured_table("Rules applied after every token", report.rules_on),
         _by_quarter("A longer continuation, rules applied after every token", report.long),
         _by_quarter("The same, every later token kept", report.long_kept),
-        _table("A continuation that copies from the prompt, later tokens kept", report.copying),
-        _keys(report.keys),
+        measured_table(
+            "A continuation that copies from the prompt, later tokens kept", report.copying
+        ),
+        keys_table(report.keys),
     ]
 
 
@@ -40,14 +42,17 @@ def figures(report: Report) -> dict[str, Figure]:
     parts = {"": report.later_kept, "_decoding": report.rules_on, "_copying": report.copying}
     for part, results in parts.items():
         for one in results:
-            found |= _figures_of(one.name + part, one)
+            found |= measured_figures(one.name + part, one)
     for part, results in {"_long": report.long, "_long_kept": report.long_kept}.items():
         for one in results:
             found |= _quarter_figures(one.name + part, one)
-    for setting, count, cases in report.keys:
-        name = f"{setting}_pass_keys"
-        found[name] = _figure(name, count / cases, "ratio", "all hidden pass keys")
-    return found
+    return found | key_figures(report.keys)
+
+
+def key_figures(keys: Iterable[tuple[str, int, int]]) -> dict[str, Figure]:
+    """Of (setting, found, cases)."""
+    names = ((f"{setting}_pass_keys", count / cases) for setting, count, cases in keys)
+    return {name: _figure(name, share, "ratio", "all hidden pass keys") for name, share in names}
 
 
 def _quarter_figures(name: str, one: Measured) -> dict[str, Figure]:
@@ -58,7 +63,8 @@ def _quarter_figures(name: str, one: Measured) -> dict[str, Figure]:
     }
 
 
-def _figures_of(name: str, one: Measured) -> dict[str, Figure]:
+def measured_figures(name: str, one: Measured) -> dict[str, Figure]:
+    """All that was measured of one setting, each under `name` and what it is."""
     values = (
         ("rows", one.rows, "ratio", _DENSE),
         ("final_rows", one.final_rows, "ratio", _DENSE),
@@ -77,7 +83,8 @@ def _figure(name: str, value: float, unit: str, against: str) -> Figure:
     return {"value": value, "unit": unit, "against": against, "target": _TARGETS.get(name)}
 
 
-def _table(title: str, results: Iterable[Measured]) -> Table:
+def measured_table(title: str, results: Iterable[Measured]) -> Table:
+    """A row a setting."""
     columns = ("rows", "end rows", "bytes", "ppl", "KL", "top-1")
     table = _empty(title, ("setting", *columns))
     for one in results:
@@ -102,7 +109,8 @@ def _by_quarter(title: str, results: Iterable[Measured]) -> Table:
     return table
 
 
-def _keys(keys: Iterable[tuple[str, int, int]]) -> Table:
+def keys_table(keys: Iterable[tuple[str, int, int]]) -> Table:
+    """Of (setting, found, cases)."""
     table = _empty("Pass keys asked for after compression", ("setting", "found", "hidden"))
     for name, found, cases in keys:
         table.add_row(name, str(found), str(cases))

@@ -19,6 +19,7 @@ from benchmarks.teacher_forcing import (
     kept_logits,
     open_pages,
 )
+from kvstore.calibration import Calibration
 from kvstore.pool import SequencePages
 from services.runtime.model import ServedModel
 
@@ -42,11 +43,12 @@ def with_later_kept(
     passages: Sequence[Passage],
     settings: Sequence[Setting],
     on_step: Callable[[], None],
+    calibration: Calibration | None = None,
 ) -> list[Measured]:
     """Every fed token stays; one step a passage and setting."""
     parts: list[list[Measured]] = []
     for passage in passages:
-        record = PromptRecord(served, passage.prompt)
+        record = PromptRecord(served, passage.prompt, calibration)
         exact = dense_logits(served, passage.prompt, passage.fed)
         parts.append([])
         for setting in settings:
@@ -60,6 +62,7 @@ def with_rules(
     passages: Sequence[Passage],
     settings: Sequence[Setting],
     on_step: Callable[[], None],
+    calibration: Calibration | None = None,
 ) -> list[Measured]:
     """Each head's rule applies after every fed token; one step a passage and token.
 
@@ -67,7 +70,7 @@ def with_rules(
     """
     parts = []
     for passage in passages:
-        record = PromptRecord(served, passage.prompt)
+        record = PromptRecord(served, passage.prompt, calibration)
         parts.append(_ruled(served, passage, record, settings, on_step))
     return _joined(parts)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from benchmarks.passages import HiddenKey
 from benchmarks.prompt_record import PromptRecord
 from benchmarks.teacher_forcing import feed, open_pages
+from kvstore.calibration import Calibration
 from kvstore.policies import Policy
 from kvstore.pool import SequencePages
 from services.runtime.model import ServedModel
@@ -20,18 +21,24 @@ def found_keys(
     cases: Sequence[HiddenKey],
     policies: Sequence[Policy],
     on_case: Callable[[], None],
+    calibration: Calibration | None = None,
 ) -> list[int]:
     """For each policy in how many of the cases the greedy answer holds the key, rules on."""
     found = [0] * len(policies)
     for case in cases:
-        for number, answer in enumerate(_answers(served, case, policies)):
+        for number, answer in enumerate(_answers(served, case, policies, calibration)):
             found[number] += case.key in answer
         on_case()
     return found
 
 
-def _answers(served: ServedModel, case: HiddenKey, policies: Sequence[Policy]) -> list[str]:
-    record = PromptRecord(served, case.prompt)
+def _answers(
+    served: ServedModel,
+    case: HiddenKey,
+    policies: Sequence[Policy],
+    calibration: Calibration | None,
+) -> list[str]:
+    record = PromptRecord(served, case.prompt, calibration)
     length = len(case.prompt)
     more = len(case.question) + _ANSWER_TOKENS
     caches = [record.compact(policy) for policy in policies]

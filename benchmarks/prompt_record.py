@@ -6,9 +6,12 @@ import threading
 from typing import ClassVar
 
 from kvstore.cache import LayerShape, RaggedLayer
+from kvstore.calibration import Calibration
 from kvstore.compaction import compact_layer
-from kvstore.plans import AttentionProfile, LayerPlan, ProfileRequest, PromptFacts
+from kvstore.plans import AttentionProfile, LayerFacts, LayerPlan, ProfileRequest, PromptFacts
 from kvstore.policies import Policy
+from kvstore.policies.base import Scope
+from kvstore.policies.planner import CachePlanner
 from kvstore.policies.selection import head_plan
 from kvstore.rules import FULL_RULE
 from services.prefill.prefiller import Prefiller
@@ -24,6 +27,8 @@ class _Recorder:
     """A policy that keeps every row, and the profiles that another policy would have been given."""
 
     name: ClassVar[str] = "recorder"
+    scope: ClassVar[Scope] = Scope.LAYER
+    uses_filters: ClassVar[bool] = False
 
     def __init__(self, policy: Policy) -> None:
         self.profiles: list[AttentionProfile | None] = []
@@ -33,11 +38,16 @@ class _Recorder:
         return self._policy.profile_request(tokens, shape)
 
     def plan(
-        self, profile: AttentionProfile | None, prompt: PromptFacts, shape: LayerShape
+        self, profile: AttentionProfile | None, prompt: PromptFacts, layer: LayerFacts
     ) -> LayerPlan:
         self.profiles.append(profile)
         # without the layer's horizon: the policies to come decide about all rows
-        return LayerPlan(shape, (head_plan(FULL_RULE, None, prompt, 1.0),) * shape.kv_heads)
+        everything = head_plan(FULL_RULE, None, prompt, 1.0)
+        return LayerPlan(layer.shape, (everything,) * layer.shape.kv_heads)
+
+    @property
+    def retrieval_ratio(self) -> float:
+        return 0.0
 
     def parameters(self) -> dict[str, object]:
         return {}
@@ -46,8 +56,14 @@ class _Recorder:
 class PromptRecord:
     """What the prefill of one prompt knows; policies that ask for the same profile share it."""
 
-    def __init__(self, served: ServedModel, token_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        served: ServedModel,
+        token_ids: tuple[int, ...],
+        calibration: Calibration | None = None,
+    ) -> None:
         self._served = served
+        self._calibration = calibration or Calibration()
         self._token_ids = token_ids
         self._facts = PromptFacts(len(token_ids), served.tokenizer.classify(token_ids))
         self._dense: dict[int, RaggedLayer] = {}
@@ -55,21 +71,20 @@ class PromptRecord:
 
     def compact(self, policy: Policy) -> list[RaggedLayer]:
         """The layers that a prefill with `policy` would ship."""
-        profiles = self._profiles_for(policy)
-        return [
-            self._compact_layer(policy, shape, profiles[index], self._dense[index])
-            for index, shape in enumerate(self._served.shapes)
-        ]
+        planner = CachePlanner(
+            policy,
+            self._facts,
+            self._served.shapes,
+            self._served.dtype.itemsize,
+            self._calibration,
+        )
+        plans: dict[int, LayerPlan] = {}
+        for profile in self._profiles_for(policy):
+            plans.update(planner.add(profile))
+        return [self._compact_layer(plan, self._dense[index]) for index, plan in plans.items()]
 
-    def _compact_layer(
-        self,
-        policy: Policy,
-        shape: LayerShape,
-        profile: AttentionProfile | None,
-        everything: RaggedLayer,
-    ) -> RaggedLayer:
-        dense = (shape.kv_heads, self._facts.tokens, shape.head_size)
-        plan = policy.plan(profile, self._facts, shape)
+    def _compact_layer(self, plan: LayerPlan, everything: RaggedLayer) -> RaggedLayer:
+        dense = (plan.shape.kv_heads, self._facts.tokens, plan.shape.head_size)
         return compact_layer(
             everything.keys.view(dense), everything.values.view(dense), plan, self._facts.classes
         )
@@ -77,6 +92,8 @@ class PromptRecord:
     def _profiles_for(self, policy: Policy) -> list[AttentionProfile | None]:
         shapes, tokens = self._served.shapes, self._facts.tokens
         requests = tuple(policy.profile_request(tokens, shape) for shape in shapes)
+        if self._dense and not any(requests):
+            return [None] * len(shapes)
         if requests not in self._profiles:
             recorder = _Recorder(policy)
             prefiller = Prefiller(

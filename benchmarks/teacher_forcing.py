@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.attention_hooks import DenseAttention
+from benchmarks.attention_hooks import DenseAttention, KeptAttention
 from kvstore.cache import RaggedLayer
 from kvstore.pool import BatchStep, PagePool, SequencePages, pages_bound
 from services.decode.step import BatchAttention
@@ -44,9 +44,8 @@ def kept_logits(
     served: ServedModel, layers: Sequence[RaggedLayer], first_position: int, fed: Sequence[int]
 ) -> torch.Tensor:
     """Logits `[m, V]` over the compact prompt, with all m fed tokens kept."""
-    # no rule is ever applied: the step ends before its `retain`
-    step = _whole_block(served, open_pages(served, [layers], first_position, 0), fed)
-    return _logits(served, [fed], first_position, BatchAttention(step), keep=len(fed))[0]
+    hook = KeptAttention(layers, first_position)
+    return _logits(served, [fed], first_position, hook, keep=len(fed))[0]
 
 
 def open_pages(

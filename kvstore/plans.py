@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 
@@ -14,14 +15,25 @@ from kvstore.rules import RetentionRule
 class ProfileRequest:
     """What a policy wants measured.
 
-    `edges`: ascending distances in tokens, the first 0, at which far mass is wanted.
+    `edges`: ascending distances in tokens, the first 0, at which far mass is wanted; none of them
+    where no mass is.
     `rows`: how many uniformly strided query rows to look at; 0 means all of them.
     `value_weighted`: weigh each probability by the norm of its value, renormalised per row.
+    `recent_rows`: look at the prompt's last rows alone, and at all of these; 0 for no such limit.
+    `keys`: the prompt's keys themselves.
+    `density_threshold`: what part of a row's highest probability counts as looked at; 0 where no
+    density is wanted.
+    `reconstruct`: instead of mass, the most that any token of a second pass, which repeats the
+    prompt, pays to each column.
     """
 
     edges: tuple[int, ...] = (0,)
     rows: int = 0
     value_weighted: bool = False
+    recent_rows: int = 0
+    keys: bool = False
+    density_threshold: float = 0.0
+    reconstruct: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -29,13 +41,20 @@ class AttentionProfile:
     """The attention mass that each column received, by distance, for one layer.
 
     `far` f32 `[H, G, E, T]`: `far[..., e, j] = Σ A_ij over query rows i with i − j >= edges[e]`,
-    scaled to all `tokens` rows where only a sample was looked at. `edges[0]` is 0, so
-    `far[..., 0, :]` is the accumulated attention. No n × n map is ever held.
+    scaled to all `tokens` rows where only a sample was looked at, and not scaled where only the
+    recent rows were. `edges[0]` is 0, so `far[..., 0, :]` is the accumulated attention. No n × n
+    map is ever held. `mass_rows`: how many rows of mass 1 `far` stands for. `keys` `[H, T, D]`
+    after RoPE, `peaks` f32 `[H, G, T]` and `density`, the mean share of columns looked at, where
+    they were asked for.
     """
 
     far: torch.Tensor
     edges: tuple[int, ...]
     tokens: int
+    mass_rows: int
+    keys: torch.Tensor | None = None
+    peaks: torch.Tensor | None = None
+    density: float = 0.0
 
     def beyond(self, distance: int) -> torch.Tensor:
         """Mass each column received from at least `distance` tokens away, `[H, G, T]`."""
@@ -59,7 +78,8 @@ class HeadPlan:
     """What one KV head keeps of the prompt: ascending row numbers int64 `[R]`, and its rule.
 
     `scores` f32 `[T]` are the scores of *all* prompt tokens (None where the rule needs none);
-    `recovered` is the share of the head's attention mass that the kept rows cover.
+    `recovered` is the share of the head's attention mass, in the rows that were looked at, that
+    the kept rows cover; 0 where nothing was profiled.
     """
 
     rule: RetentionRule
@@ -74,3 +94,41 @@ class LayerPlan:
 
     shape: LayerShape
     heads: tuple[HeadPlan, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows that are really kept, floors and heads kept whole included."""
+        return sum(head.rows.numel() for head in self.heads)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class CacheFacts:
+    """What a policy may know of the cache it plans.
+
+    `whole`: (layer, head) of the heads that keep everything, whatever the policy decides for them.
+    `filters` f32 `[H, D]` a layer, where the policy's calibration has them: the direction of each
+    KV head's queries.
+    """
+
+    shapes: tuple[LayerShape, ...]
+    element_bytes: int = 4
+    whole: frozenset[tuple[int, int]] = frozenset()
+    filters: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class LayerFacts:
+    """One layer of that cache; `earlier` are the plans of the layers before it."""
+
+    index: int
+    cache: CacheFacts
+    earlier: Sequence[LayerPlan] = ()
+
+    @property
+    def shape(self) -> LayerShape:
+        return self.cache.shapes[self.index]
+
+    @property
+    def whole(self) -> frozenset[int]:
+        """Heads of this layer that keep everything."""
+        return frozenset(head for layer, head in self.cache.whole if layer == self.index)

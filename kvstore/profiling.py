@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from kvstore.cache import LayerShape
+from kvstore.density import row_densities
 from kvstore.kernels.column_mass.op import column_mass
 from kvstore.plans import AttentionProfile, ProfileRequest
 
@@ -21,6 +22,13 @@ def sampled_positions(rows: int, tokens: int) -> torch.Tensor:
     return (2 * torch.arange(rows) + 1) * tokens // (2 * rows)
 
 
+def looked_at(request: ProfileRequest, tokens: int) -> torch.Tensor:
+    """The query positions whose attention is looked at, ascending int64."""
+    if request.recent_rows:
+        return torch.arange(max(0, tokens - request.recent_rows), tokens)
+    return sampled_positions(request.rows, tokens)
+
+
 class Profiler:
     """Accumulates one layer's column mass; how the prompt was cut into chunks changes nothing."""
 
@@ -34,8 +42,10 @@ class Profiler:
         self._request = request
         self._shape = shape
         self._tokens = tokens
-        self._positions = sampled_positions(request.rows, tokens)
+        self._positions = looked_at(request, tokens)
         self._far = torch.zeros(shape.query_heads, len(request.edges), tokens, device=device)
+        self._keys: torch.Tensor | None = None
+        self._density = 0.0
 
     def observe(
         self,
@@ -51,12 +61,18 @@ class Profiler:
         `k`, `v` `[H, n, D]` are all keys and values up to the chunk's end, `lse` `[HQ, m]` is what
         `prefill_attention` returned.
         """
+        if self._request.keys:
+            self._keys = k
+        if not self._request.edges:
+            return
         bounds = torch.tensor([first_position, first_position + q.shape[1]])
         begin, end = torch.searchsorted(self._positions, bounds).tolist()
         positions = self._positions[begin:end]
         if positions.numel() < q.shape[1]:
             chosen = (positions - first_position).to(q.device)
             q, lse = q.index_select(1, chosen), lse.index_select(1, chosen)
+        if self._request.density_threshold:
+            self._add_density(q, k, positions, scale)
         weighted = self._request.value_weighted
         column_mass(
             self._far,
@@ -72,9 +88,32 @@ class Profiler:
             else None,
         )
 
+    def _add_density(
+        self, q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, scale: float
+    ) -> None:
+        if not positions.numel():
+            return
+        densities = row_densities(
+            q,
+            k,
+            positions,
+            threshold=self._request.density_threshold,
+            scale=scale,
+            sliding_window=self._shape.sliding_window,
+        )
+        self._density += float(densities.mean(0).sum()) / self._positions.numel()
+
     def profile(self) -> AttentionProfile:
         """What was observed, scaled from the rows looked at to all rows."""
         rows = self._positions.numel()
-        far = self._far * (self._tokens / rows) if rows < self._tokens else self._far
+        sampled = rows < self._tokens and not self._request.recent_rows
+        far = self._far * (self._tokens / rows) if sampled else self._far
         shape = (self._shape.kv_heads, self._shape.group, *far.shape[1:])
-        return AttentionProfile(far.view(shape), self._request.edges, self._tokens)
+        return AttentionProfile(
+            far.view(shape),
+            self._request.edges,
+            self._tokens,
+            self._tokens if sampled else rows,
+            self._keys,
+            density=self._density,
+        )

@@ -80,7 +80,10 @@ class RetentionRule:
 
     @property
     def head_class(self) -> str:
-        """A bounded label for people and metrics: `full`, or the parts joined with `+`."""
+        """A bounded label for people and metrics: `full`, or the parts joined with `+`.
+
+        `chosen`: rows that were picked once, and what has come after them.
+        """
         if self.full:
             return "full"
         parts = {
@@ -89,7 +92,8 @@ class RetentionRule:
             "frequent": self.has_budget,
             "local": self.window > 0,
         }
-        return "+".join(name for name, present in parts.items() if present) or "floor"
+        named = "+".join(name for name, present in parts.items() if present)
+        return named or ("chosen" if self.generated_window else "floor")
 
     def budget(self, length: int) -> int:
         """Rows of highest score that stay when `length` tokens have been seen."""

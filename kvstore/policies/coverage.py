@@ -11,8 +11,16 @@ from typing import ClassVar
 import torch
 
 from kvstore.cache import LayerShape
-from kvstore.plans import AttentionProfile, HeadPlan, LayerPlan, ProfileRequest, PromptFacts
-from kvstore.policies.parameters import flag, ratio, to_parameters, token_grid, tokens
+from kvstore.plans import (
+    AttentionProfile,
+    HeadPlan,
+    LayerFacts,
+    LayerPlan,
+    ProfileRequest,
+    PromptFacts,
+)
+from kvstore.policies.base import Scope
+from kvstore.policies.parameters import flag, ratio, share, to_parameters, token_grid, tokens
 from kvstore.policies.selection import full_plan, full_rule, head_plan
 from kvstore.rules import RetentionRule, ScoreUpdate
 
@@ -40,9 +48,12 @@ class Coverage:
     needs fewer rows for the same divergence. `strict`: every query head of the group must be
     covered, not just their mean. `grow`: the budget stays the same share of the length while
     decoding, instead of the same number of rows. `profile_rows`: query rows to sample, 0 for all.
+    `retrieval_ratio`: the share of KV heads, best at retrieving, that keep everything.
     """
 
     name: ClassVar[str] = "coverage"
+    scope: ClassVar[Scope] = Scope.LAYER
+    uses_filters: ClassVar[bool] = False
 
     recovery: float = ratio(0.99)
     windows: tuple[int, ...] = token_grid((16, 32, 64, 128, 256, 512))
@@ -52,6 +63,7 @@ class Coverage:
     value_weighted: bool = flag(True)
     grow: bool = flag(True)
     profile_rows: int = tokens(0)
+    retrieval_ratio: float = share(0.0)
 
     def parameters(self) -> dict[str, object]:
         return to_parameters(self)
@@ -63,8 +75,9 @@ class Coverage:
         return ProfileRequest((0, *windows), self.profile_rows, self.value_weighted)
 
     def plan(
-        self, profile: AttentionProfile | None, prompt: PromptFacts, shape: LayerShape
+        self, profile: AttentionProfile | None, prompt: PromptFacts, layer: LayerFacts
     ) -> LayerPlan:
+        shape = layer.shape
         if profile is None:
             return full_plan(prompt, shape)
         choices = [

@@ -15,8 +15,16 @@ from typing import ClassVar
 import torch
 
 from kvstore.cache import LayerShape
-from kvstore.plans import AttentionProfile, HeadPlan, LayerPlan, ProfileRequest, PromptFacts
-from kvstore.policies.parameters import flag, ratio, to_parameters, tokens
+from kvstore.plans import (
+    AttentionProfile,
+    HeadPlan,
+    LayerFacts,
+    LayerPlan,
+    ProfileRequest,
+    PromptFacts,
+)
+from kvstore.policies.base import Scope
+from kvstore.policies.parameters import flag, ratio, share, to_parameters, tokens
 from kvstore.policies.selection import covered_columns, full_plan, full_rule, head_plan
 from kvstore.rules import RetentionRule, ScoreUpdate, TokenClass, share_of
 
@@ -30,9 +38,12 @@ class FastGen:
     budget of F. `strict`: every query head of the group must pass, not just their mean.
     `keep_generated`: fed tokens stay until a local window has passed; without it, as published,
     heads of S+P+F hardly admit any. `profile_rows`: query rows to sample, 0 for all.
+    `retrieval_ratio`: the share of KV heads, best at retrieving, that keep everything.
     """
 
     name: ClassVar[str] = "fastgen"
+    scope: ClassVar[Scope] = Scope.LAYER
+    uses_filters: ClassVar[bool] = False
 
     recovery: float = ratio(0.95)
     local_ratio: float = ratio(0.3)
@@ -43,6 +54,7 @@ class FastGen:
     floor_rows: int = tokens(32)
     frequent: bool = flag(True)
     profile_rows: int = tokens(0)
+    retrieval_ratio: float = share(0.0)
 
     def parameters(self) -> dict[str, object]:
         return to_parameters(self)
@@ -55,8 +67,9 @@ class FastGen:
         return ProfileRequest(tuple(sorted(edges)), self.profile_rows)
 
     def plan(
-        self, profile: AttentionProfile | None, prompt: PromptFacts, shape: LayerShape
+        self, profile: AttentionProfile | None, prompt: PromptFacts, layer: LayerFacts
     ) -> LayerPlan:
+        shape = layer.shape
         if profile is None:
             return full_plan(prompt, shape)
         candidates = self._candidates(prompt.tokens, shape)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from kvstore.errors import InvalidParameter
+from kvstore.policies.budget import Budget
 
 _P = TypeVar("_P")
 _Reader = Callable[[str, object], object]
@@ -32,6 +33,16 @@ def ratio(default: float) -> Any:
     return _declare(default, _read_ratio)
 
 
+def share(default: float) -> Any:
+    """A field in [0, 1]."""
+    return _declare(default, _read_share)
+
+
+def budget(default: float) -> Any:
+    """A field that says how much a cache may hold (see `Budget`), by default a ratio."""
+    return _declare(Budget(ratio=default), _read_budget)
+
+
 def token_grid(default: tuple[int, ...]) -> Any:
     """A field that lists one or more ascending counts of tokens, each at least 1."""
     return _declare(default, _read_grid)
@@ -51,8 +62,14 @@ def from_parameters(kind: type[_P], parameters: Mapping[str, object]) -> _P:
 
 def to_parameters(policy: Any) -> dict[str, object]:
     """The inverse of `from_parameters`, with JSON's types: lists for tuples."""
-    values = {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy)}
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+    fields = dataclasses.fields(policy)
+    return {field.name: _plain(getattr(policy, field.name)) for field in fields}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Budget):
+        return value.spelled()
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _declare(default: object, read: _Reader) -> Any:
@@ -90,6 +107,23 @@ def _read_ratio(field: str, value: object) -> float:
     if not 0 < number <= 1:
         raise InvalidParameter(field, f"must be above 0 and at most 1, not {value!r}")
     return float(number)
+
+
+def _read_share(field: str, value: object) -> float:
+    number = _read_number(field, value)
+    if not 0 <= number <= 1:
+        raise InvalidParameter(field, f"must be from 0 to 1, not {value!r}")
+    return float(number)
+
+
+def _read_budget(field: str, value: object) -> Budget:
+    if not isinstance(value, str):
+        return Budget(ratio=_read_ratio(field, value))
+    found = Budget.parse(value, MAX_TOKENS)
+    if found is None:
+        wanted = "a ratio, '<n> rows' or '<n> bytes', KiB, MiB or GiB"
+        raise InvalidParameter(field, f"must be {wanted}, not {value!r}")
+    return found
 
 
 def _read_grid(field: str, value: object) -> tuple[int, ...]:

@@ -5,15 +5,46 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kvstore.errors import UnknownPolicy
+from kvstore.policies.adakv import AdaKV
 from kvstore.policies.base import Policy
+from kvstore.policies.cascading import Cascading
+from kvstore.policies.chunkkv import ChunkKV
+from kvstore.policies.citrus import CItruS
 from kvstore.policies.coverage import Coverage
 from kvstore.policies.fastgen import FastGen
 from kvstore.policies.full import Full
+from kvstore.policies.h2o import H2O
 from kvstore.policies.parameters import from_parameters
+from kvstore.policies.pyramid_infer import PyramidInfer
+from kvstore.policies.pyramidkv import PyramidKV
+from kvstore.policies.qfilters import QFilters
+from kvstore.policies.razor_attention import RazorAttention
+from kvstore.policies.reconstruction import Reconstruction
+from kvstore.policies.sagekv import SageKV
+from kvstore.policies.snapkv import SnapKV
+from kvstore.policies.streaming_llm import StreamingLLM
+from kvstore.policies.vlcache import VLCache
 
-_POLICIES: dict[str, type[Full] | type[FastGen] | type[Coverage]] = {
-    policy.name: policy for policy in (Full, FastGen, Coverage)
-}
+_KINDS: tuple[type[Policy], ...] = (
+    Full,
+    FastGen,
+    Coverage,
+    StreamingLLM,
+    H2O,
+    SnapKV,
+    AdaKV,
+    PyramidKV,
+    PyramidInfer,
+    ChunkKV,
+    SageKV,
+    QFilters,
+    RazorAttention,
+    Cascading,
+    CItruS,
+    VLCache,
+    Reconstruction,
+)
+_POLICIES = {kind.name: kind for kind in _KINDS}
 
 
 def parse_policy(name: str, parameters: Mapping[str, object]) -> Policy:

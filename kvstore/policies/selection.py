@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 
 from kvstore.cache import LayerShape
-from kvstore.plans import HeadPlan, LayerPlan, PromptFacts
+from kvstore.plans import AttentionProfile, HeadPlan, LayerPlan, PromptFacts
+from kvstore.policies.parameters import MAX_TOKENS
 from kvstore.retention import keep_mask
 from kvstore.rules import RetentionRule
 
@@ -49,3 +51,52 @@ def full_plan(prompt: PromptFacts, shape: LayerShape) -> LayerPlan:
     """Every head keeps everything."""
     head = head_plan(full_rule(shape), None, prompt, 1.0)
     return LayerPlan(shape, (head,) * shape.kv_heads)
+
+
+def chosen_plan(
+    scores: torch.Tensor,
+    counts: Sequence[int],
+    prompt: PromptFacts,
+    shape: LayerShape,
+    profile: AttentionProfile | None,
+) -> LayerPlan:
+    """Each head keeps its `counts[h]` highest `scores` `[H, T]`, and all that is fed later.
+
+    Nothing is chosen again while decoding, so the rule needs no score and no row carries one.
+    """
+    rule = chosen_rule(shape)
+    mask = highest_visible(scores, counts, prompt, shape)
+    recovered = recovered_shares(profile, mask)
+    heads = (
+        HeadPlan(rule, kept.nonzero().squeeze(1), None, share)
+        for kept, share in zip(mask, recovered, strict=True)
+    )
+    return LayerPlan(shape, tuple(heads))
+
+
+def chosen_rule(shape: LayerShape) -> RetentionRule:
+    """What is held stays, and so does what comes, as far as the layer sees."""
+    return RetentionRule(horizon=shape.sliding_window or 0, generated_window=MAX_TOKENS)
+
+
+def highest_visible(
+    scores: torch.Tensor, counts: Sequence[int], prompt: PromptFacts, shape: LayerShape
+) -> torch.Tensor:
+    """The `counts[h]` highest scores among what the layer still sees, bool `[H, T]`.
+
+    Of equal scores the earlier position wins.
+    """
+    first = max(0, prompt.tokens - (shape.sliding_window or prompt.tokens))
+    order = scores[:, first:].sort(dim=-1, descending=True, stable=True).indices + first
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    for head, count in enumerate(counts):
+        mask[head, order[head, :count]] = True
+    return mask
+
+
+def recovered_shares(profile: AttentionProfile | None, kept: torch.Tensor) -> list[float]:
+    """The share of the profiled mass that lies in each head's `kept` columns, bool `[H, T]`."""
+    if profile is None or not profile.edges:
+        return [0.0] * kept.shape[0]
+    mass = profile.accumulated().mean(1).masked_fill(~kept, 0.0)
+    return (mass.sum(-1, dtype=torch.float64) / profile.mass_rows).clamp_(max=1.0).tolist()

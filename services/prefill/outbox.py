@@ -7,7 +7,7 @@ import threading
 from collections.abc import AsyncGenerator
 
 from headwise.v1 import prefill_pb2
-from services.prefill.prefiller import PrefillStopped
+from services.prefill.stopped import PrefillStopped
 
 
 class Outbox:

@@ -2,43 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 
 import torch
 
 from kvstore.cache import LayerShape, RaggedLayer
+from kvstore.calibration import Calibration
 from kvstore.compaction import compact_layer
 from kvstore.kernels.prefill_attention.op import prefill_attention
-from kvstore.plans import PromptFacts
+from kvstore.plans import AttentionProfile, ProfileRequest, PromptFacts
 from kvstore.policies import Policy
+from kvstore.policies.planner import CachePlanner
 from kvstore.profiling import Profiler
 from services.prefill.history import LayerHistory
+from services.prefill.repetition import Repetition, repeat_prompt
 from services.prefill.stages import StageClock
+from services.prefill.stopped import PrefillStopped
 from services.runtime.attention import forward
 from services.runtime.model import ServedModel
-
-
-class PrefillStopped(Exception):
-    """The caller went away; raised inside the computation at the next layer."""
 
 
 class LayerWork:
     """What one layer accumulates over the prompt's chunks."""
 
-    def __init__(self, policy: Policy, shape: LayerShape, tokens: int) -> None:
-        self.shape = shape
+    def __init__(self, request: ProfileRequest | None, shape: LayerShape, tokens: int) -> None:
         self.history = LayerHistory(tokens)
-        request = policy.profile_request(tokens, shape)
         self.profiler = Profiler(request, shape, tokens) if request else None
+        self.reconstruct = request is not None and request.reconstruct
 
 
 class Prefiller:
     """One prompt's computation; an `AttentionHook` for the model.
 
     The prompt's forward pass is exact whatever the policy; only what is kept differs. `emit`
-    receives each layer during the last chunk, before the next layer computes. `progress` is told
-    the tokens done after each chunk but the last.
+    receives each layer during the last chunk, before the next layer computes, or all of them after
+    the last layer where the policy decides about the whole cache, which may take a second pass.
+    `progress` is told the tokens done after each chunk but the last. `calibration` holds the
+    artefacts that the policy asks for.
     """
 
     def __init__(
@@ -51,20 +53,27 @@ class Prefiller:
         emit: Callable[[int, RaggedLayer], None],
         progress: Callable[[int], None],
         stop: threading.Event,
+        calibration: Calibration | None = None,
     ) -> None:
         self._served = served
         self._token_ids = torch.tensor(token_ids, dtype=torch.long, device=served.model.device)
-        self._policy = policy
         self._chunk_tokens = chunk_tokens
         self._emit = emit
         self._progress = progress
         self._stop = stop
         self._first = 0
         self._facts = PromptFacts(len(token_ids), served.tokenizer.classify(token_ids))
+        self._planner = CachePlanner(
+            policy, self._facts, served.shapes, served.dtype.itemsize, calibration or Calibration()
+        )
         self._layers: dict[int, LayerWork] = {
-            index: LayerWork(policy, shape, len(token_ids))
+            index: LayerWork(self._planner.request(index), shape, len(token_ids))
             for index, shape in enumerate(served.shapes)
         }
+        # keys and values of layers that the policy has not decided about
+        self._undecided: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        # their profiles, where a second pass has to complete them
+        self._incomplete: list[AttentionProfile] = []
         self.clock = StageClock()
 
     def run(self) -> None:
@@ -77,6 +86,8 @@ class Prefiller:
                 chunk = self._token_ids[first : first + self._chunk_tokens]
                 positions = torch.arange(first, first + len(chunk), device=chunk.device)
                 forward(self._served, chunk[None], positions[None], self, logits=False)
+            if self._incomplete:
+                self._repeat()
 
     def attend(
         self,
@@ -102,10 +113,31 @@ class Prefiller:
 
     def _finish(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         work = self._layers.pop(layer)
+        self._undecided[layer] = keys, values
+        profile = None
+        if work.profiler:
+            with self.clock.stage("profile"):
+                profile = work.profiler.profile()
+        if profile and work.reconstruct:
+            self._incomplete.append(profile)
+        else:
+            self._decide(profile)
+
+    def _repeat(self) -> None:
+        """The second pass, and the decision that has waited for it."""
+        repetition = Repetition(self._undecided, self._stop)
         with self.clock.stage("profile"):
-            profile = work.profiler.profile() if work.profiler else None
-            plan = self._policy.plan(profile, self._facts, work.shape)
-        with self.clock.stage("compact"):
-            ragged = compact_layer(keys, values, plan, self._facts.classes)
-        with self.clock.stage("ship"):
-            self._emit(layer, ragged)
+            repeat_prompt(self._served, self._token_ids, repetition)
+        for layer, profile in enumerate(self._incomplete):
+            shape = self._served.shapes[layer]
+            peaks = repetition.peaks[layer].view(shape.kv_heads, shape.group, -1)
+            self._decide(dataclasses.replace(profile, peaks=peaks))
+
+    def _decide(self, profile: AttentionProfile | None) -> None:
+        with self.clock.stage("profile"):
+            decided = self._planner.add(profile)
+        for index, plan in decided:
+            with self.clock.stage("compact"):
+                ragged = compact_layer(*self._undecided.pop(index), plan, self._facts.classes)
+            with self.clock.stage("ship"):
+                self._emit(index, ragged)

@@ -14,10 +14,12 @@ from headwise.v1 import prefill_pb2, prefill_pb2_grpc
 from kvstore.cache import RaggedLayer
 from kvstore.policies import known_policies
 from kvstore.wire import CacheEncoder, Frame
+from services.prefill.calibration.calibrations import Calibrations
 from services.prefill.job import PrefillJob, parse_job
 from services.prefill.options import PrefillOptions
 from services.prefill.outbox import Outbox
-from services.prefill.prefiller import Prefiller, PrefillStopped
+from services.prefill.prefiller import Prefiller
+from services.prefill.stopped import PrefillStopped
 from services.prefill.turns import Turns
 from services.runtime import metrics
 from services.runtime.convert import (
@@ -37,6 +39,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
     def __init__(self, served: ServedModel, options: PrefillOptions) -> None:
         self._served = served
         self._options = options
+        self._calibrations = Calibrations(served, options.model.model_cache.expanduser())
         self._max_prompt_tokens = min(
             options.max_prompt_tokens or served.context_tokens, served.context_tokens
         )
@@ -96,16 +99,17 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
             outbox.put(prefill_pb2.PrefillResponse(progress=report))
 
         total = len(job.token_ids)
-        prefiller = Prefiller(
-            self._served,
-            job.token_ids,
-            job.policy,
-            chunk_tokens=self._options.chunk_tokens,
-            emit=emit,
-            progress=progress,
-            stop=outbox.stopped,
-        )
         try:
+            prefiller = Prefiller(
+                self._served,
+                job.token_ids,
+                job.policy,
+                chunk_tokens=self._options.chunk_tokens,
+                emit=emit,
+                progress=progress,
+                stop=outbox.stopped,
+                calibration=self._calibrations.needed_by(job.policy),
+            )
             send(encoder.header())
             prefiller.run()
             outbox.put(_report(prefiller, queue_seconds))

@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
-from benchmarks import fidelity, settings
+from benchmarks import fidelity, policies, policy_settings, settings
 from benchmarks.forced_runs import with_later_kept, with_rules
 from benchmarks.passages import OFFSETS, Passage, hidden_keys, passages
 from benchmarks.prompt_record import PromptRecord
 from benchmarks.settings import Setting
 from benchmarks.teacher_forcing import compare, dense_logits, kept_logits
+from kvstore.policies import known_policies
 from kvstore.policies.coverage import Coverage
 from kvstore.policies.fastgen import FastGen
 from kvstore.policies.full import Full
@@ -108,3 +109,15 @@ def test_passages_and_hidden_keys_are_cut_to_size(served):
     for case in hidden_keys(served, 80):
         assert len(case.prompt) == 80
         assert case.key in served.tokenizer.decode(case.prompt)
+
+
+def test_the_comparison_of_policies_writes_every_figure(tiny_model, tmp_path):
+    out = tmp_path / "figures.json"
+    sizes = ["--prompt-tokens", "80", "--fed-tokens", "4", "--probe-tokens", "32"]
+    policies.main(["--model", str(tiny_model), *sizes, "--json", str(out)])
+    found = json.loads(out.read_text())["figures"]
+    assert len(found) == 6 * len(policy_settings.SIZES) + len(policy_settings.PASS_KEY)
+    assert all(set(f) == {"value", "unit", "against", "target"} for f in found.values())
+    named = {setting.policy.name for setting in policy_settings.SIZES}
+    measured_elsewhere = {"full", "fastgen", "pyramid_infer"}
+    assert named | measured_elsewhere == {name for name, _ in known_policies()}

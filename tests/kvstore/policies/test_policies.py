@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kvstore.cache import LayerShape
 from kvstore.kernels.prefill_attention.op import prefill_attention
-from kvstore.plans import PromptFacts
+from kvstore.plans import CacheFacts, LayerFacts, PromptFacts
 from kvstore.policies.coverage import Coverage
 from kvstore.policies.fastgen import FastGen
 from kvstore.policies.full import Full
@@ -33,13 +33,14 @@ def prompt_of(seed, window=None, sharpness=2.0, n=TOKENS):
 
 def planned(policy, q, k, v, prompt, shape):
     request = policy.profile_request(prompt.tokens, shape)
+    layer = LayerFacts(0, CacheFacts((shape,)))
     if request is None:
-        return policy.plan(None, prompt, shape), None
+        return policy.plan(None, prompt, layer), None
     _, lse = prefill_attention(q, k, v, scale=SCALE, sliding_window=shape.sliding_window)
     profiler = Profiler(request, shape, prompt.tokens)
     profiler.observe(q, k, v, lse, 0, SCALE)
     profile = profiler.profile()
-    return policy.plan(profile, prompt, shape), profile
+    return policy.plan(profile, prompt, layer), profile
 
 
 def attention_map(q, k, window):
@@ -251,7 +252,7 @@ def test_rows_never_fall_as_recovery_rises(seed, recoveries, window, strict, kin
 def test_recovering_everything_is_full_without_a_profile(policy):
     *_, prompt, shape = prompt_of(0)
     assert policy.profile_request(TOKENS, shape) is None
-    for head in policy.plan(None, prompt, shape).heads:
+    for head in policy.plan(None, prompt, LayerFacts(0, CacheFacts((shape,)))).heads:
         assert head.rule.full
         assert head.rows.tolist() == list(range(TOKENS))
         assert head.recovered == 1.0

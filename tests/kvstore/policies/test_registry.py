@@ -7,8 +7,10 @@ import pytest
 
 from kvstore.cache import canonical_json
 from kvstore.errors import InvalidParameter, UnknownPolicy
+from kvstore.policies.budget import Budget
 from kvstore.policies.coverage import Coverage
 from kvstore.policies.fastgen import FastGen
+from kvstore.policies.h2o import H2O
 from kvstore.policies.registry import known_policies, parse_policy
 
 
@@ -19,6 +21,23 @@ def test_json_numbers_may_be_floats():
 
 def test_a_grid_arrives_as_a_list():
     assert parse_policy("coverage", {"windows": [8.0, 32]}) == Coverage(windows=(8, 32))
+
+
+@pytest.mark.parametrize(
+    ("spelling", "expected"),
+    [
+        (0.25, Budget(ratio=0.25)),
+        (1, Budget(ratio=1.0)),
+        ("512 rows", Budget(rows=512)),
+        ("512rows", Budget(rows=512)),
+        ("7 bytes", Budget(bytes=7)),
+        ("3 MiB", Budget(bytes=3 << 20)),
+    ],
+)
+def test_budgets_are_ratios_rows_or_bytes(spelling, expected):
+    policy = parse_policy("h2o", {"budget": spelling})
+    assert policy == H2O(budget=expected)
+    assert parse_policy("h2o", policy.parameters()) == policy
 
 
 @pytest.mark.parametrize("name", [name for name, _ in known_policies()])
@@ -37,9 +56,9 @@ def test_whole_and_float_spellings_share_a_fingerprint():
 
 def test_an_unknown_policy_is_refused_by_name():
     with pytest.raises(UnknownPolicy) as caught:
-        parse_policy("h2o", {})
-    assert caught.value.name == "h2o"
-    assert caught.value.known == ("full", "fastgen", "coverage")
+        parse_policy("h3o", {})
+    assert caught.value.name == "h3o"
+    assert caught.value.known == tuple(name for name, _ in known_policies())
 
 
 @pytest.mark.parametrize(
@@ -72,6 +91,17 @@ def test_an_unknown_policy_is_refused_by_name():
         ("coverage", "windows", [16, math.nan]),
         ("coverage", "windows", list(range(1, 1000))),
         ("coverage", "", 1),
+        ("coverage", "retrieval_ratio", -0.1),
+        ("coverage", "retrieval_ratio", 1.1),
+        ("h2o", "budget", 0),
+        ("h2o", "budget", 1.5),
+        ("h2o", "budget", "0 rows"),
+        ("h2o", "budget", "-3 rows"),
+        ("h2o", "budget", "1.5 MiB"),
+        ("h2o", "budget", "12 MB"),
+        ("h2o", "budget", f"{1 << 25} rows"),
+        ("h2o", "budget", "9" * 400 + " bytes"),
+        ("h2o", "budget", [0.3]),
     ],
 )
 def test_a_bad_parameter_is_named(name, key, value):

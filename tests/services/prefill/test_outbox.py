@@ -10,7 +10,7 @@ import pytest
 from headwise.v1.cache_pb2 import CacheFrame
 from headwise.v1.prefill_pb2 import PrefillResponse
 from services.prefill.outbox import Outbox
-from services.prefill.prefiller import PrefillStopped
+from services.prefill.stopped import PrefillStopped
 from tests.observe import wait_until
 
 _SECONDS = 10

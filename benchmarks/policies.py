@@ -1,0 +1,120 @@
+"""What every policy costs at like sizes: KL against the full cache, and pass keys found.
+
+The passages and keys are those of `benchmarks.fidelity`. Every fed token is kept beside the
+compact prompt, so KL is the loss of the prompt's own compaction; pass keys are asked for with each
+head's rule at work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from benchmarks.fidelity_report import (
+    Figure,
+    key_figures,
+    keys_table,
+    measured_figures,
+    measured_table,
+)
+from benchmarks.forced_runs import with_later_kept
+from benchmarks.pass_key import found_keys
+from benchmarks.passages import hidden_keys, passages
+from benchmarks.policy_settings import PASS_KEY, SIZES
+from kvstore.calibration import Calibration
+from services.prefill.calibration.query_filters import measure_filters
+from services.prefill.calibration.retrieval_probe import probe_retrieval
+from services.runtime.model import ServedModel, load_model
+
+_Bar = Callable[[str, int], Callable[[], None]]
+
+
+def compare_sizes(
+    served: ServedModel, calibration: Calibration, prompt: int, fed: int, bar: _Bar
+) -> tuple[Table, dict[str, Figure]]:
+    """KL, perplexity and first choices of every setting, on all passages."""
+    texts = passages(served, prompt, fed)
+    on_step = bar("sizes", len(SIZES) * len(texts))
+    results = with_later_kept(served, texts, SIZES, on_step, calibration)
+    figures: dict[str, Figure] = {}
+    for one in results:
+        figures |= measured_figures(one.name, one)
+    return measured_table("Prompt compacted, every later token kept", results), figures
+
+
+def ask_for_keys(
+    served: ServedModel, calibration: Calibration, prompt: int, bar: _Bar
+) -> tuple[Table, dict[str, Figure]]:
+    """How many of the hidden pass keys each setting still finds."""
+    cases = hidden_keys(served, prompt)
+    policies = [setting.policy for setting in PASS_KEY]
+    found = found_keys(served, cases, policies, bar("pass keys", len(cases)), calibration)
+    keys = [(s.name, count, len(cases)) for s, count in zip(PASS_KEY, found, strict=True)]
+    return keys_table(keys), key_figures(keys)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    served = load_model(options.model)
+    tokens = options.probe_tokens
+    calibration = Calibration(probe_retrieval(served, tokens), measure_filters(served, tokens))
+    figures: dict[str, Figure] = {}
+    columns = (TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn()) as progress:
+
+        def bar(title: str, steps: int) -> Callable[[], None]:
+            task = progress.add_task(title, total=steps)
+            return lambda: progress.advance(task)
+
+        prompt, fed = options.prompt_tokens, options.fed_tokens
+        for part in options.parts:
+            table, found = (
+                compare_sizes(served, calibration, prompt, fed, bar)
+                if part == "sizes"
+                else ask_for_keys(served, calibration, prompt, bar)
+            )
+            Console().print(table)
+            figures |= found
+            if options.json:
+                _write(options, served, figures)
+
+
+def _write(options: argparse.Namespace, served: ServedModel, figures: dict[str, Figure]) -> None:
+    document = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": options.machine,
+        "conditions": {
+            "model": options.model,
+            "dtype": served.fingerprint.dtype,
+            "python": platform.python_version(),
+            "prompt": options.prompt_tokens,
+            "fed": options.fed_tokens,
+        },
+        "figures": figures,
+    }
+    options.json.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--prompt-tokens", type=int, default=1536)
+    parser.add_argument("--fed-tokens", type=int, default=256)
+    parser.add_argument("--probe-tokens", type=int, default=2048, help="of calibration's texts")
+    parser.add_argument("--parts", nargs="+", choices=("sizes", "keys"), default=["sizes", "keys"])
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--machine", default=f"{os.cpu_count()} CPU cores", help="its kind")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

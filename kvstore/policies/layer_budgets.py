@@ -1,0 +1,50 @@
+"""A cache's rows spread over its layers by shares, for policies whose layers differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from kvstore.plans import CacheFacts, LayerFacts, PromptFacts
+from kvstore.policies.budget import visible_rows
+from kvstore.policies.budgeted import Budgeted
+from kvstore.rules import RATIO_ROUNDING
+
+# halvings of the scale; 53 exhaust a float's mantissa
+_STEPS = 60
+
+
+def spread_rows(
+    policy: Budgeted, shares: Sequence[float], prompt: PromptFacts, cache: CacheFacts
+) -> list[int]:
+    """Rows for each head, layer by layer, in proportion to `shares`, all of them above 0.
+
+    No head gets more than its layer sees or less than the floor, and what one cannot hold goes to
+    the others: in all heads that are not kept whole there are as many rows as with equal parts.
+    """
+    most = [visible_rows(prompt, shape) for shape in cache.shapes]
+    least = [min(policy.floor_rows, visible) for visible in most]
+    heads = [
+        shape.kv_heads - len(LayerFacts(index, cache).whole)
+        for index, shape in enumerate(cache.shapes)
+    ]
+    total = sum(
+        of_layer * policy.rows(prompt, LayerFacts(index, cache))
+        for index, of_layer in enumerate(heads)
+    )
+
+    def rows(scale: float) -> list[int]:
+        wanted = (math.floor(scale * share + RATIO_ROUNDING) for share in shares)
+        return [min(m, max(w, lo)) for w, lo, m in zip(wanted, least, most, strict=True)]
+
+    low, high = 0.0, max(most) / min(shares)
+    if _sum(heads, rows(high)) <= total:
+        return rows(high)
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _sum(heads, rows(middle)) <= total else (low, middle)
+    return rows(low)
+
+
+def _sum(heads: Sequence[int], rows: Sequence[int]) -> int:
+    return sum(a * b for a, b in zip(heads, rows, strict=True))

@@ -1,0 +1,74 @@
+"""Finds the artefacts that a policy asks for, and makes those that are not there yet."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from kvstore.calibration import Calibration, RetrievalScores
+from kvstore.policies import Policy
+from services.prefill.calibration.artefacts import (
+    Artefact,
+    artefact_path,
+    read_artefact,
+    write_artefact,
+)
+from services.prefill.calibration.query_filters import measure_filters
+from services.prefill.calibration.retrieval_probe import probe_retrieval
+from services.runtime.model import ServedModel
+
+_log = logging.getLogger("headwise.calibration")
+
+_Series = dict[str, tuple[torch.Tensor, ...]]
+
+
+class Calibrations:
+    """One model's artefacts, kept in `folder` beside converted models. Not for several threads."""
+
+    def __init__(self, served: ServedModel, folder: Path) -> None:
+        self._served = served
+        self._folder = folder
+        self._held: dict[Artefact, _Series] = {}
+
+    def needed_by(self, policy: Policy) -> Calibration:
+        """What this policy asks for; the first use of all measures it, which takes seconds."""
+        return Calibration(
+            retrieval=self.retrieval() if policy.retrieval_ratio else None,
+            filters=self.filters() if policy.uses_filters else None,
+        )
+
+    def retrieval(self) -> RetrievalScores:
+        series = self._find(Artefact.RETRIEVAL, ("induction", "echo"), self._probe)
+        return RetrievalScores(series["induction"], series["echo"])
+
+    def filters(self) -> tuple[torch.Tensor, ...]:
+        return self._find(Artefact.FILTERS, ("filters",), self._measure)["filters"]
+
+    def path(self, kind: Artefact) -> Path:
+        """Where the artefact of this model rests."""
+        return artefact_path(self._folder, kind, self._served.fingerprint.weights_digest)
+
+    def _probe(self) -> _Series:
+        scores = probe_retrieval(self._served)
+        return {"induction": scores.induction, "echo": scores.echo}
+
+    def _measure(self) -> _Series:
+        return {"filters": measure_filters(self._served)}
+
+    def _find(self, kind: Artefact, names: tuple[str, ...], make: Callable[[], _Series]) -> _Series:
+        """From memory, from disk, or made now."""
+        if kind not in self._held:
+            path = self.path(kind)
+            self._held[kind] = read_artefact(path, *names) or self._make(kind, make, path)
+        return self._held[kind]
+
+    def _make(self, kind: Artefact, make: Callable[[], _Series], path: Path) -> _Series:
+        began = time.perf_counter()
+        series = make()
+        write_artefact(path, series)
+        _log.info("%s measured once in %.1f s: %s", kind, time.perf_counter() - began, path)
+        return series

@@ -1,0 +1,77 @@
+"""The direction in which each head's queries lie, from which keys can be judged without them.
+
+Source: Godey et al., Q-Filters (arXiv 2503.02812). Queries of real text are gathered after RoPE,
+and the first right singular vector of each query head's is taken, its sign such that queries
+project on it positively. The filters of a group are averaged.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from kvstore.kernels.prefill_attention.op import prefill_attention
+from services.runtime.attention import forward
+from services.runtime.model import ServedModel
+
+# the paper takes 3,000 queries a head out of 20 texts of 2,048 tokens; these come from 4, because
+# a singular vector of 64 to 128 entries needs no more and they are read in seconds
+_TEXTS = 4
+_TEXT_TOKENS = 2048
+_QUERIES = 3000
+
+
+def measure_filters(
+    served: ServedModel, text_tokens: int = _TEXT_TOKENS
+) -> tuple[torch.Tensor, ...]:
+    """Filters f32 `[H, D]` a layer, from documentation that every Python carries."""
+    from pydoc_data.topics import topics
+
+    ids = torch.tensor(
+        served.tokenizer.encode("\n\n".join(topics[name] for name in sorted(topics)))
+    )
+    tokens = min(text_tokens, served.context_tokens)
+    hook = _QueryMoments(len(served.shapes), _QUERIES // _TEXTS)
+    positions = torch.arange(tokens, device=served.model.device)
+    for number in range(_TEXTS):
+        first = number * (len(ids) - tokens) // _TEXTS
+        part = ids[first : first + tokens].to(served.model.device)
+        forward(served, part[None], positions[: len(part)][None], hook, logits=False)
+    return tuple(
+        _filters(moments, mean, shape.kv_heads)
+        for moments, mean, shape in zip(hook.moments, hook.sums, served.shapes, strict=True)
+    )
+
+
+class _QueryMoments:
+    """An `AttentionHook` that sums, a layer and query head, evenly strided queries and products.
+
+    `moments` `[HQ, D, D]` and `sums` `[HQ, D]` f64: what the first singular vector and its sign
+    follow from.
+    """
+
+    def __init__(self, layers: int, queries: int) -> None:
+        self.moments: list[torch.Tensor] = [torch.zeros(())] * layers
+        self.sums: list[torch.Tensor] = [torch.zeros(())] * layers
+        self._queries = queries
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float,
+        sliding_window: int | None,
+    ) -> torch.Tensor:
+        chosen = q[0, :, :: max(1, q.shape[2] // self._queries)].double()
+        self.moments[layer] = self.moments[layer] + (chosen.mT @ chosen).cpu()
+        self.sums[layer] = self.sums[layer] + chosen.sum(1).cpu()
+        out, _ = prefill_attention(q[0], k[0], v[0], scale=scale, sliding_window=sliding_window)
+        return out.transpose(0, 1)[None]
+
+
+def _filters(moments: torch.Tensor, sums: torch.Tensor, kv_heads: int) -> torch.Tensor:
+    """`[H, D]`: eigenvectors of the queries' products are their right singular vectors."""
+    first: torch.Tensor = torch.linalg.eigh(moments).eigenvectors[:, :, -1]
+    first = first * torch.where((first * sums).sum(-1, keepdim=True) < 0, -1.0, 1.0)
+    return first.view(kv_heads, -1, first.shape[1]).mean(1).float()
