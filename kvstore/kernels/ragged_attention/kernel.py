@@ -274,9 +274,7 @@ def _queries(
     size = tl.arange(0, BLOCK_D)
     place = q + b.to(tl.int64) * q_sequence + (h * GROUP + query // fed)[:, None] * q_head
     place += (query % fed)[:, None] * q_token + size[None, :] * q_size
-    return tl.load(
-        place, mask=(query < GROUP * fed)[:, None] & (size[None, :] < D), other=0.0
-    )
+    return tl.load(place, mask=(query < GROUP * fed)[:, None] & (size[None, :] < D), other=0.0)
 
 
 @triton.jit
@@ -575,11 +573,11 @@ def _join_pieces(
             fade = tl.exp2(top - above)
             total = total * fade + tl.sum(weights, 1)
             result *= fade[:, None]
-            result += _mix(
-                weights, _value_tile(new_values, cell + other, other < fed, D, BLOCK_D)
-            )
+            result += _mix(weights, _value_tile(new_values, cell + other, other < fed, D, BLOCK_D))
             top = above
-        target = out + b.to(tl.int64) * out_sequence + (h * GROUP + query // fed)[:, None] * out_head
+        target = (
+            out + b.to(tl.int64) * out_sequence + (h * GROUP + query // fed)[:, None] * out_head
+        )
         target += (query % fed)[:, None] * out_token + size[None, :] * out_size
         tl.store(target, (result / total[:, None]).to(out.dtype.element_ty), mask=wanted)
         if SCORED:
