@@ -1,20 +1,20 @@
-"""Ragged paged attention on a GPU, split over equal chunks of rows (Flash-Decoding, Dao et al. 2023).
+"""Ragged paged attention on a GPU, split over equal chunks of rows.
 
-The rows of all heads of a layer form one line, sequence by sequence and head by head; its prefix
-sums are found on the device, and each chunk of the line is a program whatever the heads' lengths,
-so that skew costs nothing and the host never waits. A chunk leaves a maximum, a sum and mixed
-values for each head that it touches (a *piece*); a second launch joins a head's pieces and adds
-the rows that the step itself feeds; a third hands each row the probability it received. No atomics
-and a fixed order of sums: equal inputs give equal bits. The cut depends on the whole batch, so a
-sequence's last bits may differ between batches.
+After Flash-Decoding (Dao et al. 2023). The rows of all heads of a layer form one line, sequence by
+sequence and head by head. Its prefix sums are found on the device, and each chunk of the line is a
+program whatever the heads' lengths, so that skew costs nothing and the host never waits. A chunk
+leaves a maximum, a sum and mixed values for each head that it touches (a *piece*); a second launch
+joins a head's pieces and adds the rows that the step itself feeds; a third hands each row the
+probability it received. No atomics and a fixed order of sums: equal inputs give equal bits. The cut
+depends on the whole batch, so a sequence's last bits may differ between batches.
 
 Per layer with R rows held in all, one fed token, 16-bit rows: bytes are `4 · R · D` (keys and
-values once, whatever G is) plus 4 to 12 a row for the page table and marks, `8 · pieces · G · D`
-for pieces, and with scores `8 · G + 4` a row (logits out and in, the result); operations are
-`6 · R · G · D` multiply-adds (a product with the keys, two with the values, see `_mix`), padded
-from G to 16 rows on the tensor cores. At D = 128 and G = 4 that is 6 multiply-adds a byte where an
-H200 could do a hundred: memory is the only limit. A block of m fed tokens does m times that
-arithmetic on the same bytes, and is limited by the products from about m = 32 on.
+values once, whatever G is), 4 to 12 a row for the page table and marks, `8 · G · D` a piece, and
+with scores `8 · G + 4` a row (logits out and in, the result). Operations are `3 · R · G · D`
+multiply-adds (one product with the keys, two with the values, see `tiles.mix`), padded from G to 16
+rows on the tensor cores. At G = 4 that is 3 multiply-adds a byte, or 12 as padded, where an H200
+can do about a hundred: memory is the only limit. A block of m fed tokens does m times that
+arithmetic on the same bytes, and the products are the limit from some tens of tokens on.
 """
 
 from __future__ import annotations
@@ -26,6 +26,19 @@ import torch
 import triton
 import triton.language as tl
 
+from kvstore.kernels.flat_rows import flat_rows
+from kvstore.kernels.ragged_attention.hand_back import hand_back
+from kvstore.kernels.ragged_attention.tiles import (
+    HIDDEN,
+    chunk_rows,
+    fed_logits,
+    first_head,
+    key_tile,
+    marked_logits,
+    mix,
+    query_tile,
+    value_tile,
+)
 from kvstore.kernels.tile_product import tile_product
 
 _LOG2_E = math.log2(math.e)
@@ -34,11 +47,9 @@ _CHUNKS_PER_PROCESSOR = 8
 _MAX_QUERY_TILE = 64
 _ROW_TILE = 64
 # exact f32 products run outside the tensor cores, out of registers: small tiles
-_ROW_TILE_F32 = 16
+_ROW_TILE_F32 = 32
 # two of them go to the page table's loads; the rest keep two tiles of rows on their way
 _STAGES = 5
-# logits no query reaches; finite, so that differences of two are defined
-_HIDDEN = tl.constexpr(-1e30)
 # pieces of a head that are read side by side
 _JOINED = tl.constexpr(4)
 
@@ -74,7 +85,7 @@ class AttentionScratch:
         chunks: int | None = None,
     ) -> AttentionScratch:
         """Room for batches of that size; `row_bound` 0 where no probabilities are wanted."""
-        chunks = chunks or chunks_for(device, triton.cdiv(group * fed, _query_tile(group * fed)))
+        chunks = chunks or chunks_for(device, triton.cdiv(group * fed, _tile_for(group * fed)))
         pieces, heads, queries = chunks + sequences * kv_heads, sequences * kv_heads, group * fed
         return cls(
             chunks,
@@ -94,7 +105,7 @@ def chunks_for(device: torch.device, query_tiles: int) -> int:
     return max(1, _CHUNKS_PER_PROCESSOR * processors // query_tiles)
 
 
-def _query_tile(queries: int) -> int:
+def _tile_for(queries: int) -> int:
     return int(min(_MAX_QUERY_TILE, max(16, triton.next_power_of_2(queries))))
 
 
@@ -151,7 +162,7 @@ def attend(
     fed one, summed over queries and averaged over the G heads, from `starts[b, layer, h]` (int64)
     on. Returns `[B, HQ, m, D]` in the strides of `q`.
     """
-    sequences, query_heads, fed, size = q.shape
+    _, query_heads, fed, size = q.shape
     queries = query_heads // kv_heads * fed
     assert scratch.maxima.shape[1] == queries, "a scratch for this many queries"
     assert sliding_window is None or (lengths is not None and positions is not None)
@@ -191,7 +202,7 @@ def attend(
         scratch.logits,
         nothing if scored is None else scored,
     )
-    tile = _query_tile(queries)
+    tile = _tile_for(queries)
     options = {
         "CHUNKS": scratch.chunks,
         "KV_HEADS": kv_heads,
@@ -210,7 +221,7 @@ def attend(
     _attend_chunk[(scratch.chunks, tiles)](*shared, **options, num_stages=_STAGES)
     _join_pieces[(ends.shape[1], tiles)](out, *out.stride(), *shared, **options, num_stages=2)
     if received is not None:
-        _hand_back[(scratch.chunks + ends.shape[1],)](
+        hand_back[(scratch.chunks + ends.shape[1],)](
             received, starts, *shared, **options, num_stages=2
         )
     return out
@@ -236,126 +247,6 @@ def _line_ends(
         held = tl.load(rows + (slot * layers + layer) * heads + line % heads, mask=valid, other=0)
         tl.store(ends + layer * count + line, before + tl.cumsum(held, 0), mask=valid)
         before += tl.sum(held, 0)
-
-
-@triton.jit
-def _chunk_rows(ends: tl.tensor, count: int, CHUNKS: tl.constexpr) -> tl.tensor:
-    """How many rows of the line a chunk has."""
-    return tl.maximum(tl.cdiv(tl.load(ends + count - 1), CHUNKS), 1)
-
-
-@triton.jit
-def _first_head(ends: tl.tensor, count: int, row: tl.tensor) -> tl.tensor:
-    """The head that `row` of the line belongs to: as many end at or before it."""
-    before = 0
-    for first in range(0, count, 1024):
-        line = first + tl.arange(0, 1024)
-        end = tl.load(ends + line, mask=line < count, other=2147483647)
-        before += tl.sum((end <= row).to(tl.int32), 0)
-    return before
-
-
-@triton.jit
-def _queries(
-    q: tl.tensor,
-    q_sequence: int,
-    q_head: int,
-    q_token: int,
-    q_size: int,
-    b: tl.tensor,
-    h: tl.tensor,
-    query: tl.tensor,
-    fed: int,
-    GROUP: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-) -> tl.tensor:
-    """A tile of a KV head's `G · m` queries, `[BLOCK_M, BLOCK_D]`; those of a head are adjacent."""
-    size = tl.arange(0, BLOCK_D)
-    place = q + b.to(tl.int64) * q_sequence + (h * GROUP + query // fed)[:, None] * q_head
-    place += (query % fed)[:, None] * q_token + size[None, :] * q_size
-    return tl.load(place, mask=(query < GROUP * fed)[:, None] & (size[None, :] < D), other=0.0)
-
-
-@triton.jit
-def _flat_rows(
-    table: tl.tensor, slot: tl.tensor, valid: tl.tensor, PAGE_ROWS: tl.constexpr
-) -> tl.tensor:
-    """Where a head's slots lie, int64."""
-    page = tl.load(table + slot // PAGE_ROWS, mask=valid, other=0).to(tl.int64)
-    return page * PAGE_ROWS + slot % PAGE_ROWS
-
-
-@triton.jit
-def _key_tile(
-    keys: tl.tensor, row: tl.tensor, valid: tl.tensor, D: tl.constexpr, BLOCK_D: tl.constexpr
-) -> tl.tensor:
-    """Rows as columns, `[BLOCK_D, BLOCK_N]`."""
-    size = tl.arange(0, BLOCK_D)
-    wanted = valid[None, :] & (size[:, None] < D)
-    return tl.load(keys + row[None, :] * D + size[:, None], mask=wanted, other=0.0)
-
-
-@triton.jit
-def _value_tile(
-    values: tl.tensor, row: tl.tensor, valid: tl.tensor, D: tl.constexpr, BLOCK_D: tl.constexpr
-) -> tl.tensor:
-    """Rows `[BLOCK_N, BLOCK_D]`."""
-    size = tl.arange(0, BLOCK_D)
-    wanted = valid[:, None] & (size[None, :] < D)
-    return tl.load(values + row[:, None] * D + size[None, :], mask=wanted, other=0.0)
-
-
-@triton.jit
-def _marked_logits(
-    logits: tl.tensor,
-    valid: tl.tensor,
-    slot: tl.tensor,
-    own: tl.tensor,
-    mark_table: tl.tensor,
-    positions: tl.tensor,
-    log_weights: tl.tensor,
-    window: int,
-    WINDOWED: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    PAGE_ROWS: tl.constexpr,
-) -> tl.tensor:
-    """Logits of held rows with what their marks say; `own` are the queries' positions."""
-    if WINDOWED or WEIGHTED:
-        marked = valid & (slot < tl.where(tl.load(mark_table) >= 0, 2147483647, 0))
-        mark = _flat_rows(mark_table, slot, marked, PAGE_ROWS)
-        if WEIGHTED:
-            # base 2, like the logits
-            weight = tl.load(log_weights + mark, mask=marked, other=0.0) * 1.4426950408889634
-            logits += weight[None, :]
-        if WINDOWED:
-            position = tl.load(positions + mark, mask=marked, other=0)
-            seen = own[:, None] - position[None, :] < window
-            logits = tl.where(seen, logits, _HIDDEN)
-    return tl.where(valid[None, :], logits, _HIDDEN)
-
-
-@triton.jit
-def _fed_logits(
-    logits: tl.tensor, token: tl.tensor, other: tl.tensor, fed: int, window: int
-) -> tl.tensor:
-    """Logits of fed rows `other`, each seen by itself and later tokens within the window."""
-    distance = token[:, None] - other[None, :]
-    seen = (distance >= 0) & (other[None, :] < fed)
-    if window > 0:
-        seen = seen & (distance < window)
-    return tl.where(seen, logits, _HIDDEN)
-
-
-@triton.jit
-def _mix(weights: tl.tensor, values: tl.tensor) -> tl.tensor:
-    """Weights times values without rounding the weights to 16 bits: as the sum of two such."""
-    high = weights.to(values.dtype)
-    mixed = tile_product(high, values)
-    if values.dtype != tl.float32:
-        low = (weights - high.to(tl.float32)).to(values.dtype)
-        mixed += tile_product(low, values)
-    return mixed
 
 
 @triton.jit
@@ -405,17 +296,17 @@ def _attend_chunk(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """Program (chunk, query tile). Piece number `chunk + head`: later ones are of a later of both."""
+    """Program (chunk, query tile). Piece `chunk + head`: each later one is of a later of both."""
     chunk = tl.program_id(0)
     query = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     known = query < GROUP * fed
     size = tl.arange(0, BLOCK_D)
-    share = _chunk_rows(ends, count, CHUNKS)
+    share = chunk_rows(ends, count, CHUNKS)
     row = chunk * share
     last = tl.minimum(row + share, tl.load(ends + count - 1))
     head = 0
     if row < last:
-        head = _first_head(ends, count, row)
+        head = first_head(ends, count, row)
     while row < last:
         end = tl.load(ends + head)
         if end > row:
@@ -423,7 +314,7 @@ def _attend_chunk(
             place = (tl.load(slots + b).to(tl.int64) * layers + layer) * heads + h
             begin = end - tl.load(rows + place)
             stop = tl.minimum(last, end)
-            queries = _queries(
+            queries = query_tile(
                 q, q_sequence, q_head, q_token, q_size, b, h, query, fed, GROUP, D, BLOCK_D
             )
             own = query % fed
@@ -432,16 +323,16 @@ def _attend_chunk(
             wants_scores = False
             if SCORED:
                 wants_scores = tl.load(scored + (b * layers + layer) * heads + h) != 0
-            top = tl.full([BLOCK_M], _HIDDEN, tl.float32)
+            top = tl.full([BLOCK_M], HIDDEN, tl.float32)
             total = tl.zeros([BLOCK_M], tl.float32)
             result = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
             for at in range(row, stop, BLOCK_N):
                 line = at + tl.arange(0, BLOCK_N)
                 valid = line < stop
                 slot = line - begin
-                flat = _flat_rows(pages + place * table_pages, slot, valid, PAGE_ROWS)
-                logits = tile_product(queries, _key_tile(keys, flat, valid, D, BLOCK_D)) * scale
-                logits = _marked_logits(
+                flat = flat_rows(pages + place * table_pages, slot, valid, PAGE_ROWS)
+                logits = tile_product(queries, key_tile(keys, flat, valid, D, BLOCK_D)) * scale
+                logits = marked_logits(
                     logits,
                     valid,
                     slot,
@@ -463,7 +354,7 @@ def _attend_chunk(
                 fade = tl.exp2(top - above)
                 total = total * fade + tl.sum(weights, 1)
                 result *= fade[:, None]
-                result += _mix(weights, _value_tile(values, flat, valid, D, BLOCK_D))
+                result += mix(weights, value_tile(values, flat, valid, D, BLOCK_D))
                 top = above
             piece = (chunk + head).to(tl.int64) * GROUP * fed + query
             tl.store(maxima + piece, top, mask=known)
@@ -534,12 +425,12 @@ def _join_pieces(
         known = query < GROUP * fed
         size = tl.arange(0, BLOCK_D)
         wanted = known[:, None] & (size[None, :] < D)
-        share = _chunk_rows(ends, count, CHUNKS)
+        share = chunk_rows(ends, count, CHUNKS)
         end = tl.load(ends + head)
         held = tl.load(rows + (tl.load(slots + b).to(tl.int64) * layers + layer) * heads + h)
         first = (end - held) // share
         pieces = tl.where(held > 0, (end - 1) // share - first + 1, 0)
-        top = tl.full([BLOCK_M], _HIDDEN, tl.float32)
+        top = tl.full([BLOCK_M], HIDDEN, tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
         result = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         for number in range(0, pieces, _JOINED):
@@ -547,7 +438,7 @@ def _join_pieces(
                 # beyond the last piece no query has anything
                 there = query < tl.where(pieces > number + further, GROUP * fed, 0)
                 piece = (first + head + number + further).to(tl.int64) * GROUP * fed + query
-                their_top = tl.load(maxima + piece, mask=there, other=_HIDDEN)
+                their_top = tl.load(maxima + piece, mask=there, other=HIDDEN)
                 their_total = tl.load(sums + piece, mask=there, other=0.0)
                 theirs = tl.load(
                     mixed + piece[:, None] * D + size[None, :],
@@ -559,184 +450,25 @@ def _join_pieces(
                 total = total * fade + their_total * rise
                 result = result * fade[:, None] + theirs * rise[:, None]
                 top = above
-        queries = _queries(
+        queries = query_tile(
             q, q_sequence, q_head, q_token, q_size, b, h, query, fed, GROUP, D, BLOCK_D
         )
         cell = (layer * heads + h).to(tl.int64) * cell_count + tl.load(cells + b)
         for token in range(0, fed, BLOCK_N):
             other = token + tl.arange(0, BLOCK_N)
-            keys_of_fed = _key_tile(new_keys, cell + other, other < fed, D, BLOCK_D)
+            keys_of_fed = key_tile(new_keys, cell + other, other < fed, D, BLOCK_D)
             logits = tile_product(queries, keys_of_fed) * scale
-            logits = _fed_logits(logits, query % fed, other, fed, window)
+            logits = fed_logits(logits, query % fed, other, fed, window)
             above = tl.maximum(top, tl.max(logits, 1))
             weights = tl.exp2(logits - above[:, None])
             fade = tl.exp2(top - above)
             total = total * fade + tl.sum(weights, 1)
             result *= fade[:, None]
-            result += _mix(weights, _value_tile(new_values, cell + other, other < fed, D, BLOCK_D))
+            result += mix(weights, value_tile(new_values, cell + other, other < fed, D, BLOCK_D))
             top = above
-        target = (
-            out + b.to(tl.int64) * out_sequence + (h * GROUP + query // fed)[:, None] * out_head
-        )
-        target += (query % fed)[:, None] * out_token + size[None, :] * out_size
+        target = out + b.to(tl.int64) * out_sequence + size[None, :] * out_size
+        target += (h * GROUP + query // fed)[:, None] * out_head
+        target += (query % fed)[:, None] * out_token
         tl.store(target, (result / total[:, None]).to(out.dtype.element_ty), mask=wanted)
         if SCORED:
             tl.store(totals + head * GROUP * fed + query, top + tl.log2(total), mask=known)
-
-
-@triton.jit
-def _hand_back(
-    received: tl.tensor,
-    starts: tl.tensor,
-    q: tl.tensor,
-    q_sequence: int,
-    q_head: int,
-    q_token: int,
-    q_size: int,
-    new_keys: tl.tensor,
-    new_values: tl.tensor,
-    cells: tl.tensor,
-    cell_count: int,
-    keys: tl.tensor,
-    values: tl.tensor,
-    pages: tl.tensor,
-    marks: tl.tensor,
-    positions: tl.tensor,
-    log_weights: tl.tensor,
-    lengths: tl.tensor,
-    rows: tl.tensor,
-    slots: tl.tensor,
-    ends: tl.tensor,
-    count: int,
-    layer: int,
-    layers: int,
-    heads: int,
-    table_pages: int,
-    fed: int,
-    scale: float,
-    window: int,
-    maxima: tl.tensor,
-    sums: tl.tensor,
-    mixed: tl.tensor,
-    totals: tl.tensor,
-    saved_logits: tl.tensor,
-    scored: tl.tensor,
-    CHUNKS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    PAGE_ROWS: tl.constexpr,
-    WINDOWED: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    SCORED: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-) -> None:
-    """Program (chunk, then sequence and head): probabilities of its held rows, of the fed ones.
-
-    Logits of a single token were saved; those of a block are computed again, which is cheaper
-    than G · m of them a row.
-    """
-    program = tl.program_id(0)
-    if program < CHUNKS:
-        share = _chunk_rows(ends, count, CHUNKS)
-        row = program * share
-        last = tl.minimum(row + share, tl.load(ends + count - 1))
-        head = 0
-        if row < last:
-            head = _first_head(ends, count, row)
-        while row < last:
-            end = tl.load(ends + head)
-            if end > row:
-                b, h = head // heads, head % heads
-                stop = tl.minimum(last, end)
-                entry = (b * layers + layer) * heads + h
-                if tl.load(scored + entry) != 0:
-                    place = (tl.load(slots + b).to(tl.int64) * layers + layer) * heads + h
-                    begin = end - tl.load(rows + place)
-                    start = tl.load(starts + entry).to(tl.int64)
-                    for at in range(row, stop, BLOCK_N):
-                        line = at + tl.arange(0, BLOCK_N)
-                        valid = line < stop
-                        slot = line - begin
-                        flat = _flat_rows(pages + place * table_pages, slot, valid, PAGE_ROWS)
-                        shares = tl.zeros([BLOCK_N], tl.float32)
-                        for tile in range(0, GROUP * fed, BLOCK_M):
-                            query = tile + tl.arange(0, BLOCK_M)
-                            known = query < GROUP * fed
-                            if fed == 1:
-                                saved = line[None, :].to(tl.int64) * GROUP + query[:, None]
-                                logits = tl.load(
-                                    saved_logits + saved,
-                                    mask=known[:, None] & valid[None, :],
-                                    other=_HIDDEN,
-                                )
-                            else:
-                                queries = _queries(
-                                    q,
-                                    q_sequence,
-                                    q_head,
-                                    q_token,
-                                    q_size,
-                                    b,
-                                    h,
-                                    query,
-                                    fed,
-                                    GROUP,
-                                    D,
-                                    BLOCK_D,
-                                )
-                                own = query % fed
-                                if WINDOWED:
-                                    own += tl.load(lengths + b).to(tl.int32)
-                                key_tile = _key_tile(keys, flat, valid, D, BLOCK_D)
-                                logits = _marked_logits(
-                                    tile_product(queries, key_tile) * scale,
-                                    valid,
-                                    slot,
-                                    own,
-                                    marks + place * table_pages,
-                                    positions,
-                                    log_weights,
-                                    window,
-                                    WINDOWED,
-                                    WEIGHTED,
-                                    PAGE_ROWS,
-                                )
-                            total = tl.load(
-                                totals + head * GROUP * fed + query, mask=known, other=0.0
-                            )
-                            logits = tl.where(known[:, None], logits, _HIDDEN)
-                            shares += tl.sum(tl.exp2(logits - total[:, None]), 0)
-                        tl.store(received + start + slot, shares / GROUP, mask=valid)
-                row = stop
-            head += 1
-    else:
-        head = program - CHUNKS
-        b, h = head // heads, head % heads
-        entry = (b * layers + layer) * heads + h
-        wanted = False
-        if h < KV_HEADS:
-            wanted = tl.load(scored + entry) != 0
-        if wanted:
-            place = (tl.load(slots + b).to(tl.int64) * layers + layer) * heads + h
-            start = tl.load(starts + entry).to(tl.int64) + tl.load(rows + place)
-            cell = (layer * heads + h).to(tl.int64) * cell_count + tl.load(cells + b)
-            for token in range(0, fed, BLOCK_N):
-                other = token + tl.arange(0, BLOCK_N)
-                key_tile = _key_tile(new_keys, cell + other, other < fed, D, BLOCK_D)
-                shares = tl.zeros([BLOCK_N], tl.float32)
-                for tile in range(0, GROUP * fed, BLOCK_M):
-                    query = tile + tl.arange(0, BLOCK_M)
-                    known = query < GROUP * fed
-                    queries = _queries(
-                        q, q_sequence, q_head, q_token, q_size, b, h, query, fed, GROUP, D, BLOCK_D
-                    )
-                    logits = _fed_logits(
-                        tile_product(queries, key_tile) * scale, query % fed, other, fed, window
-                    )
-                    total = tl.load(totals + head * GROUP * fed + query, mask=known, other=0.0)
-                    logits = tl.where(known[:, None], logits, _HIDDEN)
-                    shares += tl.sum(tl.exp2(logits - total[:, None]), 0)
-                tl.store(received + start + other, shares / GROUP, mask=other < fed)

@@ -7,13 +7,13 @@ whose counters are the only atomics: what a head holds afterwards has the same b
 which page it lies in depends on which program asked first.
 
 Bytes per step and head that may lose rows: `R · (4 + 1)` for positions and flags, and with a
-budget `R · (4 + 4)` read and `R · (4 + 4)` written for what rows received and their scores; every
-pass after the first finds them in the second-level cache. Each row that moves or arrives costs
-`4 · D` elements, one a head in a step of one token. Operations: about 20 a row for the clauses; a
-budget adds a scan per row that loses its rank, up to eight of them, else 64 counts. So the limit
-is the metadata's bandwidth, and a head that keeps everything costs only its new row. A step over
-heads with budgets that hold 4,096 rows each, 16,384 of them, moves 1.4 GB: more than 60 µs allow,
-so victims are to be looked for in blocks of steps (m > 1), which divides it by m.
+budget `R · (4 + 4)` read and `R · (4 + 4)` written for what rows received and their scores, and
+`R · 8` written for their ranks, which the passes after the first find in the second-level cache.
+Each row that moves or arrives costs `4 · D` elements, one a head in a step of one token.
+Operations: about 20 a row for the clauses; a budget adds a scan per row that loses its rank, up to
+eight of them, else 64 counts. So the limit is the metadata's bandwidth, and a head that keeps
+everything costs only its new row. 16,384 heads with budgets that hold 4,096 rows each move about
+2 GB a step: more than 60 µs allow, so that target needs victims looked for in blocks of steps.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 from numpy.typing import NDArray
 
+from kvstore.kernels.flat_rows import flat_rows
 from kvstore.rule_table import RULE_DTYPE, SCORE_DECAYED, SCORE_SUM
 
 _FIELDS = {name: int(at[1]) for name, at in (RULE_DTYPE.fields or {}).items()}
@@ -62,8 +63,8 @@ class FreePages:
 
     They are the entries `taken` to `returned` − 1 of `ring` int32 `[pages]`, taken round; both
     counters (int64 `[1]`) only grow. Pages given back by a launch can be taken from the next one
-    on. The caller's reservations see to it that there are enough; should they not, `exhausted`
-    int32 `[1]` becomes 1, the head that asked stays as it was, and the queue must not be used again.
+    on. The caller's reservations see to it that there are enough. Should they not, `exhausted`
+    int32 `[1]` becomes 1, the head that asked stays as it was, and the queue is not fit for use.
     """
 
     ring: torch.Tensor
@@ -177,15 +178,6 @@ def _queue(free: FreePages) -> tuple[torch.Tensor | int, ...]:
 
 
 @triton.jit
-def _flat_rows(
-    table: tl.tensor, slot: tl.tensor, valid: tl.tensor, PAGE_ROWS: tl.constexpr
-) -> tl.tensor:
-    """Where a head's slots lie, int64."""
-    page = tl.load(table + slot // PAGE_ROWS, mask=valid, other=0).to(tl.int64)
-    return page * PAGE_ROWS + slot % PAGE_ROWS
-
-
-@triton.jit
 def _rank(score: tl.tensor, position: tl.tensor) -> tl.tensor:
     """Int64s in the order of scores, of equal ones the later position first; all different."""
     # −0 is as much as 0
@@ -204,7 +196,7 @@ def _positions_of(
     PAGE_ROWS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
     """Positions of rows `[0, R + m)`, int32, and where the held ones' marks lie."""
-    mark = _flat_rows(mark_table, row, row < held, PAGE_ROWS)
+    mark = flat_rows(mark_table, row, row < held, PAGE_ROWS)
     old = tl.load(positions + mark, mask=row < held, other=0)
     return tl.where(row < held, old, (length + row - held).to(tl.int32)), mark
 
@@ -524,8 +516,8 @@ def _retain(
                 hole = tl.load(moves + 2 * (start + move), mask=move < listed, other=0)
                 target = tl.where(move < listed, hole, target)
             new, old = valid & (source >= held), valid & (source < held)
-            into = _flat_rows(table, target, valid, PAGE_ROWS)[:, None] * D + size
-            stored = _flat_rows(table, source, old, PAGE_ROWS)[:, None] * D + size
+            into = flat_rows(table, target, valid, PAGE_ROWS)[:, None] * D + size
+            stored = flat_rows(table, source, old, PAGE_ROWS)[:, None] * D + size
             given = (cell + source - held)[:, None] * D + size
             is_new, is_old = new[:, None] & (size < D), old[:, None] & (size < D)
             key = tl.load(keys + stored, mask=is_old, other=0.0)
@@ -535,7 +527,7 @@ def _retain(
             new_value = tl.load(new_values + given, mask=is_new, other=0.0)
             tl.store(values + into, tl.where(is_new, new_value, value), mask=is_new | is_old)
             if bounded:
-                to = _flat_rows(mark_table, target, valid, PAGE_ROWS)
+                to = flat_rows(mark_table, target, valid, PAGE_ROWS)
                 position, mark = _positions_of(
                     mark_table, positions, source, held, length, PAGE_ROWS
                 )

@@ -23,3 +23,9 @@ def poisoned() -> Iterator[None]:
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_inputs() -> None:
+    """Other random inputs each time; a failure shows their seed."""
+    print("torch.manual_seed:", torch.seed())  # noqa: T201

@@ -17,7 +17,7 @@ PAGE_ROWS, SIZE, TABLE_PAGES, POOL_PAGES, CELLS = 16, 4, 24, 120, 40
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What is stored of one row; score, class and weight where the rule lets the head have marks."""
+    """What is stored of one row; score, class and weight where the head has marks."""
 
     key: tuple[float, ...]
     value: tuple[float, ...]
