@@ -120,17 +120,13 @@ def a_pool(
     return DevicePool([[counts]], [[[rule] * len(counts)]], [300], device, dtype)
 
 
-@pytest.fixture(params=[1024, 64])
-def row_tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heads within one tile of rows, and over several."""
-    monkeypatch.setattr(kernel, "_ROW_TILE", request.param)
-
-
-@pytest.mark.usefixtures("row_tile")
-@pytest.mark.parametrize("fed", [1, 5])
-@pytest.mark.parametrize(
+RULES = pytest.mark.parametrize(
     "rule", [FULL_RULE, H2O, FASTGEN, SLIDING], ids=["full", "h2o", "fastgen", "sliding"]
 )
+
+
+@RULES
+@pytest.mark.parametrize("fed", [1, 5])
 def test_a_head_holds_what_its_rule_keeps(
     rule: RetentionRule, fed: int, device: torch.device
 ) -> None:
@@ -140,7 +136,17 @@ def test_a_head_holds_what_its_rule_keeps(
         check_step(pool, fed)
 
 
-@settings(max_examples=6, deadline=None)
+@RULES
+def test_heads_of_several_tiles(
+    rule: RetentionRule, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "_ROW_TILE", 32)
+    pool = a_pool((31, 80), rule, device)
+    for fed in (3, 1):
+        check_step(pool, fed)
+
+
+@settings(max_examples=5, deadline=None)
 @given(data=st.data())
 def test_any_rule_in_any_head(data: st.DataObject) -> None:
     """Several sequences and layers, one with fewer heads, every field of the rules in play."""
