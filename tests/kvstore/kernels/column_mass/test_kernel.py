@@ -14,7 +14,6 @@ kernel = pytest.importorskip("kvstore.kernels.column_mass.kernel")
 
 GROUP, HEADS, SCALE = 2, 2, 0.25
 EDGES = (0, 1, 7, 64, 77, 100, 400)
-TYPES = [torch.float32, torch.bfloat16, torch.float16]
 # inputs are exact in every dtype and sums are f32 in all of them: one tolerance
 ABSOLUTE, RELATIVE = 2e-5, 2e-5
 
@@ -72,7 +71,7 @@ def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "value_weighted"])
-@pytest.mark.parametrize(("n", "window"), [(1, None), (63, 70), (130, None), (130, 5), (257, 70)])
+@pytest.mark.parametrize(("n", "window"), [(1, None), (63, 40), (97, None), (97, 5)])
 def test_agrees_with_the_definition(
     n: int, window: int | None, weighted: bool, device: torch.device
 ) -> None:
@@ -80,10 +79,9 @@ def test_agrees_with_the_definition(
     assert_same(*accumulate(prompt, torch.arange(n), device, weighted=weighted))
 
 
-@pytest.mark.parametrize("size", [24, 64])
-@pytest.mark.parametrize("dtype", TYPES)
-def test_every_dtype_is_summed_in_f32(dtype: torch.dtype, size: int, device: torch.device) -> None:
-    assert_same(*accumulate(a_prompt(130, dtype, size=size), torch.arange(130), device))
+@pytest.mark.parametrize(("dtype", "n"), [(torch.bfloat16, 257), (torch.float16, 130)])
+def test_every_dtype_is_summed_in_f32(dtype: torch.dtype, n: int, device: torch.device) -> None:
+    assert_same(*accumulate(a_prompt(n, dtype, 200, size=24), torch.arange(n), device))
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "value_weighted"])
@@ -94,9 +92,9 @@ def test_a_strided_sample_of_rows(weighted: bool, device: torch.device) -> None:
 
 
 def test_chunks_accumulate_to_the_whole(device: torch.device) -> None:
-    prompt, n = a_prompt(200, torch.float16), 200
+    prompt, n = a_prompt(140, torch.float16), 140
     far = torch.zeros(HEADS * GROUP, len(EDGES), n, device=device)
-    for first, end in ((0, 1), (1, 130), (130, 200)):
+    for first, end in ((0, 1), (1, 130), (130, 140)):
         kernel.column_mass(
             far,
             prompt.q[:, first:end].to(device),
@@ -118,9 +116,9 @@ def test_chunks_accumulate_to_the_whole(device: torch.device) -> None:
 
 
 def test_columns_beyond_the_keys_are_left_alone(device: torch.device) -> None:
-    prompt = a_prompt(70, torch.float32)
-    far, _ = accumulate(prompt, torch.arange(70), device)
-    assert torch.equal(far[..., 70:], prompt.start[..., 70:])
+    prompt = a_prompt(40, torch.float32)
+    far, _ = accumulate(prompt, torch.arange(40), device)
+    assert torch.equal(far[..., 40:], prompt.start[..., 40:])
 
 
 def test_values_of_norm_zero_have_no_mass(device: torch.device) -> None:
@@ -139,7 +137,7 @@ def test_no_rows_add_nothing(device: torch.device) -> None:
 
 
 def test_the_same_inputs_give_the_same_bits(device: torch.device) -> None:
-    prompt = a_prompt(200, torch.bfloat16)
-    first, _ = accumulate(prompt, torch.arange(200), device, weighted=True)
-    again, _ = accumulate(prompt, torch.arange(200), device, weighted=True)
+    prompt = a_prompt(130, torch.bfloat16)
+    first, _ = accumulate(prompt, torch.arange(130), device, weighted=True)
+    again, _ = accumulate(prompt, torch.arange(130), device, weighted=True)
     assert torch.equal(first, again)

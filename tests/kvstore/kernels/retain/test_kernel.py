@@ -126,13 +126,10 @@ RULES = pytest.mark.parametrize(
 
 
 @RULES
-@pytest.mark.parametrize("fed", [1, 5])
-def test_a_head_holds_what_its_rule_keeps(
-    rule: RetentionRule, fed: int, device: torch.device
-) -> None:
+def test_a_head_holds_what_its_rule_keeps(rule: RetentionRule, device: torch.device) -> None:
     pool = a_pool(SIZES, rule, device)
     # the first step finds many victims, the second few
-    for _ in range(2):
+    for fed in (5, 1):
         check_step(pool, fed)
 
 
@@ -141,25 +138,23 @@ def test_heads_of_several_tiles(
     rule: RetentionRule, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernel, "_ROW_TILE", 32)
-    pool = a_pool((31, 80), rule, device)
-    for fed in (3, 1):
-        check_step(pool, fed)
+    check_step(a_pool((31, 80), rule, device), 3)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(data=st.data())
 def test_any_rule_in_any_head(data: st.DataObject) -> None:
     """Several sequences and layers, one with fewer heads, every field of the rules in play."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(data.draw(st.integers(0, 99)))
-    shapes = (3, 2)
+    shapes = (2, 1)
     counts = [
-        [[data.draw(st.sampled_from([0, 1, 9, 17, 40])) for _ in range(h)] for h in shapes]
+        [[data.draw(st.sampled_from([0, 1, 9, 17, 33])) for _ in range(h)] for h in shapes]
         for _ in range(2)
     ]
     chosen = [[[data.draw(rules()) for _ in range(h)] for h in shapes] for _ in range(2)]
     pool = DevicePool(counts, chosen, [40, 63], device)
-    for fed in data.draw(st.sampled_from([(1, 1), (3, 1), (20,)])):
+    for fed in data.draw(st.sampled_from([(1, 1), (3, 1), (9,)])):
         check_step(pool, fed)
 
 
@@ -176,13 +171,12 @@ def test_all_rows_may_leave_at_once(device: torch.device) -> None:
 
 def test_a_full_queue_of_pages_goes_round(device: torch.device) -> None:
     pool = a_pool((16, 32), SLIDING, device)
-    for _ in range(3):
-        check_step(pool, 40)
+    check_step(pool, 40)
     ring = pool.free_pages.ring.numel()
     pool.free_pages.ring.copy_(pool.free_pages.ring.roll(ring // 2))
     pool.free_pages.taken.add_(ring // 2)
     pool.free_pages.returned.add_(ring // 2)
-    for _ in range(3):
+    for _ in range(2):
         check_step(pool, 40)
 
 
