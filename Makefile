@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint soak bench bench-gpu stubs verify-stubs contract-baseline wheel-check clean
+.PHONY: help demo test lint soak bench stubs verify-stubs contract-baseline wheel-check clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-18s %s\n", $$1, $$2}'
@@ -41,9 +41,6 @@ bench: $(READY)  ## what profiling and policies cost, and how fast decode is
 	$(BIN)/python -m benchmarks.profile_cost
 	$(BIN)/python -m benchmarks.fidelity
 	$(BIN)/python -m benchmarks.decode_throughput
-
-bench-gpu: $(READY)  ## what the Triton kernels reach; needs a GPU and torch for it, with ARGS=--tiny none
-	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 stubs: $(READY)  ## generate headwise/v1 from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. --grpc_python_out=. proto/headwise/v1/*.proto
