@@ -335,15 +335,16 @@ def _list_moves(
     arriving: tl.tensor,
     BLOCK_R: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Slots below `after` to fill, ascending, and rows for them: arrivals, then the tail's.
+    """Slots to fill, ascending, and rows for them: arrivals, then those in slots from `after` on.
 
-    How many rows move, and how many of the targets are listed; the others follow slot R − 1.
+    How many rows move, and how many slots are listed. If rows move to more slots than were holes,
+    the others follow slot R − 1; if to fewer, only holes below `after` are filled.
     """
     holes, placed, tail = 0, 0, 0
     for first in range(0, total, BLOCK_R):
         row = first + tl.arange(0, BLOCK_R)
         kept = (tl.load(stays + row, mask=row < total, other=0) != 0).to(tl.int32)
-        hole = ((row < held) & (row < after)).to(tl.int32) * (1 - kept)
+        hole = (row < held).to(tl.int32) * (1 - kept)
         tl.store(moves + 2 * (holes + tl.cumsum(hole, 0) - hole), row, mask=hole != 0)
         holes += tl.sum(hole, 0)
         new = (row >= held).to(tl.int32) * kept

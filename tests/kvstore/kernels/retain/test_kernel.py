@@ -163,6 +163,14 @@ def test_rows_of_every_dtype_are_moved_bit_by_bit(dtype: torch.dtype, device: to
     check_step(a_pool((0, 40), SLIDING, device, dtype), 3)
 
 
+def test_of_equal_scores_the_latest_lose(device: torch.device) -> None:
+    """Many that lose, neighbours in every way: where a search that is one off shows."""
+    budgets = [RetentionRule(budget_rows=rows) for rows in (1, 12, 21, 22, 23)]
+    pool = DevicePool([[[33] * 5]], [[budgets]], [33], device)
+    pool.scores.fill_(0.5)
+    check_step(pool, 1)
+
+
 def test_all_rows_may_leave_at_once(device: torch.device) -> None:
     pool = a_pool((33, 1), RetentionRule(), device)
     check_step(pool, 2)
