@@ -205,7 +205,7 @@ def assert_same(found: Outcome, expected: Outcome) -> None:
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize(("fed", "window"), [(1, None), (1, 1), (1, 40), (2, 40), (33, 40)])
+@pytest.mark.parametrize(("fed", "window"), [(1, None), (1, 1), (1, 40), (2, 40)])
 def test_agrees_with_dense_attention_in_float64(
     fed: int, window: int | None, device: torch.device
 ) -> None:
@@ -214,12 +214,13 @@ def test_agrees_with_dense_attention_in_float64(
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("fed", [1, 5])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("dtype", "fed"), [(torch.bfloat16, 1), (torch.bfloat16, 5), (torch.float16, 2)]
+)
 def test_half_precision_rows_are_accumulated_in_f32(
     dtype: torch.dtype, fed: int, device: torch.device
 ) -> None:
-    batch = a_batch(fed, dtype, size=64)
+    batch = a_batch(fed, dtype, SHORT, size=64)
     found = attend(batch, device)
     assert found.out.dtype == dtype
     assert_same(found, dense(batch))
@@ -257,10 +258,12 @@ def test_a_batch_of_empty_heads_sees_only_itself(fed: int, device: torch.device)
     assert_same(attend(batch, device), dense(batch))
 
 
-def test_more_queries_than_a_tile(device: torch.device) -> None:
-    batch = a_batch(40, counts=((30, 17),))
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("window", [None, 25])
+def test_more_queries_than_a_tile(window: int | None, device: torch.device) -> None:
+    batch = a_batch(33, counts=((0, 1, 17, 40),))
     assert batch.fed * GROUP > kernel._MAX_QUERY_TILE
-    assert_same(attend(batch, device, window=25), dense(batch, window=25))
+    assert_same(attend(batch, device, window=window), dense(batch, window=window))
 
 
 def test_a_layer_with_fewer_heads_than_the_table(device: torch.device) -> None:
@@ -277,19 +280,18 @@ def test_a_layer_with_fewer_heads_than_the_table(device: torch.device) -> None:
     )
 
 
-@pytest.mark.parametrize("size", [300.0])
-def test_logits_far_apart_agree_with_float64(size: float, device: torch.device) -> None:
+def test_logits_far_apart_agree_with_float64(device: torch.device) -> None:
     """Most rows of such a head weigh nothing at all, and the rest must still add up."""
     batch = a_batch(counts=SHORT)
-    batch = dataclasses.replace(batch, q=batch.q * size)
+    batch = dataclasses.replace(batch, q=batch.q * 300)
     found, expected = attend(batch, device), dense(batch)
     # a logit of this size is itself only so exact in f32
-    torch.testing.assert_close(found.out.double(), expected.out, atol=2e-6 * size, rtol=1e-5)
+    torch.testing.assert_close(found.out.double(), expected.out, atol=6e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("fed", [1, 3])
 def test_the_same_inputs_give_the_same_bits(fed: int, device: torch.device) -> None:
-    batch = a_batch(fed, torch.bfloat16, SHORT)
+    batch = a_batch(fed, torch.bfloat16, ((0, 1, 20, 33),))
     first, again = attend(batch, device), attend(batch, device)
     assert torch.equal(first.out, again.out)
     assert all(torch.equal(share, again.received[at]) for at, share in first.received.items())
