@@ -13,6 +13,11 @@ import pytest
 # before torch is loaded, as in services/cli.py: tests share their cores with the services
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import torch
+
+# before Triton is loaded, which transformers does: without a GPU its kernels are interpreted
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+
 from services.demo.processes import Service, running_service
 from tests.parts import require_package
 from tests.tiny_model import save_tiny_model

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from kvstore.kernels.compact import reference
+from kvstore.kernels.dispatch import runs_triton
 
 
 def gather_rows(
@@ -17,4 +18,9 @@ def gather_rows(
     `k`, `v` `[H, T, D]` of any strides; a head may keep no row at all.
     """
     assert len(rows) == k.shape[0], "a list of rows per KV head"
+    if runs_triton(k):
+        # imported where it can run: Triton is not there on every machine
+        from kvstore.kernels.compact import kernel
+
+        return kernel.gather_rows(k, v, rows)
     return reference.gather_rows(k, v, rows)

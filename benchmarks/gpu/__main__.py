@@ -1,0 +1,32 @@
+"""Measures all kernels: ceilings first, then each against them or against a peer.
+
+`--tiny` tries the same scripts on toy shapes in Triton's interpreter, without a GPU; its figures
+mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.gpu", description=__doc__)
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    chosen = parser.parse_args(arguments)
+    if chosen.tiny:
+        os.environ["TRITON_INTERPRET"] = "1"
+    # Triton settles how kernels run when it is first imported
+    from benchmarks.gpu.run import run
+
+    document = run(tiny=chosen.tiny)
+    if chosen.json:
+        chosen.json.write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""One retention of all layers, sequences and heads, of mixed rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.gpu.figures import Figure
+from benchmarks.gpu.head_lengths import head_lengths
+from benchmarks.gpu.pool import Pool, fill
+from benchmarks.gpu.sizes import Sizes
+from benchmarks.gpu.timing import Timer
+from kvstore.kernels.retain.kernel import FreePages, retain, rule_words
+from kvstore.rule_table import encode, full_rules, may_evict
+from kvstore.rules import RetentionRule, ScoreUpdate, TokenClass
+
+_KEPT_RATIO = 0.2
+# every tenth head keeps everything, as retrieval heads do; the others are of coverage's two kinds
+_FULL_EVERY = 10
+
+
+def measure(sizes: Sizes, timer: Timer) -> dict[str, Figure]:
+    seconds = timer.seconds(step(sizes, timer.device))
+    heads = f"{sizes.layers * sizes.sequences * sizes.kv_heads:,} heads"
+    return {"retain_seconds": Figure(seconds, "seconds", f"one token, {heads}", 60e-6)}
+
+
+def step(sizes: Sizes, device: torch.device) -> Callable[[], None]:
+    """Repeated calls are repeated steps; heads have room to grow by a page."""
+    shape = (sizes.sequences, sizes.layers, sizes.kv_heads)
+    heads = sizes.sequences * sizes.layers * sizes.kv_heads
+    counts = head_lengths(heads, _KEPT_RATIO * sizes.context, most=sizes.context)
+    rows = counts.view(shape).to(device)
+    rules = full_rules(shape)
+    for number, (place, count) in enumerate(zip(_places(shape), counts.tolist(), strict=True)):
+        rules[place] = encode(_rule(number, count))
+    pool = fill(rows, sizes, spare_pages=heads)
+    entries = pool.pages.shape[3] * sizes.page_rows + 1
+    starts = torch.arange(heads, device=device).view(shape) * entries
+    starts = torch.where(torch.from_numpy(may_evict(rules)).to(device), starts, -1)
+    size = (2, sizes.layers, sizes.kv_heads, sizes.sequences, sizes.head_size)
+    new_keys, new_values = torch.randn(size, device=device, dtype=sizes.dtype)
+    received = torch.rand(heads * entries, device=device)
+    stays = torch.empty(heads * entries, dtype=torch.uint8, device=device)
+    moves = torch.empty(heads * entries, 2, dtype=torch.int32, device=device)
+    positions = _latest_positions(pool, sizes)
+    scores = torch.rand(pool.row_count, device=device)
+    flags = torch.zeros(pool.row_count, dtype=torch.uint8, device=device)
+    new_flags = torch.zeros(sizes.sequences, 1, dtype=torch.uint8, device=device)
+    lengths = torch.full((sizes.sequences,), sizes.context, device=device)
+    words = rule_words(rules).to(device)
+    kv_heads = torch.full((sizes.layers,), sizes.kv_heads, dtype=torch.int32, device=device)
+    marks = pool.pages.clone()
+    free_marks = FreePages(*(each.clone() for each in _tensors(pool.free)))
+
+    def once() -> None:
+        retain(
+            new_keys,
+            new_values,
+            pool.slots,
+            new_flags,
+            lengths,
+            pool.keys,
+            pool.values,
+            positions,
+            scores,
+            flags,
+            None,
+            pool.pages,
+            marks,
+            pool.rows,
+            words,
+            pool.slots,
+            kv_heads,
+            starts,
+            received,
+            stays,
+            moves,
+            pool.free,
+            free_marks,
+            page_rows=sizes.page_rows,
+        )
+        lengths.add_(1)
+
+    return once
+
+
+def _latest_positions(pool: Pool, sizes: Sizes) -> torch.Tensor:
+    """Each head holds the last rows there were: so every step finds one victim, or none."""
+    positions = torch.zeros(pool.row_count, dtype=torch.int32, device=pool.rows.device)
+    by_page = positions.view(-1, sizes.page_rows)
+    in_page = torch.arange(sizes.page_rows, dtype=torch.int32, device=pool.rows.device)
+    for number, pages in enumerate(pool.pages.unbind(-1)):
+        held = pages >= 0
+        first = sizes.context - pool.rows[held] + number * sizes.page_rows
+        by_page[pages[held].long()] = first[:, None] + in_page
+    return positions
+
+
+def _tensors(free: FreePages) -> tuple[torch.Tensor, ...]:
+    return free.ring, free.taken, free.returned, free.exhausted
+
+
+def _places(shape: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    return [
+        (b, layer, h) for b in range(shape[0]) for layer in range(shape[1]) for h in range(shape[2])
+    ]
+
+
+def _rule(number: int, rows: int) -> RetentionRule:
+    if number % _FULL_EVERY == 0:
+        return RetentionRule(full=True)
+    if number % 2:
+        return RetentionRule(window=rows, sinks=4, protected=TokenClass.SPECIAL)
+    return RetentionRule(
+        window=rows // 2,
+        sinks=4,
+        budget_rows=max(1, rows - rows // 2),
+        budget_beyond=True,
+        score_update=ScoreUpdate.SUM,
+    )

@@ -1,0 +1,296 @@
+"""Column mass on a GPU. One program owns a tile of columns: no atomics, and equal bits each time.
+
+Per layer, with n columns and m query rows, half of the n · m pairs being visible: the product is
+`HQ · m · n · D` multiply-adds over that half, half of what flash attention does with the same rows
+(it has a second product), and with value norms as much again for the rows' totals. Bytes: every
+column tile streams the rows from its first column on, `HQ · m · n · D / (2 · BLOCK_N)` elements
+out of the second-level cache; device memory sees q, k and `far` about once. So the tensor cores
+are the limit, and the rest of the work per pair is one exponential and one addition.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+from kvstore.kernels.tile_product import tile_product
+
+_LOG2_E = math.log2(math.e)
+# more than any position
+_NEVER = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tiles:
+    """Columns and query rows per tile, and how they are run."""
+
+    columns: int
+    rows: int
+    warps: int
+    stages: int
+
+
+def tiles_for(head_size: int, dtype: torch.dtype) -> Tiles:
+    """Tiles whose operands fit the shared memory and the registers of an SM.
+
+    Exact f32 products run outside the tensor cores, out of registers: small tiles.
+    """
+    if dtype == torch.float32:
+        return Tiles(32, 32, 4, 2)
+    return Tiles(128, 64, 4, 3) if head_size <= 128 else Tiles(64, 64, 4, 2)
+
+
+def column_mass(
+    far: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    lse: torch.Tensor,
+    positions: torch.Tensor,
+    *,
+    edges: Sequence[int],
+    scale: float,
+    sliding_window: int | None,
+    value_norms: torch.Tensor | None,
+) -> None:
+    """See op.py. One copy to the device, no other synchronisation."""
+    if not positions.numel():
+        return
+    q, k = _rows_contiguous(q), _rows_contiguous(k)
+    tiles = tiles_for(q.shape[2], q.dtype)
+    call = _Call(q, k, positions, edges, scale, sliding_window, tiles)
+    offsets = lse.float().contiguous() * _LOG2_E
+    norms = None if value_norms is None else value_norms.float().contiguous()
+    if norms is not None:
+        call.renormalise(offsets, norms)
+    call.add_to(far, offsets, norms)
+
+
+def _rows_contiguous(rows: torch.Tensor) -> torch.Tensor:
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+
+class _Call:
+    """What both launches of one call share: row positions, tile bounds and edges on the device."""
+
+    def __init__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        positions: torch.Tensor,
+        edges: Sequence[int],
+        scale: float,
+        sliding_window: int | None,
+        tiles: Tiles,
+    ) -> None:
+        self._q, self._k, self._edges, self._tiles = q, k, len(edges), tiles
+        self._window = _NEVER if sliding_window is None else sliding_window
+        self._scale = scale * _LOG2_E
+        starts = torch.arange(0, k.shape[1], tiles.columns)
+        ends = (starts + (tiles.columns - 1)).clamp(max=_NEVER - self._window) + self._window
+        parts = (
+            positions,
+            torch.searchsorted(positions, starts),
+            torch.searchsorted(positions, ends),
+            torch.tensor(edges),
+        )
+        joined = torch.cat(parts).to(torch.int32).to(q.device, non_blocking=True)
+        self._positions, self._first, self._last, self._distances = torch.split(
+            joined, [part.numel() for part in parts]
+        )
+
+    def renormalise(self, offsets: torch.Tensor, norms: torch.Tensor) -> None:
+        """Make each row's `offsets` such that its mass, weighted by `norms`, sums to 1."""
+        heads, rows = self._q.shape[:2]
+        _row_totals[(triton.cdiv(rows, self._tiles.rows), heads)](
+            offsets, self._q, self._k, norms, self._positions, *self._sizes(), **self._options()
+        )
+
+    def add_to(self, far: torch.Tensor, offsets: torch.Tensor, norms: torch.Tensor | None) -> None:
+        """Add every column's mass by edge."""
+        _column_sums[(self._first.numel(), self._q.shape[0])](
+            far,
+            far.stride(0),
+            far.stride(1),
+            far.stride(2),
+            offsets,
+            self._q,
+            self._k,
+            offsets if norms is None else norms,
+            self._positions,
+            self._first,
+            self._last,
+            self._distances,
+            *self._sizes(),
+            EDGES=self._edges,
+            BLOCK_E=triton.next_power_of_2(max(2, self._edges)),
+            WEIGHTED=norms is not None,
+            **self._options(),
+        )
+
+    def _sizes(self) -> tuple[int | float, ...]:
+        q, k = self._q, self._k
+        strides = q.stride(0), q.stride(1), k.stride(0), k.stride(1)
+        return (
+            *strides,
+            q.shape[1],
+            k.shape[1],
+            q.shape[0] // k.shape[0],
+            self._scale,
+            self._window,
+        )
+
+    def _options(self) -> dict[str, int]:
+        tiles, size = self._tiles, self._q.shape[2]
+        return {
+            "D": size,
+            "BLOCK_D": max(16, triton.next_power_of_2(size)),
+            "BLOCK_N": tiles.columns,
+            "BLOCK_M": tiles.rows,
+            "num_warps": tiles.warps,
+            "num_stages": tiles.stages,
+        }
+
+
+@triton.jit
+def _column_sums(
+    far: tl.tensor,
+    far_head: int,
+    far_edge: int,
+    far_column: int,
+    offsets: tl.tensor,
+    q: tl.tensor,
+    k: tl.tensor,
+    norms: tl.tensor,
+    positions: tl.tensor,
+    first_rows: tl.tensor,
+    last_rows: tl.tensor,
+    edges: tl.tensor,
+    q_head: int,
+    q_row: int,
+    k_head: int,
+    k_row: int,
+    rows: int,
+    columns: int,
+    group: int,
+    scale: float,
+    window: int,
+    EDGES: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+) -> None:
+    """Program (column tile, query head). A row's `offset` is what its exponents are relative to."""
+    tile = tl.program_id(0)
+    head = tl.program_id(1).to(tl.int64)
+    begin = tile * BLOCK_N
+    column = begin + tl.arange(0, BLOCK_N)
+    exists = column < columns
+    size = tl.arange(0, BLOCK_D)
+    keys = tl.load(
+        k + head // group * k_head + column[:, None].to(tl.int64) * k_row + size[None, :],
+        mask=exists[:, None] & (size[None, :] < D),
+        other=0.0,
+    )
+    number = tl.arange(0, BLOCK_E)
+    distances = tl.load(edges + number, mask=number < EDGES, other=2147483647)
+    mass = tl.zeros([BLOCK_N, BLOCK_E], tl.float32)
+    last = tl.load(last_rows + tile)
+    for first in range(tl.load(first_rows + tile), last, BLOCK_M):
+        row = first + tl.arange(0, BLOCK_M)
+        valid = row < last
+        position = tl.load(positions + row, mask=valid, other=-1)
+        offset = tl.load(offsets + head * rows + row, mask=valid, other=0.0)
+        queries = tl.load(
+            q + head * q_head + row[None, :].to(tl.int64) * q_row + size[:, None],
+            mask=valid[None, :] & (size[:, None] < D),
+            other=0.0,
+        )
+        exponents = tile_product(keys, queries) * scale - offset[None, :]
+        distance = position[None, :] - column[:, None]
+        nearest = tl.load(positions + first) - (begin + BLOCK_N - 1)
+        farthest = tl.load(positions + tl.minimum(first + BLOCK_M, last) - 1) - begin
+        # columns that do not exist come after every position
+        if (nearest < 0) | (farthest >= window) | (first + BLOCK_M > last):
+            seen = (distance >= 0) & (distance < window) & valid[None, :]
+            exponents = tl.where(seen, exponents, float("-inf"))
+        shares = tl.exp2(exponents)
+        total = tl.sum(shares, 1)
+        mass += tl.where(distances[None, :] <= nearest, total[:, None], 0.0)
+        # an edge that belongs to some pairs of the tile and not to others needs a sum of its own
+        straddles = (distances > nearest) & (distances <= farthest)
+        if tl.sum(straddles.to(tl.int32), 0) > 0:
+            for edge in range(EDGES):
+                least = tl.load(edges + edge)
+                if (least > nearest) & (least <= farthest):
+                    part = tl.sum(tl.where(distance >= least, shares, 0.0), 1)
+                    mass += tl.where(number[None, :] == edge, part[:, None], 0.0)
+    if WEIGHTED:
+        norm = tl.load(norms + head // group * columns + column, mask=exists, other=0.0)
+        mass *= norm[:, None]
+    target = far + head * far_head + number[None, :] * far_edge + column[:, None] * far_column
+    wanted = exists[:, None] & (number[None, :] < EDGES)
+    tl.store(target, tl.load(target, mask=wanted, other=0.0) + mass, mask=wanted)
+
+
+@triton.jit
+def _row_totals(
+    offsets: tl.tensor,
+    q: tl.tensor,
+    k: tl.tensor,
+    norms: tl.tensor,
+    positions: tl.tensor,
+    q_head: int,
+    q_row: int,
+    k_head: int,
+    k_row: int,
+    rows: int,
+    columns: int,
+    group: int,
+    scale: float,
+    window: int,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+) -> None:
+    """Program (row tile, query head): offsets grow by the logarithm of the rows' weighted mass."""
+    first = tl.program_id(0) * BLOCK_M
+    head = tl.program_id(1).to(tl.int64)
+    row = first + tl.arange(0, BLOCK_M)
+    valid = row < rows
+    size = tl.arange(0, BLOCK_D)
+    position = tl.load(positions + row, mask=valid, other=-1)
+    offset = tl.load(offsets + head * rows + row, mask=valid, other=0.0)
+    queries = tl.load(
+        q + head * q_head + row[:, None].to(tl.int64) * q_row + size[None, :],
+        mask=valid[:, None] & (size[None, :] < D),
+        other=0.0,
+    )
+    oldest = tl.maximum(tl.load(positions + first) - window + 1, 0)
+    end = tl.load(positions + tl.minimum(first + BLOCK_M, rows) - 1) + 1
+    total = tl.zeros([BLOCK_M], tl.float32)
+    for begin in range(oldest // BLOCK_N * BLOCK_N, end, BLOCK_N):
+        column = begin + tl.arange(0, BLOCK_N)
+        exists = column < columns
+        keys = tl.load(
+            k + head // group * k_head + column[None, :].to(tl.int64) * k_row + size[:, None],
+            mask=exists[None, :] & (size[:, None] < D),
+            other=0.0,
+        )
+        norm = tl.load(norms + head // group * columns + column, mask=exists, other=0.0)
+        distance = position[:, None] - column[None, :]
+        exponents = tile_product(queries, keys) * scale - offset[:, None]
+        seen = (distance >= 0) & (distance < window)
+        shares = tl.exp2(tl.where(seen, exponents, float("-inf")))
+        total += tl.sum(shares * norm[None, :], 1)
+    # a row that sees only values of norm zero has nothing to share out, and no logarithm
+    total = tl.maximum(total, 1e-30)
+    tl.store(offsets + head * rows + row, offset + tl.log2(total), mask=valid)

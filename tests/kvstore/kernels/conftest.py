@@ -1,0 +1,31 @@
+"""Triton kernels run natively where there is a GPU, and under Triton's interpreter elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+_NATIVE = torch.cuda.is_available()
+
+
+@pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.gpu) if _NATIVE else "cpu"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where kernels can be launched in this session."""
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """New tensors are full of NaN, so that an element nobody writes is seen."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_inputs() -> None:
+    """Other random inputs each time; a failure shows their seed."""
+    print("torch.manual_seed:", torch.seed())  # noqa: T201

@@ -1,0 +1,218 @@
+"""The retain kernel against the rule's definition, row by row."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvstore.retention import keep_mask
+from kvstore.rule_table import decode, encode
+from kvstore.rules import FULL_RULE, RetentionRule, ScoreUpdate, TokenClass
+from tests.kvstore.retention_strategies import rules
+
+pytest.importorskip("triton")
+
+from kvstore.kernels.retain import kernel
+from tests.kvstore.kernels.retain.device_pool import DevicePool, NewRows, Row
+
+H2O = RetentionRule(window=20, budget_rows=30, budget_beyond=True, score_update=ScoreUpdate.SUM)
+FASTGEN = RetentionRule(
+    protected=TokenClass.SPECIAL,
+    window=16,
+    budget_ratio=0.1,
+    score_update=ScoreUpdate.DECAYED,
+    score_decay=0.5,
+)
+SLIDING = RetentionRule(full=True, horizon=64)
+# heads empty, one row, and sizes around pages and the tile of 1,024 rows
+SIZES = (0, 1, 15, 16, 63, 257)
+
+
+def expected_rows(pool: DevicePool, new: NewRows, at: tuple[int, int, int]) -> dict[int, Row]:
+    """By position, what the head should hold after the step."""
+    b, layer, h = at
+    place = (int(pool.slots[b]), layer, h)
+    rule, length, fed = decode(pool.rules[place]), pool.lengths[b], new.flags.shape[1]
+    arrivals = [
+        (
+            length + n,
+            Row(
+                tuple(new.keys[layer, h, int(new.cells[b]) + n].tolist()),
+                tuple(new.values[layer, h, int(new.cells[b]) + n].tolist()),
+                flag=int(new.flags[b, n]),
+            ),
+        )
+        for n in range(fed)
+    ]
+    rows = pool.held(place) + arrivals
+    scores = torch.tensor([row.score for _, row in rows])
+    if pool.scored(place):
+        if rule.score_update is ScoreUpdate.DECAYED:
+            scores *= rule.score_decay**fed
+        if rule.score_update is not ScoreUpdate.NONE:
+            scores += new.received[at]
+    stays = keep_mask(
+        rule,
+        torch.tensor([position for position, _ in rows]),
+        scores,
+        torch.tensor([row.flag for _, row in rows], dtype=torch.uint8),
+        length + fed,
+    )
+    return {
+        position: dataclasses.replace(row, score=float(score))
+        for (position, row), score, kept in zip(rows, scores, stays, strict=True)
+        if kept
+    }
+
+
+def check_step(pool: DevicePool, fed: int) -> None:
+    """One step: contents by position, slots that must not move, and every page accounted for."""
+    new, census = NewRows.random(pool, fed), pool.page_census()
+    heads = [
+        (b, layer, h)
+        for b in range(len(pool.slots))
+        for layer, count in enumerate(pool.kv_heads)
+        for h in range(count)
+    ]
+    places = {at: (int(pool.slots[at[0]]), *at[1:]) for at in heads}
+    before = {at: pool.held(place) for at, place in places.items()}
+    expected = {
+        at: expected_rows(pool, new, at) for at, place in places.items() if pool.bounded(place)
+    }
+    pool.step(new)
+    for at, place in places.items():
+        found = pool.held(place)
+        if at in expected:
+            assert len(found) == len(expected[at])
+            assert dict(found) == expected[at]
+            assert_stayers_stay(before[at], found)
+        else:
+            assert found == before[at] + appended(new, at, fed)
+    assert pool.page_census() == census
+    assert not int(pool.free_pages.exhausted)
+    assert not int(pool.free_marks.exhausted)
+
+
+def assert_stayers_stay(before: list[tuple[int, Row]], found: list[tuple[int, Row]]) -> None:
+    """Only rows beyond the slots now in use change their slot."""
+    kept = dict(found)
+    for (position, _), (now, _) in zip(before, found, strict=False):
+        assert position == now or position not in kept
+
+
+def appended(new: NewRows, at: tuple[int, int, int], fed: int) -> list[tuple[int, Row]]:
+    b, layer, h = at
+    own = slice(int(new.cells[b]), int(new.cells[b]) + fed)
+    rows = zip(new.keys[layer, h, own].tolist(), new.values[layer, h, own].tolist(), strict=True)
+    return [(-1, Row(tuple(key), tuple(value))) for key, value in rows]
+
+
+def a_pool(
+    counts: tuple[int, ...],
+    rule: RetentionRule,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> DevicePool:
+    return DevicePool([[counts]], [[[rule] * len(counts)]], [300], device, dtype)
+
+
+RULES = pytest.mark.parametrize(
+    "rule", [FULL_RULE, H2O, FASTGEN, SLIDING], ids=["full", "h2o", "fastgen", "sliding"]
+)
+
+
+@RULES
+def test_a_head_holds_what_its_rule_keeps(rule: RetentionRule, device: torch.device) -> None:
+    pool = a_pool(SIZES, rule, device)
+    # the first step finds many victims, the second few
+    for fed in (5, 1):
+        check_step(pool, fed)
+
+
+@RULES
+def test_heads_of_several_tiles(
+    rule: RetentionRule, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "_ROW_TILE", 32)
+    check_step(a_pool((31, 80), rule, device), 3)
+
+
+@settings(max_examples=4, deadline=None)
+@given(data=st.data())
+def test_any_rule_in_any_head(data: st.DataObject) -> None:
+    """Several sequences and layers, one with fewer heads, every field of the rules in play."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    shapes = (2, 1)
+    counts = [
+        [[data.draw(st.sampled_from([0, 1, 9, 17, 33])) for _ in range(h)] for h in shapes]
+        for _ in range(2)
+    ]
+    chosen = [[[data.draw(rules()) for _ in range(h)] for h in shapes] for _ in range(2)]
+    pool = DevicePool(counts, chosen, [40, 63], device)
+    for fed in data.draw(st.sampled_from([(1, 1), (3, 1), (9,)])):
+        check_step(pool, fed)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_of_every_dtype_are_moved_bit_by_bit(dtype: torch.dtype, device: torch.device) -> None:
+    check_step(a_pool((0, 40), SLIDING, device, dtype), 3)
+
+
+def test_of_equal_scores_the_latest_lose(device: torch.device) -> None:
+    """Many that lose, neighbours in every way: where a search that is one off shows."""
+    budgets = [RetentionRule(budget_rows=rows) for rows in (1, 12, 21, 22, 23)]
+    pool = DevicePool([[[33] * 5]], [[budgets]], [33], device)
+    pool.scores.fill_(0.5)
+    check_step(pool, 1)
+
+
+def test_all_rows_may_leave_at_once(device: torch.device) -> None:
+    pool = a_pool((33, 1), RetentionRule(), device)
+    check_step(pool, 2)
+    assert pool.rows.sum() == 0
+
+
+def test_a_full_queue_of_pages_goes_round(device: torch.device) -> None:
+    pool = a_pool((16, 32), SLIDING, device)
+    check_step(pool, 40)
+    ring = pool.free_pages.ring.numel()
+    pool.free_pages.ring.copy_(pool.free_pages.ring.roll(ring // 2))
+    pool.free_pages.taken.add_(ring // 2)
+    pool.free_pages.returned.add_(ring // 2)
+    for _ in range(2):
+        check_step(pool, 40)
+
+
+def test_a_head_that_finds_no_page_stays_as_it_was(device: torch.device) -> None:
+    pool = a_pool((16, 15), FULL_RULE, device)
+    pool.free_pages.taken.copy_(pool.free_pages.returned)
+    place = (int(pool.slots[0]), 0, 0)
+    before = pool.held(place)
+    pool.step(NewRows.random(pool, 1))
+    assert int(pool.free_pages.exhausted) == 1
+    assert pool.held(place) == before
+    # its neighbour needed none
+    assert int(pool.rows[place[0], 0, 1]) == 16
+
+
+def test_the_same_inputs_give_the_same_bits(device: torch.device) -> None:
+    held = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        pool = a_pool((63, 130), FASTGEN, device)
+        pool.step(NewRows.random(pool, 2))
+        held.append([pool.held((int(pool.slots[0]), 0, h)) for h in range(2)])
+    assert held[0] == held[1]
+
+
+@given(rule=rules())
+def test_rules_survive_the_way_to_words(rule: RetentionRule) -> None:
+    table = encode(rule)[None].copy()
+    words = kernel.rule_words(table)
+    assert words.shape == (1, table.dtype.itemsize // 8)
+    assert decode(words.numpy().view(table.dtype)[0, 0]) == rule

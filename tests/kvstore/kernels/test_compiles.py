@@ -1,0 +1,41 @@
+"""Kernels that the interpreter runs must also pass the compiler, which is stricter."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+# what an SM of compute capability 9.0 has for one program
+_SHARED_BYTES = 227 * 1024
+
+
+def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.kvstore.kernels.compile_kernels"],
+        cwd=Path(__file__).parents[3],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    shared = dict(line.split() for line in ended.stdout.splitlines())
+    assert set(shared) == {
+        "_column_sums",
+        "_row_totals",
+        "_gather",
+        "_line_ends",
+        "_attend_chunk",
+        "_join_pieces",
+        "hand_back",
+        "_retain",
+    }
+    assert all(int(size) <= _SHARED_BYTES for size in shared.values())
