@@ -125,7 +125,7 @@ def figures_of(gaps: Gaps) -> dict[str, Figure]:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--tokens", type=int, default=1024, help="prompt tokens of every cache")
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a stretch")
     parser.add_argument("--rounds", type=int, default=3)
     add_options(parser)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     served = load_model(options.model)
     prompt = all_topics(served)[: options.tokens]
     stream = record(served, prompt[:-1], _POLICY)

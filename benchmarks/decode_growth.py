@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -159,7 +159,7 @@ def table_of(courses: dict[str, Course]) -> Table:
     return table
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--batch", type=int, default=1)
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=_CLOCKS, default="wall")
     parser.add_argument("--plot", type=Path, help="draw the course here, as PNG")
     add_options(parser)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     clock = _CLOCKS[options.clock]
     courses = race(options.model, options.batch, options.tokens, options.steps, clock)

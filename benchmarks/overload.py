@@ -15,6 +15,7 @@ import random
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +31,13 @@ _SEQUENCES, _QUEUED = 16, 16
 _PROMPT_TOKENS, _ANSWER_TOKENS = 48, 128
 _TIMES = 5
 _WARM_UP_SECONDS = 3.0
+# the two loads take turns, so that drift of the machine falls out
+_ROUNDS = 4
 
 
 @dataclasses.dataclass(slots=True)
 class Seen:
-    """What clients saw: gaps between tokens and refusals, in seconds."""
+    """What clients saw, in seconds; `answer_gaps` are means, one an answer."""
 
     gaps: list[float] = dataclasses.field(default_factory=list)
     answer_gaps: list[float] = dataclasses.field(default_factory=list)
@@ -74,9 +77,8 @@ class Asker:
         seen.first_tokens.append(times[0] - began)
 
 
-async def closed_loop(asker: Asker, seconds: float) -> Seen:
+async def closed_loop(asker: Asker, seen: Seen, seconds: float) -> None:
     """As many clients as decode takes, each asking again when its answer has ended."""
-    seen = Seen()
     began = time.perf_counter()
 
     async def again() -> None:
@@ -84,29 +86,30 @@ async def closed_loop(asker: Asker, seconds: float) -> Seen:
             await asker.ask(seen)
 
     await asyncio.gather(*(again() for _ in range(_SEQUENCES)))
-    seen.seconds = time.perf_counter() - began
-    return seen
+    seen.seconds += time.perf_counter() - began
 
 
-async def open_loop(asker: Asker, rate: float, seconds: float) -> Seen:
+async def open_loop(asker: Asker, seen: Seen, rate: float, seconds: float) -> None:
     """So many requests a second, evenly, whatever becomes of them."""
-    seen, asked = Seen(), []
+    asked = []
     began = time.perf_counter()
     for number in range(int(rate * seconds)):
         await asyncio.sleep(max(0.0, began + number / rate - time.perf_counter()))
         asked.append(asyncio.create_task(asker.ask(seen)))
     await asyncio.gather(*asked)
-    seen.seconds = time.perf_counter() - began
-    return seen
+    seen.seconds += time.perf_counter() - began
 
 
 async def measure(target: str, seconds: float) -> tuple[Seen, Seen]:
-    """At saturation, and offered five times that."""
+    """At saturation, and offered five times that, by turns."""
+    saturated, offered = Seen(), Seen()
     async with AsyncClient(target, retries=False) as client:
         asker = Asker(client)
-        await closed_loop(asker, _WARM_UP_SECONDS)
-        saturated = await closed_loop(asker, seconds)
-        return saturated, await open_loop(asker, _TIMES * saturated.rate, seconds)
+        await closed_loop(asker, Seen(), _WARM_UP_SECONDS)
+        for _ in range(_ROUNDS):
+            await closed_loop(asker, saturated, seconds / _ROUNDS)
+            await open_loop(asker, offered, _TIMES * saturated.rate, seconds / _ROUNDS)
+    return saturated, offered
 
 
 def table_of(saturated: Seen, offered: Seen) -> Table:
@@ -141,12 +144,12 @@ def figures_of(saturated: Seen, offered: Seen) -> dict[str, Figure]:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each of the two loads")
     parser.add_argument("--threads", type=int, default=1, help="of each service")
     add_options(parser)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder, Console().status("flooding the services"):
         common = ["--model", str(save_tiny_model(Path(folder)))]
         common += ["--threads", str(options.threads)]

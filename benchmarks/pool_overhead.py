@@ -102,7 +102,7 @@ def table_of(pool: PagePool, held: Sequence[SequencePages]) -> Table:
     return table
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--policy", default=_DEFAULTS["default_policy"])
@@ -110,12 +110,14 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--quick", action="store_true", help="8 sequences of at most 1,024 tokens")
     add_options(parser)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     sequences, longest = (8, 1024) if options.quick else (options.sequences, _LONGEST)
     served = load_model(options.model)
     text = all_topics(served)
+    # each from a place of its own, the longest to the text's end
+    gap = (len(text) - longest) // sequences
     prompts = [
-        text[number * 2048 : number * 2048 + tokens]
+        text[number * gap : number * gap + tokens]
         for number, tokens in enumerate(lengths(sequences, longest))
     ]
     policy = parse_policy(options.policy, {})
