@@ -83,8 +83,15 @@ def _wait_until_empty(pair: Pair) -> None:
     try:
         wait_until(lambda: not _leftovers(pair), 40, "everything to be given back")
     except AssertionError:
-        logs = "\n".join(service.log.read_text()[-2000:] for service in pair)
+        logs = "\n".join(_troubles(service) for service in pair)
         pytest.fail(f"left behind: {_leftovers(pair)}\n{logs}")
+
+
+def _troubles(service: Service) -> str:
+    """What the log says from its first traceback on, or at its end."""
+    text = service.log.read_text()
+    first = text.find("Traceback")
+    return text[first - 200 :][:4000] if first >= 0 else text[-1000:]
 
 
 def _resident(service: Service) -> int:

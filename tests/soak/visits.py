@@ -63,6 +63,8 @@ class Visitor:
             outcome = await request
         except HeadwiseError as error:
             outcome = error.reason
+            # no hurry after a refusal: what is refused makes no work
+            await asyncio.sleep(error.retry_after_seconds or 0.0)
         self.outcomes[outcome] += 1
 
     async def _disconnect(self, choose: Any) -> None:
