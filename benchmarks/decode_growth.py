@@ -2,9 +2,9 @@
 
 Two sequences generate on random caches of the same prompt length: one whose heads all keep a fixed
 number of rows, as coverage with a fixed budget writes them, and one whose heads all keep
-everything. They take turns, a step each, and now and then a forward pass without any context runs
-beside them: it has no reason to grow, so it shows drift of the machine. On a machine that others
-use, `--clock processor` counts the process's processor time instead of the time that passes.
+everything. They take turns, a step each, and a forward pass without any context runs among them: it
+has no reason to grow, so what it does is drift of the machine, and is taken out of the figures. On
+a machine that others use, `--clock processor` counts processor time instead of time that passes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _WARM_UP_STEPS = 3
 # the first and the last tenth of the steps are compared: 200 of 2,000
 _ENDS = 10
 # a forward without context every so many steps
-_BARE_EVERY = 10
+_BARE_EVERY = 4
 # a line is fitted to medians of so many steps: what other processes do to one step is no growth
 _WINDOW = 50
 _CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
@@ -42,16 +42,10 @@ _COLOURS = {"full": "tab:red", "fixed": "tab:blue", "no context": "tab:gray"}
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Course:
-    """One contestant's steps in order: seconds `[N]`, and rows held after each `[N]`."""
+    """One contestant's steps in order: seconds and rows held after each, both `[N]`."""
 
     seconds: NDArray[np.float64]
     rows: NDArray[np.int64]
-
-    @property
-    def growth(self) -> float:
-        """Median step at the end over that at the beginning."""
-        first, last = self.ends
-        return last / first
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -59,23 +53,35 @@ class Course:
         ends = len(self.seconds) // _ENDS
         return float(np.median(self.seconds[:ends])), float(np.median(self.seconds[-ends:]))
 
-    def smooth(self, window: int = _WINDOW) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean rows and median seconds of every window of steps."""
-        whole = len(self.seconds) // window * window
-        rows = self.rows[:whole].reshape(-1, window).mean(1)
-        return rows, np.median(self.seconds[:whole].reshape(-1, window), axis=1)
+    @property
+    def growth(self) -> float:
+        """A step at the end over one at the beginning."""
+        first, last = self.ends
+        return last / first
+
+    def smooth(self, windows: int) -> Course:
+        """Every window's median step, and its mean rows."""
+        seconds, rows = (np.array_split(part, windows) for part in (self.seconds, self.rows))
+        return Course(
+            np.array([np.median(window) for window in seconds]),
+            np.array([window.mean() for window in rows]),
+        )
+
+    def beside(self, bare: Course) -> Course:
+        """Smoothed, with the drift that `bare` shows taken out."""
+        windows = len(self.seconds) // _WINDOW
+        mine, drift = self.smooth(windows), bare.smooth(windows).seconds
+        return Course(mine.seconds * np.median(drift) / drift, mine.rows)
 
     def explained(self, degree: int) -> float:
-        """Share of the smoothed seconds' variance that a polynomial in the rows explains."""
-        rows, seconds = self.smooth()
-        fit = np.polynomial.Polynomial.fit(rows, seconds, degree)
-        return float(1 - np.var(seconds - fit(rows)) / np.var(seconds))
+        """Share of the seconds' variance that a polynomial in the rows explains."""
+        fit = np.polynomial.Polynomial.fit(self.rows, self.seconds, degree)
+        return float(1 - np.var(self.seconds - fit(self.rows)) / np.var(self.seconds))
 
     @property
     def seconds_per_row(self) -> float:
         """Slope of the line."""
-        rows, seconds = self.smooth()
-        return float(np.polyfit(rows, seconds, 1)[0])
+        return float(np.polyfit(self.rows, self.seconds, 1)[0])
 
 
 def race(
@@ -122,12 +128,15 @@ def draw(courses: dict[str, Course], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     tokens = max(len(course.seconds) for course in courses.values())
     for name, course in courses.items():
-        colour, step = _COLOURS[name], tokens // len(course.seconds)
-        at = np.arange(len(course.seconds)) * step
+        colour = _COLOURS[name]
+        at = np.linspace(0, tokens, len(course.seconds), endpoint=False)
         axes.plot(at, course.seconds * 1e3, ",", color=colour, alpha=0.3)
-        _, smooth = course.smooth(_WINDOW // step)
+        smooth = course.smooth(tokens // _WINDOW).seconds
         at = (np.arange(len(smooth)) + 0.5) * _WINDOW
-        axes.plot(at, smooth * 1e3, color=colour, label=f"{name}: median of {_WINDOW}")
+        axes.plot(at, smooth * 1e3, color=colour, label=name)
+        if name != "no context":
+            steady = course.beside(courses["no context"]).seconds
+            axes.plot(at, steady * 1e3, "--", color=colour, label=f"{name}, drift taken out")
     highest = max(float(np.percentile(course.seconds, 98)) for course in courses.values())
     axes.set(xlabel="generated tokens", ylabel="ms a step", ylim=(0, highest * 1.1e3))
     axes.legend()
@@ -137,14 +146,17 @@ def draw(courses: dict[str, Course], path: Path) -> None:
 
 def figures_of(courses: dict[str, Course]) -> dict[str, Figure]:
     fixed, full, bare = courses["fixed"], courses["full"], courses["no context"]
-    beginning = "its first tokens"
+    line, beginning = full.beside(bare), "the first tenth"
+    steady, variance = f"{beginning}, drift taken out", "variance of the steps' medians"
     return {
-        "growth_fixed_2000": Figure(fixed.growth, "ratio", beginning, 1.05),
-        "growth_full_2000": Figure(full.growth, "ratio", beginning),
-        "growth_no_context_2000": Figure(bare.growth, "ratio", beginning + ": the machine's drift"),
-        "growth_full_line": Figure(full.explained(1), "ratio", "variance of step seconds", 0.9),
-        "growth_full_parabola": Figure(full.explained(2), "ratio", "variance of step seconds"),
-        "growth_full_row_ns": Figure(full.seconds_per_row * 1e9, "ns", "one row more"),
+        "growth_fixed_2000": Figure(fixed.growth / bare.growth, "ratio", steady, 1.05),
+        "growth_full_2000": Figure(full.growth / bare.growth, "ratio", steady),
+        "growth_fixed_2000_raw": Figure(fixed.growth, "ratio", beginning),
+        "growth_full_2000_raw": Figure(full.growth, "ratio", beginning),
+        "growth_no_context_2000": Figure(bare.growth, "ratio", f"{beginning}: the drift"),
+        "growth_full_line": Figure(line.explained(1), "ratio", variance, 0.9),
+        "growth_full_parabola": Figure(line.explained(2), "ratio", variance),
+        "growth_full_row_ns": Figure(line.seconds_per_row * 1e9, "ns", "one row more"),
     }
 
 

@@ -11,12 +11,15 @@ import pytest
 from benchmarks import decode_growth, pool_overhead
 from benchmarks.decode_growth import Course
 
+_ROWS = np.arange(1000, 3000)
 
-def _course(per_row: float, bend: float = 0.0) -> Course:
-    """Steps of 40 ms and noise, and some more a row and a row squared."""
-    rows = np.arange(1000, 3000)
-    noise = np.random.default_rng(0).normal(0, 0.002, len(rows))
-    return Course(0.04 + noise + per_row * rows + bend * rows**2, rows)
+
+def _course(per_row: float, bend: float = 0.0, drift: float = 0.0, every: int = 1) -> Course:
+    """Steps of 40 ms and noise, and some more a row and a row squared, on a drifting machine."""
+    noise = np.random.default_rng(0).normal(0, 0.002, len(_ROWS))
+    seconds = 0.04 + noise + per_row * _ROWS + bend * _ROWS**2
+    slower = 1 + drift * np.sin(np.arange(len(_ROWS)) / 200)
+    return Course((seconds * slower)[::every], _ROWS[::every])
 
 
 def test_a_flat_course_has_no_growth_and_a_line_has_its_slope() -> None:
@@ -24,12 +27,18 @@ def test_a_flat_course_has_no_growth_and_a_line_has_its_slope() -> None:
     growing = _course(1e-5)
     assert growing.growth == pytest.approx((0.04 + 0.029) / (0.04 + 0.011), abs=0.01)
     assert growing.seconds_per_row == pytest.approx(1e-5, rel=0.02)
-    assert growing.explained(1) > 0.99
+    assert growing.smooth(40).explained(1) > 0.99
+
+
+def test_drift_of_the_machine_is_taken_out() -> None:
+    drifting, bare = _course(1e-5, drift=0.3), _course(0.0, drift=0.3, every=4)
+    assert drifting.smooth(40).explained(1) < 0.9
+    assert drifting.beside(bare).explained(1) > 0.98
 
 
 def test_what_is_no_line_shows() -> None:
     # down and up again
-    course = _course(-4e-5, 1e-8)
+    course = _course(-4e-5, 1e-8).smooth(40)
     assert course.explained(1) < 0.5 < 0.9 < course.explained(2)
 
 

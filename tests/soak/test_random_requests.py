@@ -31,7 +31,7 @@ _GROWTH_LIMIT = 0.02
 
 # small enough that sessions are evicted, sequences preempted, and requests wait or are refused
 _DECODE_ARGUMENTS = (
-    *("--pool-bytes", str(2 << 20)),
+    *("--pool-bytes", str(1 << 20)),
     *("--max-sequences", "8"),
     *("--max-queued", "3"),
     *("--max-sessions", "8"),

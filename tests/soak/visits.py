@@ -120,7 +120,7 @@ class Visitor:
                 n=chance.choice((0, 0, 0, 2)),
                 logprobs=chance.choice((0, 0, 3)),
             ),
-            max_tokens=chance.choice((1, 4, 40, 150)),
+            max_tokens=chance.choice((1, 4, 40, 150, 150)),
             timeout_seconds=chance.choice((None, None, None, 0.02, 0.2)),
             **options,
         )
