@@ -32,8 +32,8 @@ def test_a_flat_course_has_no_growth_and_a_line_has_its_slope() -> None:
 
 def test_drift_of_the_machine_is_taken_out() -> None:
     drifting, bare = _course(1e-5, drift=0.3), _course(0.0, drift=0.3, every=4)
-    assert drifting.smooth(40).explained(1) < 0.9
-    assert drifting.beside(bare).explained(1) > 0.98
+    assert drifting.smooth(40).explained(1) < 0.3
+    assert drifting.beside(bare).explained(1) > 0.85
 
 
 def test_what_is_no_line_shows() -> None:
