@@ -3,120 +3,124 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import os
-import random
-import time
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
-from headwise import AsyncClient, HeadwiseError, Policy, Sampling
-from tests.conftest import Pair
+from services.demo.processes import Service
+from tests.conftest import Pair, running_pair
 from tests.observe import scrape, wait_until
-from tests.tiny_model import VOCABULARY
+from tests.soak.visits import visits
 
 pytestmark = [pytest.mark.soak, pytest.mark.processes]
 
 _SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
-_WORKERS = 12
+# in a whole run; a shorter one has its share
+_REQUESTS, _WHOLE_SECONDS = 2000, 600
+_VISITORS = 12
+# memory is looked at between slices, when nothing runs
+_SLICES = 12
 # allocators settle within the first part; from there on memory must be flat
-_WARM_UP = 0.3
-_GROWTH_LIMIT = 0.05
+_WARM_UP_SLICES = 4
+_GROWTH_LIMIT = 0.02
 
-_POLICIES = (
-    Policy("full"),
-    Policy("coverage", {"recovery": 0.8}),
-    Policy("fastgen", {"recovery": 0.9}),
-    Policy("fastgen", {"recovery": 0.9, "keep_generated": True}),
-    # refused: errors must leave nothing behind either
-    Policy("no such policy"),
+# small enough that sessions are evicted, sequences preempted, and requests wait or are refused
+_DECODE_ARGUMENTS = (
+    *("--pool-bytes", str(1 << 20)),
+    *("--max-sequences", "8"),
+    *("--max-queued", "3"),
+    *("--max-sessions", "8"),
 )
 
+_DECODE_CLEAN = (
+    "headwise_sequences",
+    "headwise_queued_requests",
+    "headwise_sessions",
+    "headwise_preempted_sequences",
+    "headwise_pool_rows",
+    "headwise_kv_resident_bytes{tier=pool}",
+    "headwise_kv_resident_bytes{tier=host}",
+    "headwise_pool_pages{state=used}",
+    "headwise_pool_pages{state=reserved}",
+    "headwise_running_requests{method=Generate}",
+)
+_PREFILL_CLEAN = (
+    "headwise_prefill_computing",
+    "headwise_prefill_queued",
+    "headwise_running_requests{method=Prefill}",
+)
 
-async def _one_request(client: AsyncClient, chance: random.Random) -> str:
-    prompt = [chance.randrange(VOCABULARY) for _ in range(chance.choice((1, 2, 30, 200, 900)))]
-    generation = client.generate(
-        prompt,
-        policy=chance.choice(_POLICIES),
-        sampling=Sampling(temperature=chance.choice((0.0, 1.0)), seed=chance.randrange(2**32)),
-        max_tokens=chance.choice((1, 4, 40)),
-        timeout_seconds=chance.choice((None, None, 0.02, 0.2)),
-    )
-    leave_after = chance.choice((None, None, 0, 1, 7))
-    try:
-        async with asyncio.timeout(chance.choice((None, None, 0.05))):
-            made = 0
-            async for _ in generation:
-                made += 1
-                if made == leave_after:
-                    break
-    except TimeoutError:
-        return "left"
-    except HeadwiseError as error:
-        return error.reason
-    finally:
-        generation.cancel()
-    return "left" if made == leave_after else "ended"
+# every way to end, or the run proves little
+_MUST_OCCUR = {
+    *("ended", "left", "disconnected", "DEADLINE_EXCEEDED", "UNKNOWN_POLICY", "DECODE_FULL"),
+    *("turn", "forked", "described", "released", "SESSION_EXPIRED", "SESSION_EVICTED"),
+}
 
 
-async def _flood(target: str, until: float, seed: int) -> dict[str, int]:
-    chance = random.Random(seed)
-    outcomes: dict[str, int] = {}
-    async with AsyncClient(target, retries=False) as client:
-        while time.monotonic() < until:
-            outcome = await _one_request(client, chance)
-            outcomes[outcome] = outcomes.get(outcome, 0) + 1
-    return outcomes
-
-
-def _memory(pair: Pair) -> int:
-    return sum(psutil.Process(service.process.pid).memory_info().rss for service in pair)
-
-
-async def _phase(pair: Pair, seconds: float, seed: int) -> dict[str, int]:
-    until = time.monotonic() + seconds
-    target = pair[1].target
-    all_outcomes = await asyncio.gather(
-        *(_flood(target, until, seed * _WORKERS + worker) for worker in range(_WORKERS))
-    )
-    total: dict[str, int] = {}
-    for outcomes in all_outcomes:
-        for name, count in outcomes.items():
-            total[name] = total.get(name, 0) + count
-    return total
+@pytest.fixture(scope="module")
+def small_pair(tiny_model: Path) -> Iterator[Pair]:
+    with running_pair(str(tiny_model), (), _DECODE_ARGUMENTS) as pair:
+        yield pair
 
 
 def _leftovers(pair: Pair) -> dict[str, float]:
     """Every gauge that ought to be zero and is not."""
-    prefill, decode = (scrape(service.metrics_url) for service in pair)
-    held = (
-        "headwise_sequences",
-        "headwise_pool_rows",
-        "headwise_running_requests{method=Generate}",
-    )
-    pages = tuple(f"headwise_pool_pages{{state={state}}}" for state in ("used", "reserved"))
-    busy = ("computing", "queued")
-    found = {name: decode[name] for name in (*held, *pages)}
-    found |= {name: prefill[f"headwise_prefill_{name}"] for name in busy}
-    return {name: value for name, value in found.items() if value}
+    found: dict[str, float] = {}
+    for service, names in zip(pair, (_PREFILL_CLEAN, _DECODE_CLEAN), strict=True):
+        samples = scrape(service.metrics_url)
+        # a method that was never called has no sample
+        found |= {name: samples[name] for name in names if samples.get(name)}
+    return found
 
 
 def _wait_until_empty(pair: Pair) -> None:
+    """Within the time that the longest-kept session has left."""
     try:
-        wait_until(lambda: not _leftovers(pair), 10, "everything to be given back")
+        wait_until(lambda: not _leftovers(pair), 40, "everything to be given back")
     except AssertionError:
-        logs = "\n".join(service.log.read_text()[-2000:] for service in pair)
+        logs = "\n".join(_troubles(service) for service in pair)
         pytest.fail(f"left behind: {_leftovers(pair)}\n{logs}")
 
 
-@pytest.mark.timeout(_SECONDS + 300)
-def test_nothing_is_left_and_memory_is_flat(tiny_pair: Pair) -> None:
-    warm = asyncio.run(_phase(tiny_pair, _SECONDS * _WARM_UP, seed=1))
-    before = _memory(tiny_pair)
-    outcomes = asyncio.run(_phase(tiny_pair, _SECONDS * (1 - _WARM_UP), seed=2))
-    _wait_until_empty(tiny_pair)
-    growth = _memory(tiny_pair) / before - 1
-    # every way to end did occur, or the run proves little
-    assert {"ended", "left", "DEADLINE_EXCEEDED", "UNKNOWN_POLICY"} <= outcomes.keys()
+def _troubles(service: Service) -> str:
+    """What the log says from its first traceback on, or at its end."""
+    text = service.log.read_text()
+    first = text.find("Traceback")
+    return text[first - 200 :][:4000] if first >= 0 else text[-1000:]
+
+
+def _resident(service: Service) -> int:
+    return int(psutil.Process(service.process.pid).memory_info().rss)
+
+
+def _growth(resident: list[int]) -> float:
+    """After the warm-up, the last third's median over the first third's."""
+    settled = resident[_WARM_UP_SLICES:]
+    third = len(settled) // 3 or 1
+    return statistics.median(settled[-third:]) / statistics.median(settled[:third]) - 1
+
+
+@pytest.mark.timeout(_SECONDS + 900)
+def test_nothing_is_left_and_memory_is_flat(small_pair: Pair) -> None:
+    outcomes: collections.Counter[str] = collections.Counter()
+    resident: dict[str, list[int]] = {service.name: [] for service in small_pair}
+    for number in range(_SLICES):
+        target, seconds = small_pair[1].target, _SECONDS / _SLICES
+        outcomes += asyncio.run(visits(target, _VISITORS, seconds, seed=number))
+        _wait_until_empty(small_pair)
+        for service in small_pair:
+            resident[service.name].append(_resident(service))
+    preempted = scrape(small_pair[1].metrics_url)["headwise_preemptions_total"]
+    print(outcomes, resident, preempted)
+    assert outcomes.keys() >= _MUST_OCCUR, outcomes
     assert "INTERNAL" not in outcomes, outcomes
-    assert growth < _GROWTH_LIMIT, f"memory grew by {growth:.1%}; {warm}, then {outcomes}"
+    assert outcomes.total() >= _REQUESTS * min(1.0, _SECONDS / _WHOLE_SECONDS)
+    assert preempted > 0
+    for name, sizes in resident.items():
+        megabytes = [round(size / 1e6, 1) for size in sizes]
+        assert _growth(sizes) < _GROWTH_LIMIT, f"{name}: {megabytes} MB; {outcomes}"
