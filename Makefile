@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# files of tests run side by side: many wait for services more than they compute
+WORKERS ?= 3
 READY := $(VENV)/.ready
 
 .PHONY: help demo test lint soak bench stubs verify-stubs contract-baseline wheel-check clean
@@ -22,8 +24,8 @@ $(READY): pyproject.toml constraints-cpu.txt
 demo: $(READY)  ## answer a question from a compact cache that crossed two processes
 	$(BIN)/headwise demo $(ARGS)
 
-test: $(READY) lint  ## lint and all tests; about 10 minutes on two idle cores
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY) lint  ## lint and all tests; WORKERS of them share the cores
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(READY) verify-stubs  ## style, types, import directions, contract
 	$(BIN)/ruff check .

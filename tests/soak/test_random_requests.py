@@ -116,7 +116,7 @@ def test_nothing_is_left_and_memory_is_flat(small_pair: Pair) -> None:
         for service in small_pair:
             resident[service.name].append(_resident(service))
     preempted = scrape(small_pair[1].metrics_url)["headwise_preemptions_total"]
-    print(outcomes, resident, preempted)
+    print(outcomes, resident, preempted)  # noqa: T201
     assert outcomes.keys() >= _MUST_OCCUR, outcomes
     assert "INTERNAL" not in outcomes, outcomes
     assert outcomes.total() >= _REQUESTS * min(1.0, _SECONDS / _WHOLE_SECONDS)
