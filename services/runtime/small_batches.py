@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional
 
 from services.runtime.small_linear import MOST_ROWS, small_linear
+from services.runtime.small_norm import MOST_VALUES, small_rms_norm
 
 # layers of one module that are called one after another with the same input
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -60,7 +63,7 @@ class Siblings:
 
 
 def prepare_for_small_batches(model: torch.nn.Module) -> None:
-    """Let the model's plain linear layers, f32 on CPU, take few rows by `small_linear`.
+    """Let the model's plain linear layers and norms, f32 on CPU, take few rows by our kernels.
 
     Layers of other kinds, devices and dtypes are left alone. Parameters, their names and values
     stay, so that the weights' digest is the same and no weight is held twice. To be called once the
@@ -75,6 +78,9 @@ def prepare_for_small_batches(model: torch.nn.Module) -> None:
                 layer.siblings, layer.number = siblings, number
         if _is_plain(module):
             module.__class__ = SmallBatchLinear
+        elif _is_rms_norm(module):
+            kind: Any = type(module)
+            module.__class__ = _small_norm(kind)
 
 
 def _sibling_layers(module: torch.nn.Module) -> Iterator[list[torch.nn.Linear]]:
@@ -90,8 +96,37 @@ def _is_plain(module: torch.nn.Module) -> bool:
     """No layer derived from `Linear`, which means something else by it."""
     if type(module) is not torch.nn.Linear:
         return False
-    weight = module.weight
+    return _is_plain_tensor(module.weight)
+
+
+def _is_plain_tensor(weight: torch.Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.is_contiguous()
+
+
+def _is_rms_norm(module: torch.nn.Module) -> bool:
+    """One that does what `small_rms_norm` does: tried out, because models differ in this."""
+    weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
+    if not type(module).__name__.endswith("RMSNorm") or not isinstance(epsilon, float):
+        return False
+    if not isinstance(weight, torch.Tensor) or not _is_plain_tensor(weight) or weight.dim() != 1:
+        return False
+    x = torch.linspace(-2, 3, 2 * len(weight)).view(2, -1)
+    with torch.inference_mode():
+        found, expected = small_rms_norm(x, weight, epsilon), module(x)
+    return torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@functools.cache
+def _small_norm(kind: Any) -> Any:
+    """A class of norms with `kind`'s own forward for all but few rows."""
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        if x.numel() <= MOST_VALUES and not torch.is_grad_enabled():
+            return small_rms_norm(x, self.weight, self.variance_epsilon)
+        output: torch.Tensor = kind.forward(self, x)
+        return output
+
+    return type(f"SmallBatch{kind.__name__}", (kind,), {"forward": forward})
 
 
 def _is_few(x: torch.Tensor) -> bool:

@@ -17,6 +17,7 @@ from services.runtime.small_batches import (
     prepare_for_small_batches,
 )
 from services.runtime.small_linear import MOST_ROWS, small_linear
+from services.runtime.small_norm import MOST_VALUES, small_rms_norm
 from services.runtime.weights_digest import weights_digest
 
 VOCABULARY = 101
@@ -43,7 +44,12 @@ def _model(model_type: str, dtype: torch.dtype = torch.float32) -> PreTrainedMod
         initializer_range=0.1,
         **_EXPERTS.get(model_type, {}),
     )
-    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            # weights of all ones, or of zeros, would hide what is done with them
+            torch.nn.init.normal_(parameter, 1.0, 0.2)
+    return model
 
 
 def _logits(model: PreTrainedModel, rows: int, tokens: int) -> torch.Tensor:
@@ -80,6 +86,23 @@ def test_a_product_is_that_of_float64(
     torch.testing.assert_close(found.double(), exact, rtol=0, atol=2e-6 * inputs**0.5 + 1e-6)
 
 
+@pytest.mark.parametrize("size", [1, 15, 64, 576])
+def test_a_norm_is_that_of_float64(size: int) -> None:
+    x, weight = torch.randn(3, 2, size), torch.randn(size)
+    exact = torch.nn.functional.rms_norm(x.double(), (size,), weight.double(), 1e-5)
+    torch.testing.assert_close(
+        small_rms_norm(x, weight, 1e-5).double(), exact, rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("model_type", sorted(SERVED_MODEL_TYPES))
+def test_norms_of_another_definition_are_left_alone(model_type: str) -> None:
+    kinds = {type(module).__name__ for module in _prepared(_model(model_type)).modules()}
+    small = any(kind.startswith("SmallBatch") and kind.endswith("RMSNorm") for kind in kinds)
+    # gemma's weights are differences from one
+    assert small == (model_type != "gemma3_text")
+
+
 def test_nothing_is_not_a_number_unless_an_input_is() -> None:
     x, weight = torch.ones(2, 64), torch.ones(8, 64)
     x[1, 3], weight[5, 7] = torch.nan, torch.inf
@@ -105,10 +128,11 @@ def test_a_prepared_model_gives_the_logits_of_the_untouched_one(model_type: str)
         torch.testing.assert_close(_logits(prepared, rows, 1), expected, rtol=0, atol=TOLERANCE)
 
 
-def test_more_rows_than_the_kernel_is_for_are_multiplied_as_ever() -> None:
+def test_more_rows_than_the_kernels_are_for_are_computed_as_ever() -> None:
     model = _model("llama")
-    prepared = _prepared(model)
-    assert torch.equal(_logits(prepared, 1, MOST_ROWS + 1), _logits(model, 1, MOST_ROWS + 1))
+    tokens = MOST_VALUES // model.config.hidden_size + 1
+    assert tokens > MOST_ROWS
+    assert torch.equal(_logits(_prepared(model), 1, tokens), _logits(model, 1, tokens))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
