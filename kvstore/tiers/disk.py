@@ -203,7 +203,7 @@ class DiskTier:
             entry = _entry_of(path)
             if entry is None:
                 # a temporary name: its writer died before the rename
-                if path.name.startswith("."):
+                if path.name.startswith(".") and f"{_SUFFIX}." in path.name:
                     path.unlink(missing_ok=True)
                 continue
             found.append((path.stat().st_mtime_ns, entry))

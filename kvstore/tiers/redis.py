@@ -104,12 +104,16 @@ class RedisTier:
         if lifetime <= 0:
             return STORED
         try:
-            if self._over_quota(key.namespace, writer.head_bytes + writer.body_bytes):
+            if self._over_quota(key, writer.head_bytes + writer.body_bytes):
                 return PutResult(PutStatus.OVER_QUOTA)
             put_id = secrets.token_hex(8)
             sizes = self._write_chunks(key, put_id, writer, deadline)
             manifest = Manifest(put_id, self._clock() + lifetime, writer.head_bytes, sizes)
+            # nothing may come up that the caller was told is not stored
+            deadline.require()
             return self._publish(key, manifest, writer.head(), lifetime)
+        except ValueError as error:
+            return PutResult(PutStatus.UNAVAILABLE, f"the index is not ours: {error}")
         except self._errors as error:
             return failed_put(error)
 
@@ -157,7 +161,6 @@ class RedisTier:
             members = self._client.smembers(_NAMESPACES)
             return sum(self._indexed_bytes(member.decode()) for member in members)
         except ValueError:
-            # somebody else's member in our index
             return None
         except self._errors:
             return None
@@ -266,15 +269,19 @@ class RedisTier:
         with contextlib.suppress(*self._errors):
             pipeline.execute()
 
-    def _over_quota(self, namespace: str, nbytes: int) -> bool:
-        quota = self._options.quota_bytes.get(namespace)
-        return quota is not None and self._indexed_bytes(namespace) + nbytes > quota
+    def _over_quota(self, key: ContentKey, nbytes: int) -> bool:
+        """What the put would replace does not count."""
+        quota = self._options.quota_bytes.get(key.namespace)
+        if quota is None:
+            return False
+        return self._indexed_bytes(key.namespace, replaced=key.digest) + nbytes > quota
 
-    def _indexed_bytes(self, namespace: str) -> int:
+    def _indexed_bytes(self, namespace: str, replaced: str = "") -> int:
+        """Raises ValueError where somebody else wrote into the index."""
         index = _index_name(namespace)
         self._client.zremrangebyscore(index, "-inf", self._clock())
-        members = self._client.zrange(index, 0, -1)
-        return sum(int(member.rsplit(b":", 1)[1]) for member in members)
+        members = [member.decode().split(":") for member in self._client.zrange(index, 0, -1)]
+        return sum(int(member[-1]) for member in members if member[0] != replaced)
 
     def _chunk_names(self, key: ContentKey, manifest: Manifest) -> list[str]:
         """The head's first."""

@@ -141,12 +141,12 @@ def test_leftovers_of_a_crash_are_swept_and_strangers_are_left(
 ) -> None:
     put(open_tier(), KEYS[0])
     leftover = tmp_path / "tenant" / f".{KEYS[1].digest}-0.safetensors.abc123"
-    stranger = tmp_path / "tenant" / "notes.txt"
-    for path in (leftover, stranger):
+    strangers = [tmp_path / "tenant" / name for name in ("notes.txt", ".notes", "a.safetensors")]
+    for path in (leftover, *strangers):
         path.write_bytes(b"half a cache")
     assert got(open_tier(), KEYS[0]) is None
     assert not leftover.exists()
-    assert stranger.exists()
+    assert all(stranger.exists() for stranger in strangers)
 
 
 def test_a_folder_has_one_owner(tmp_path: pathlib.Path, open_tier: Callable[..., DiskTier]) -> None:

@@ -22,6 +22,7 @@ from kvstore.tiers.manifest import Manifest
 from kvstore.tiers.mooncake import MooncakeTier
 from kvstore.tiers.redis import RedisOptions, RedisTier
 from kvstore.tiers.redis_client import RedisAddress, RedisClient
+from kvstore.tiers.stored_form import CacheWriter
 from tests.kvstore.tiers.conftest import SMALL_CHUNKS, Mooncake
 from tests.kvstore.tiers.servers import (
     RedisServer,
@@ -181,12 +182,22 @@ def test_a_full_server_is_full_and_keeps_what_it_has(tmp_path: pathlib.Path) -> 
 
 
 def test_a_quota_is_refused_before_anything_is_sent(own_valkey: RedisServer) -> None:
-    options = dataclasses.replace(SMALL_CHUNKS, quota_bytes={"faults": CACHE.nbytes})
+    options = dataclasses.replace(SMALL_CHUNKS, quota_bytes={"faults": 1000})
     with redis_tier(own_valkey.address, options) as (tier, client):
         assert tier.put(KEY, CACHE, None, SECONDS).status is PutStatus.OVER_QUOTA
         assert client.dbsize() == 0
         other = ContentKey.of(CACHE.fingerprint, "without-quota")
         assert tier.put(other, CACHE, None, SECONDS).stored
+        # room for one: what a put replaces does not count against it
+        writer = CacheWriter(CACHE)
+        options.quota_bytes["faults"] = writer.head_bytes + writer.body_bytes
+        for _ in range(2):
+            assert tier.put(KEY, CACHE, None, SECONDS).stored
+        second = ContentKey("faults", "0" * 64)
+        assert tier.put(second, CACHE, None, SECONDS).status is PutStatus.OVER_QUOTA
+        client.zadd("headwise:faults:index", {"not ours": time.time() + 60})
+        assert tier.put(KEY, CACHE, None, SECONDS).status is PutStatus.UNAVAILABLE
+        assert tier.bytes_in_use("faults", SECONDS) is None
 
 
 def test_everything_has_a_time_to_live(own_valkey: RedisServer) -> None:
