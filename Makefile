@@ -40,6 +40,7 @@ soak: $(READY)  ## long random runs; SOAK_SECONDS cuts them
 bench: $(READY)  ## what profiling and policies cost, and how fast decode is
 	$(BIN)/python -m benchmarks.profile_cost
 	$(BIN)/python -m benchmarks.fidelity
+	$(BIN)/python -m benchmarks.policies
 	$(BIN)/python -m benchmarks.decode_throughput
 
 stubs: $(READY)  ## generate headwise/v1 from proto/
