@@ -42,6 +42,7 @@ soak: $(READY)  ## long random runs; SOAK_SECONDS cuts them
 bench: $(READY)  ## what profiling and policies cost, how fast decode and the stores are
 	$(BIN)/python -m benchmarks.profile_cost
 	$(BIN)/python -m benchmarks.fidelity
+	$(BIN)/python -m benchmarks.policies
 	$(BIN)/python -m benchmarks.decode_throughput
 	$(BIN)/python -m benchmarks.store
 

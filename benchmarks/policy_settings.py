@@ -6,51 +6,65 @@ from benchmarks.settings import Setting
 from kvstore.policies import parse_policy
 
 
-def setting(name: str, policy: str, **parameters: object) -> Setting:
+def _setting(name: str, policy: str, **parameters: object) -> Setting:
     return Setting(name, parse_policy(policy, parameters))
 
 
-def _budgets(name: str, policy: str, *percents: int, **parameters: object) -> tuple[Setting, ...]:
-    return tuple(
-        setting(f"{name}_{percent}", policy, budget=percent / 100, **parameters)
-        for percent in percents
+def _budgets(policy: str, *percents: int) -> tuple[Setting, ...]:
+    return tuple(_setting(f"{policy}_{p}", policy, budget=p / 100) for p in percents)
+
+
+def _coverage(recovery_percent: int, retrieval_percent: int = 0) -> Setting:
+    """`r15`: with the best .15 of the heads at retrieving kept whole."""
+    name = f"coverage_t{recovery_percent}"
+    return _setting(
+        f"{name}_r{retrieval_percent}" if retrieval_percent else name,
+        "coverage",
+        recovery=recovery_percent / 100,
+        retrieval_ratio=retrieval_percent / 100,
     )
 
 
-# `r15`: with the best .15 of the heads at retrieving kept whole
-_COVERAGE = tuple(setting(f"coverage_t{t}", "coverage", recovery=t / 100) for t in (90, 95, 98))
-_COVERAGE_RETRIEVAL = tuple(
-    setting(f"coverage_t{t}_r15", "coverage", recovery=t / 100, retrieval_ratio=0.15)
-    for t in (80, 90, 95, 98)
-)
-_RECONSTRUCTION = _budgets("reconstruction", "reconstruction", 30, 20, 10)
+_RECONSTRUCTION = _budgets("reconstruction", 30, 20, 10)
 
 SIZES = (
-    *_COVERAGE,
-    *_COVERAGE_RETRIEVAL,
-    *_budgets("h2o", "h2o", 30, 20, 10),
-    *_budgets("h2o_r15", "h2o", 30, 20, retrieval_ratio=0.15),
-    *_budgets("snapkv", "snapkv", 30, 20, 10),
-    *_budgets("snapkv_r15", "snapkv", 30, 20, retrieval_ratio=0.15),
-    *_budgets("adakv", "adakv", 30, 20, 10),
-    *_budgets("pyramidkv", "pyramidkv", 30),
-    *_budgets("chunkkv", "chunkkv", 30),
-    *_budgets("sagekv", "sagekv", 30),
-    *_budgets("qfilters", "qfilters", 30),
-    *_budgets("streaming_llm", "streaming_llm", 30, 20, 10),
-    setting("razor_attention_256", "razor_attention", least_window=256),
+    _coverage(95),
+    _coverage(98),
+    _coverage(95, 15),
+    _coverage(90, 15),
+    _coverage(90, 8),
+    _coverage(80, 5),
+    _coverage(98, 15),
+    *_budgets("h2o", 30, 20, 10),
+    _setting("h2o_30_r15", "h2o", budget=0.3, retrieval_ratio=0.15),
+    _setting("h2o_20_r8", "h2o", budget=0.2, retrieval_ratio=0.08),
     *_RECONSTRUCTION,
+    *_budgets("snapkv", 30, 20, 10),
+    _setting("snapkv_30_r15", "snapkv", budget=0.3, retrieval_ratio=0.15),
+    *_budgets("adakv", 30, 20),
+    *_budgets("pyramidkv", 30),
+    *_budgets("pyramid_infer", 30),
+    *_budgets("chunkkv", 30),
+    *_budgets("sagekv", 30),
+    *_budgets("qfilters", 30),
+    *_budgets("streaming_llm", 30),
+    *_budgets("cascading", 30),
+    *_budgets("citrus", 30),
+    *_budgets("vlcache", 30),
+    _setting("razor_attention_256", "razor_attention", least_window=256),
 )
 
 # profiles are what costs here: these share four
 PASS_KEY = (
-    setting("full", "full"),
-    _COVERAGE[2],
-    *_COVERAGE_RETRIEVAL[1:],
-    setting("coverage_t95_r30", "coverage", recovery=0.95, retrieval_ratio=0.3),
-    *_budgets("h2o", "h2o", 30),
-    *_budgets("h2o_r15", "h2o", 30, retrieval_ratio=0.15),
-    *_budgets("snapkv", "snapkv", 30),
-    *_budgets("snapkv_r15", "snapkv", 30, retrieval_ratio=0.15),
+    _setting("full", "full"),
+    _coverage(98),
+    _coverage(95, 15),
+    _coverage(90, 15),
+    _coverage(95, 8),
+    _coverage(90, 30),
+    *_budgets("h2o", 30),
+    _setting("h2o_30_r15", "h2o", budget=0.3, retrieval_ratio=0.15),
+    *_budgets("snapkv", 30),
+    _setting("snapkv_30_r15", "snapkv", budget=0.3, retrieval_ratio=0.15),
     *_RECONSTRUCTION,
 )

@@ -119,5 +119,5 @@ def test_the_comparison_of_policies_writes_every_figure(tiny_model, tmp_path):
     assert len(found) == 6 * len(policy_settings.SIZES) + len(policy_settings.PASS_KEY)
     assert all(set(f) == {"value", "unit", "against", "target"} for f in found.values())
     named = {setting.policy.name for setting in policy_settings.SIZES}
-    measured_elsewhere = {"full", "fastgen", "pyramid_infer"}
+    measured_elsewhere = {"full", "fastgen"}
     assert named | measured_elsewhere == {name for name, _ in known_policies()}
