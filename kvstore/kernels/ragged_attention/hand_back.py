@@ -18,7 +18,8 @@ from kvstore.kernels.ragged_attention.tiles import (
 from kvstore.kernels.tile_product import tile_product
 
 
-@triton.jit
+# layers share their compiled form
+@triton.jit(do_not_specialize=["layer"])
 def hand_back(
     received: tl.tensor,
     starts: tl.tensor,
@@ -74,7 +75,7 @@ def hand_back(
     """
     program = tl.program_id(0)
     if program < CHUNKS:
-        share = chunk_rows(ends, count, CHUNKS)
+        share = chunk_rows(ends, count, CHUNKS, BLOCK_N)
         row = program * share
         last = tl.minimum(row + share, tl.load(ends + count - 1))
         head = 0

@@ -249,7 +249,8 @@ def _line_ends(
         before += tl.sum(held, 0)
 
 
-@triton.jit
+# layers share their compiled form
+@triton.jit(do_not_specialize=["layer"])
 def _attend_chunk(
     q: tl.tensor,
     q_sequence: int,
@@ -301,7 +302,7 @@ def _attend_chunk(
     query = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     known = query < GROUP * fed
     size = tl.arange(0, BLOCK_D)
-    share = chunk_rows(ends, count, CHUNKS)
+    share = chunk_rows(ends, count, CHUNKS, BLOCK_N)
     row = chunk * share
     last = tl.minimum(row + share, tl.load(ends + count - 1))
     head = 0
@@ -365,7 +366,8 @@ def _attend_chunk(
         head += 1
 
 
-@triton.jit
+# layers share their compiled form
+@triton.jit(do_not_specialize=["layer"])
 def _join_pieces(
     out: tl.tensor,
     out_sequence: int,
@@ -425,7 +427,7 @@ def _join_pieces(
         known = query < GROUP * fed
         size = tl.arange(0, BLOCK_D)
         wanted = known[:, None] & (size[None, :] < D)
-        share = chunk_rows(ends, count, CHUNKS)
+        share = chunk_rows(ends, count, CHUNKS, BLOCK_N)
         end = tl.load(ends + head)
         held = tl.load(rows + (tl.load(slots + b).to(tl.int64) * layers + layer) * heads + h)
         first = (end - held) // share

@@ -13,9 +13,9 @@ HIDDEN = tl.constexpr(-1e30)
 
 
 @triton.jit
-def chunk_rows(ends: tl.tensor, count: int, CHUNKS: tl.constexpr) -> tl.tensor:
-    """How many rows of the line a chunk has."""
-    return tl.maximum(tl.cdiv(tl.load(ends + count - 1), CHUNKS), 1)
+def chunk_rows(ends: tl.tensor, count: int, CHUNKS: tl.constexpr, LEAST: tl.constexpr) -> tl.tensor:
+    """How many rows of the line a chunk has; at least a tile, so that few rows make few pieces."""
+    return tl.maximum(tl.cdiv(tl.load(ends + count - 1), CHUNKS), LEAST)
 
 
 @triton.jit

@@ -42,11 +42,12 @@ def compile_instead(
     constants, signature, attributes = {}, {}, {}
     for number, parameter in enumerate(self.params):
         value = values[parameter.name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+        special = isinstance(value, int) and not parameter.do_not_specialize
+        if parameter.is_constexpr or (special and value == 1):
             constants[parameter.name], signature[parameter.name] = value, "constexpr"
             continue
         signature[parameter.name] = _type_of(value)
-        if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+        if isinstance(value, torch.Tensor) or (special and value % 16 == 0):
             attributes[(number,)] = [["tt.divisibility", 16]]
     source = ASTSource(self, signature, constants, attributes)
     compiled = triton.compile(source, target=_TARGET, options=options)

@@ -244,7 +244,9 @@ def test_heads_without_marks_have_no_log_weights(device: torch.device) -> None:
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize(("chunks", "counts"), [(1, SHORT), (2, SHORT), (15, ((3, 0, 7, 2),))])
+@pytest.mark.parametrize(
+    ("chunks", "counts"), [(1, SHORT), (2, SHORT), (4, SHORT), (15, ((3, 0, 40, 2),))]
+)
 def test_the_cut_into_chunks_does_not_show(
     chunks: int, counts: tuple[tuple[int, ...], ...], device: torch.device
 ) -> None:
