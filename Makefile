@@ -45,6 +45,10 @@ bench: $(READY)  ## what profiling and policies cost, how fast decode and the st
 	$(BIN)/python -m benchmarks.policies
 	$(BIN)/python -m benchmarks.decode_throughput
 	$(BIN)/python -m benchmarks.store
+	$(BIN)/python -m benchmarks.decode_growth --steps 1000
+	$(BIN)/python -m benchmarks.pool_overhead --quick
+	$(BIN)/python -m benchmarks.arrivals
+	$(BIN)/python -m benchmarks.overload
 
 stubs: $(READY)  ## generate headwise/v1 from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. --grpc_python_out=. proto/headwise/v1/*.proto
