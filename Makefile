@@ -41,6 +41,7 @@ bench: $(READY)  ## what profiling and policies cost, and how fast decode is
 	$(BIN)/python -m benchmarks.profile_cost
 	$(BIN)/python -m benchmarks.fidelity
 	$(BIN)/python -m benchmarks.decode_throughput
+	$(BIN)/python -m benchmarks.decode_vs_openvino --venv build/openvino
 
 stubs: $(READY)  ## generate headwise/v1 from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. --grpc_python_out=. proto/headwise/v1/*.proto
