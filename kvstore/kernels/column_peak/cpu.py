@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-# logits in flight; a block that stays in the cache takes the product's time alone
+# logits in flight, as many as column mass was found to be fastest with
 _TILE_ELEMENTS = 1 << 21
 _MIN_ROWS = 8
 
