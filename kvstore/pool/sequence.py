@@ -77,7 +77,11 @@ class SequencePages:
         Raises `PoolExhausted` if there is no room for marks of its own, which are not shared.
         """
         child = self.pool.open(self.length, PageCount(0, self.reservation.used.marks))
-        child.tables.copy_from(self.tables)
+        try:
+            child.tables.copy_from(self.tables)
+        except BaseException:
+            child.release()
+            raise
         child.may_share = self.may_share = True
         return child
 

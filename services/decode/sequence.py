@@ -137,9 +137,9 @@ class RunningSequence:
         """Come back, with `spare` pages to grow into; raises `PoolExhausted`."""
         assert self.swapped is not None, "only who left comes back"
         self.pages = pool.open(self.swapped.length, self.swapped.need + spare)
-        for index, layer in enumerate(self.swapped.layers):
+        layers, self.swapped = self.swapped.layers, None
+        for index, layer in enumerate(layers):
             self.pages.load(index, layer)
-        self.swapped = None
 
     def fail(self, error: Exception) -> None:
         self._tell(error)
