@@ -111,6 +111,8 @@ class GenerateCall:
         parts.expectation.saw_prompt(spec.policy, len(prompt), used)
         bound = pages.pages_bound(spec.final_tokens)
         pages.reservation.keep(PageCount(bound.rows - used.rows, bound.marks - used.marks))
+        # what was promised beyond that may be what the next in line waits for
+        parts.admission.advance()
         _observe(received)
         return received
 
