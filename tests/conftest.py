@@ -26,6 +26,11 @@ from tests.tiny_model import save_tiny_model
 Pair: TypeAlias = tuple[Service, Service]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What runs longest begins first, so that no worker is left with it at the end."""
+    items.sort(key=lambda item: "model" not in item.keywords)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny random model."""
