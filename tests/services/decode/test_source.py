@@ -1,0 +1,103 @@
+"""An arriving cache is read on only when there is room for the next of its layers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import grpc
+import pytest
+
+from headwise import Overloaded
+from kvstore.pool import PageCount, PagePool, SequencePages
+from kvstore.wire import WireLimits
+from services.decode.admission import Admission
+from services.decode.source import PrefillSource
+from services.runtime.model import ServedModel
+from tests.faults.recording import record
+from tests.services.decode.engine_parts import load_served, new_pool
+
+_PROMPT = tuple(range(2, 90))
+
+
+class RecordedCall:
+    """Counts what has been read of it."""
+
+    def __init__(self, messages: Sequence[bytes]) -> None:
+        self._messages = messages
+        self.read_count = 0
+
+    async def read(self) -> object:
+        if self.read_count == len(self._messages):
+            return grpc.aio.EOF
+        self.read_count += 1
+        return self._messages[self.read_count - 1]
+
+
+@pytest.fixture(scope="module")
+def served(tiny_model: Path) -> ServedModel:
+    return load_served(tiny_model)
+
+
+@pytest.fixture
+def pool(served: ServedModel) -> PagePool:
+    return new_pool(served, pages=64)
+
+
+@pytest.fixture
+def admission() -> Admission:
+    return Admission(lambda: False, lambda: 0, max_sequences=9, max_queued=9, claim_seconds=0.5)
+
+
+@pytest.fixture
+async def receive(
+    served: ServedModel, admission: Admission
+) -> AsyncIterator[Callable[[RecordedCall, SequencePages], asyncio.Task[object]]]:
+    limits = WireLimits(max_tokens=1000, max_layers=9, max_cache_bytes=1 << 30)
+    source = PrefillSource("127.0.0.1:1", served, limits=limits, stall_seconds=5)
+
+    def start(call: RecordedCall, pages: SequencePages) -> asyncio.Task[object]:
+        return asyncio.create_task(source._receive(call, _PROMPT, pages, admission.claim))
+
+    yield start
+    await source.close()
+
+
+async def test_a_full_pool_holds_the_stream_up_until_somebody_leaves(
+    served: ServedModel,
+    pool: PagePool,
+    admission: Admission,
+    receive: Callable[[RecordedCall, SequencePages], asyncio.Task[object]],
+) -> None:
+    call = RecordedCall(record(served, _PROMPT, "full"))
+    # the first of two layers takes 22 pages, and so many are left for it
+    other = await admission.admit(1, None, lambda: pool.open(0, PageCount(40, 40)))
+    pages = await admission.admit(1, None, lambda: pool.open(len(_PROMPT)))
+    receiving = receive(call, pages)
+    await asyncio.sleep(0.1)
+    held_up_at = call.read_count
+    # all but the report and the trailer
+    assert held_up_at == len(call._messages) - 2
+    assert pages.row_counts() == ((88, 88), (0, 0))
+    await asyncio.sleep(0.1)
+    assert call.read_count == held_up_at
+    other.release()
+    admission.leave()
+    await receiving
+    assert pages.row_counts() == ((88, 88), (88, 88))
+
+
+async def test_it_is_given_up_when_nobody_leaves_in_time(
+    served: ServedModel,
+    pool: PagePool,
+    admission: Admission,
+    receive: Callable[[RecordedCall, SequencePages], asyncio.Task[object]],
+) -> None:
+    await admission.admit(1, None, lambda: pool.open(0, PageCount(40, 40)))
+    pages = await admission.admit(1, None, lambda: pool.open(len(_PROMPT)))
+    with pytest.raises(Overloaded) as caught:
+        await receive(RecordedCall(record(served, _PROMPT, "full")), pages)
+    assert caught.value.reason == "POOL_EXHAUSTED"
+    pages.release()
+    assert pool.free_pages == 24
