@@ -45,7 +45,9 @@ class Room:
     @property
     def swapped_bytes(self) -> int:
         """Host memory that preempted sequences occupy."""
-        return sum(one.swapped.nbytes for one in tuple(self.preempted) if one.swapped)
+        # read by the metrics' thread too, while sequences come back
+        swapped = [one.swapped for one in tuple(self.preempted)]
+        return sum(one.nbytes for one in swapped if one)
 
     def make(
         self, sequence: RunningSequence, need: PageCount, running: list[RunningSequence]
