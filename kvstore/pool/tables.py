@@ -103,7 +103,8 @@ class PageTables:
             columns = self._storage.columns
             weighted = (columns.log_weights,) if self.weighted[layer, head] else ()
             for column in (columns.positions, columns.scores, columns.flags, *weighted):
-                column[mine_at] = column[theirs_at]
+                # torch refuses a view of the column as what is scattered into it
+                column[mine_at] = column[theirs_at].clone()
         other._reservation.rows.share_with(self._reservation.rows)
         self.rows[...] = other.rows
 

@@ -285,6 +285,26 @@ def test_a_fork_copies_only_the_pages_that_are_written() -> None:
     assert child.row_counts() == ((10, 10), (10,))
 
 
+def test_a_fork_may_have_to_scatter_its_marks() -> None:
+    """Its origin's lie in one run, and what is free does not."""
+    pool = a_pool()
+    origin = pool.open(12, promised(9))
+    origin.load(1, a_layer(12, head_rule=SCORED))
+    holes = [pool.open(4, promised(1)) for _ in range(6)]
+    for hole in holes:
+        hole.load(1, a_layer(4, head_rule=SCORED))
+    origin.reservation.keep(PageCount())
+    filler = pool.open(0, PageCount(0, pool.free.marks))
+    filler.reservation.marks.take(filler.reservation.unused.marks)
+    for hole in holes[::2]:
+        hole.release()
+    origin_marks = origin.tables.marks[1, 0, :3]
+    assert origin_marks.tolist() == [0, 1, 2]
+    fork = origin.fork()
+    assert (np.diff(fork.tables.marks[1, 0, :3]) > 1).all()
+    require_same(fork, origin)
+
+
 def test_no_more_sequences_than_there_are_tables() -> None:
     pool = PagePool(SHAPES, pages=8, page_rows=4, dtype=torch.float32, sequences=1)
     first = pool.open()
