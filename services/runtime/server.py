@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import os
@@ -77,7 +76,6 @@ class Server:
             asyncio.get_running_loop().add_signal_handler(number, self.stop)
         metrics_server = self._start_metrics()
         await self._server.start()
-        _freeze_garbage_collection()
         self._announce(metrics_server.server_port)
         try:
             await self._stopping.wait()
@@ -121,15 +119,3 @@ class Server:
             temporary = path.with_suffix(".tmp")
             temporary.write_text(json.dumps(ports))
             temporary.rename(path)
-
-
-def _freeze_garbage_collection() -> None:
-    """Let collections look at what requests make, and not at what start-up made.
-
-    A full one comes when a quarter as many objects are new as have lived long. With all that torch
-    and transformers bring that was never: 2,000 refused requests left 12 MB of tracebacks behind.
-    """
-    gc.collect()
-    gc.freeze()
-    # from here on hardly anything has lived long
-    gc.collect()
