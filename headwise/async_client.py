@@ -11,6 +11,7 @@ import grpc
 
 from headwise.channel import channel_options
 from headwise.errors import Cancelled, InternalError, from_rpc_error
+from headwise.reading import messages
 from headwise.requests import GenerateOptions, Prompt, generate_request
 from headwise.results import Delta, Result, delta_from_proto, result_from_proto
 from headwise.sessions import AsyncSessionCalls
@@ -26,7 +27,7 @@ class AsyncGeneration:
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
         try:
-            async for response in self._call:
+            async for response in messages(self._call):
                 if response.WhichOneof("part") == "result":
                     result = result_from_proto(response.result)
                     self._results[result.index] = result

@@ -11,6 +11,7 @@ import grpc
 
 from headwise.channel import channel_options
 from headwise.errors import Cancelled, HeadwiseError, InternalError, Unavailable, from_rpc_error
+from headwise.reading import read_message
 from headwise.v1 import cache_pb2, prefill_pb2, prefill_pb2_grpc
 from kvstore.errors import CorruptCache
 from kvstore.pool import PageCount, SequencePages
@@ -109,7 +110,7 @@ class PrefillSource:
         while True:
             try:
                 async with asyncio.timeout(self._stall_seconds):
-                    message = await call.read()
+                    message = await read_message(call)
             except TimeoutError as error:
                 raise Unavailable(
                     f"no sign of life from prefill in {self._stall_seconds:g} s", "PREFILL_STALLED"
@@ -144,5 +145,5 @@ async def _let_end(call: Any) -> None:
     """
     with contextlib.suppress(grpc.aio.AioRpcError, TimeoutError):
         async with asyncio.timeout(_END_SECONDS):
-            if await call.read() is not grpc.aio.EOF:
+            if await read_message(call) is not grpc.aio.EOF:
                 raise CorruptCache("a message came after the trailer")

@@ -27,9 +27,7 @@ _VISITORS = 12
 _SLICES = 12
 # allocators settle within the first part; from there on memory must be flat
 _WARM_UP_SLICES = 4
-# measured: 3 % in a whole run of 77,000 requests, .1 % in 2,000; about 1.4 KB of native memory a
-# cancelled request is not explained yet
-_GROWTH_LIMIT = 0.05
+_GROWTH_LIMIT = 0.02
 
 # small enough that sessions are evicted, sequences preempted, and requests wait or are refused
 _DECODE_ARGUMENTS = (
