@@ -12,6 +12,7 @@ from headwise.errors import (
     Cancelled,
     CorruptStream,
     DeadlineExceeded,
+    Forbidden,
     HeadwiseError,
     InternalError,
     InvalidRequest,
@@ -19,6 +20,7 @@ from headwise.errors import (
     NotSupported,
     Overloaded,
     Refused,
+    Unauthenticated,
     Unavailable,
 )
 from headwise.requests import GenerateOptions, Message, Policy, Prompt, Sampling
@@ -33,6 +35,7 @@ from headwise.results import (
     TokenLogprobs,
     Usage,
 )
+from headwise.tls import Tls
 from headwise.version import __version__
 
 __all__ = [
@@ -43,6 +46,7 @@ __all__ = [
     "DeadlineExceeded",
     "Delta",
     "FinishReason",
+    "Forbidden",
     "GenerateOptions",
     "HeadReport",
     "HeadwiseError",
@@ -60,7 +64,9 @@ __all__ = [
     "Sampling",
     "SessionInfo",
     "Timings",
+    "Tls",
     "TokenLogprobs",
+    "Unauthenticated",
     "Unavailable",
     "Usage",
     "__version__",

@@ -9,12 +9,13 @@ from typing import Any, Self, Unpack
 
 import grpc
 
-from headwise.channel import channel_options
+from headwise.connection import Connection, Token
 from headwise.errors import Cancelled, InternalError, from_rpc_error
 from headwise.reading import messages
 from headwise.requests import GenerateOptions, Prompt, generate_request
 from headwise.results import Delta, Result, delta_from_proto, result_from_proto
 from headwise.sessions import AsyncSessionCalls
+from headwise.tls import Tls
 from headwise.v1 import decode_pb2, decode_pb2_grpc
 
 
@@ -76,17 +77,15 @@ class AsyncClient:
         self,
         target: str,
         *,
+        tls: Tls | None = None,
+        token: Token | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         retries: bool = True,
     ) -> None:
-        options = channel_options(retries=retries)
-        self._channel = (
-            grpc.aio.secure_channel(target, credentials, options)
-            if credentials
-            else grpc.aio.insecure_channel(target, options)
-        )
+        self._connection = Connection(target, tls, credentials, token, retries)
+        self._channel = self._connection.open_async()
         self._stub = decode_pb2_grpc.DecodeServiceStub(self._channel)
-        self.sessions = AsyncSessionCalls(self._stub)
+        self.sessions = AsyncSessionCalls(self._stub, self._connection)
 
     def generate(
         self,
@@ -98,7 +97,7 @@ class AsyncClient:
     ) -> AsyncGeneration:
         """Continue `prompt`; see `headwise.Client.generate`."""
         request = generate_request(prompt, **options)
-        metadata = (("x-request-id", request_id),) if request_id else None
+        metadata = self._connection.metadata(request_id)
         return AsyncGeneration(
             self._stub.Generate(request, timeout=timeout_seconds, metadata=metadata)
         )
@@ -109,7 +108,9 @@ class AsyncClient:
         """What the service serves, and within which limits."""
         try:
             response: decode_pb2.DecodeServiceDescribeResponse = await self._stub.Describe(
-                decode_pb2.DecodeServiceDescribeRequest(), timeout=timeout_seconds
+                decode_pb2.DecodeServiceDescribeRequest(),
+                timeout=timeout_seconds,
+                metadata=self._connection.metadata(),
             )
         except grpc.RpcError as rpc_error:
             raise from_rpc_error(rpc_error) from rpc_error

@@ -8,11 +8,12 @@ from typing import Any, Self, Unpack
 
 import grpc
 
-from headwise.channel import channel_options
+from headwise.connection import Connection, Token
 from headwise.errors import InternalError, from_rpc_error
 from headwise.requests import GenerateOptions, Prompt, generate_request
 from headwise.results import Delta, Result, delta_from_proto, result_from_proto
 from headwise.sessions import SessionCalls
+from headwise.tls import Tls
 from headwise.v1 import decode_pb2, decode_pb2_grpc
 
 
@@ -78,24 +79,24 @@ class Client:
     """Generates text through a Headwise decode service at `target` ("host:port").
 
     Errors are `headwise.errors`. With `retries`, gRPC begins a call again on UNAVAILABLE, up to
-    twice, as long as nothing of the answer has arrived. `credentials` None means plain text.
+    twice, as long as nothing of the answer has arrived. `tls` makes the channel private, or
+    `credentials` does, for what gRPC has beside TLS; without either it is plain text. `token` says
+    who is calling; a callable is asked before each call. Plain text to another machine takes none.
     """
 
     def __init__(
         self,
         target: str,
         *,
+        tls: Tls | None = None,
+        token: Token | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         retries: bool = True,
     ) -> None:
-        options = channel_options(retries=retries)
-        self._channel = (
-            grpc.secure_channel(target, credentials, options)
-            if credentials
-            else grpc.insecure_channel(target, options)
-        )
+        self._connection = Connection(target, tls, credentials, token, retries)
+        self._channel = self._connection.open()
         self._stub = decode_pb2_grpc.DecodeServiceStub(self._channel)
-        self.sessions = SessionCalls(self._stub)
+        self.sessions = SessionCalls(self._stub, self._connection)
 
     def generate(
         self,
@@ -111,7 +112,7 @@ class Client:
         rest is in `GenerateOptions`.
         """
         request = generate_request(prompt, **options)
-        metadata = (("x-request-id", request_id),) if request_id else None
+        metadata = self._connection.metadata(request_id)
         return Generation(self._stub.Generate(request, timeout=timeout_seconds, metadata=metadata))
 
     def describe(
@@ -120,7 +121,9 @@ class Client:
         """What the service serves, and within which limits."""
         try:
             response: decode_pb2.DecodeServiceDescribeResponse = self._stub.Describe(
-                decode_pb2.DecodeServiceDescribeRequest(), timeout=timeout_seconds
+                decode_pb2.DecodeServiceDescribeRequest(),
+                timeout=timeout_seconds,
+                metadata=self._connection.metadata(),
             )
         except grpc.RpcError as rpc_error:
             raise from_rpc_error(rpc_error) from rpc_error

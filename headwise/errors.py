@@ -4,6 +4,8 @@
     ├── InvalidRequest     INVALID_ARGUMENT     what was asked is wrong; `field` names it
     ├── NotFound           NOT_FOUND            nothing here by that name
     ├── NotSupported       UNIMPLEMENTED        understood, not served
+    ├── Unauthenticated    UNAUTHENTICATED      no token, or one that is not good
+    ├── Forbidden          PERMISSION_DENIED    a good token, for something else
     ├── Refused            FAILED_PRECONDITION  another model, tokenizer, dtype or format
     ├── Overloaded         RESOURCE_EXHAUSTED   full; `retry_after_seconds` says when to come again
     ├── CorruptStream      DATA_LOSS            bytes that disagree with their checksums
@@ -69,6 +71,14 @@ class NotFound(HeadwiseError):
 
 class NotSupported(HeadwiseError):
     code = grpc.StatusCode.UNIMPLEMENTED
+
+
+class Unauthenticated(HeadwiseError):
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class Forbidden(HeadwiseError):
+    code = grpc.StatusCode.PERMISSION_DENIED
 
 
 class Refused(HeadwiseError):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import sys
 
 import click
 from rich.console import Console
 
-from headwise import Client, HeadwiseError, Message, Policy, Sampling
+from headwise import Client, HeadwiseError, Message, Policy, Sampling, Tls
 from headwise.client import Generation
+from services.commands.connection_options import connection_options, tls_of, token_of
 from services.pictures.heads import HeadCell, head_map
 from services.pictures.result import result_table
 
@@ -52,6 +54,7 @@ def parse_parameters(pairs: tuple[str, ...]) -> dict[str, object]:
 @click.option("--keep", "keep_seconds", default=0.0, help="Keep a session for so many seconds.")
 @click.option("--timeout", "timeout_seconds", type=float, help="Seconds for the whole call.")
 @click.option("--heads", is_flag=True, help="Show what every head keeps.")
+@connection_options
 def generate(
     prompt: str,
     target: str,
@@ -69,12 +72,17 @@ def generate(
     keep_seconds: float,
     timeout_seconds: float | None,
     heads: bool,
+    tls_ca: pathlib.Path | None,
+    tls_certificate: pathlib.Path | None,
+    tls_key: pathlib.Path | None,
+    token_file: pathlib.Path | None,
 ) -> None:
     """Continue PROMPT; a PROMPT of - is read from standard input."""
     text = sys.stdin.read() if prompt == "-" else prompt
     console = Console(stderr=True)
+    tls, token = tls_of(tls_ca, tls_certificate, tls_key), token_of(token_file)
     try:
-        with Client(target) as client:
+        with _client(target, tls, token) as client:
             generation = client.generate(
                 [Message("user", text)] if chat else text,
                 policy=Policy(policy, parse_parameters(parameter)),
@@ -97,6 +105,13 @@ def generate(
     if heads:
         cells = [HeadCell(h.layer, h.head, h.head_class, h.rows) for h in result.heads]
         console.print(head_map(cells, result.usage.prompt_tokens - 1))
+
+
+def _client(target: str, tls: Tls | None, token: str | None) -> Client:
+    try:
+        return Client(target, tls=tls, token=token)
+    except ValueError as error:
+        raise click.UsageError(f"{error}: --tls-ca") from error
 
 
 def _print_text(generation: Generation, answers: int) -> None:

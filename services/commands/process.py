@@ -22,7 +22,7 @@ def run_process(
     """Configure logs and serve until told to stop."""
     from kvstore.errors import KVStoreError
     from services.runtime.model_errors import ModelError
-    from services.runtime.server import ServeError
+    from services.runtime.serve_error import ServeError
 
     options = build(kind, values)
     configure_logs(options.server.log_level, options.server.log_format)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from services.decode.link_options import LinkOptions
 from services.runtime.configuration import setting
 from services.runtime.options import ModelOptions, ServerOptions
+from services.runtime.security_options import SecurityOptions
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -14,6 +16,8 @@ class DecodeOptions:
 
     model: ModelOptions
     server: ServerOptions
+    security: SecurityOptions
+    link: LinkOptions
     port: int = setting(7080, "Port to listen on; 0 takes a free one.", minimum=0, maximum=65535)
     prefill: str = setting("127.0.0.1:7081", "Where the prefill service is, as host:port.")
     pool_bytes: int = setting(2 << 30, "Bytes of the page pool.", minimum=1 << 20)

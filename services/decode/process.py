@@ -27,7 +27,8 @@ from services.decode.source import PrefillSource
 from services.decode.step import warm_up
 from services.runtime.model import ServedModel
 from services.runtime.model_options import load_served_model
-from services.runtime.server import ServeError, Server
+from services.runtime.serve_error import ServeError
+from services.runtime.server import Server
 from services.runtime.small_batches import prepare_for_small_batches
 
 log = logging.getLogger("headwise.decode")
@@ -42,6 +43,7 @@ async def serve_decode(options: DecodeOptions) -> None:
     """Serve until SIGTERM. Raises `ServeError` if prefill turns out to serve another model."""
     server = Server(
         options.server,
+        options.security,
         options.port,
         decode_pb2.DESCRIPTOR.services_by_name["DecodeService"].full_name,
     )
@@ -56,6 +58,7 @@ async def serve_decode(options: DecodeOptions) -> None:
             max_cache_bytes=options.pool_bytes,
         ),
         stall_seconds=options.prefill_stall_seconds,
+        link=options.link,
     )
     log.info("compiling the kernels, or loading them from the cache of an earlier start")
     warm_up(served)

@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
 
-from headwise.channel import channel_options
-from headwise.errors import Cancelled, HeadwiseError, InternalError, Unavailable, from_rpc_error
+from headwise.errors import (
+    Cancelled,
+    Forbidden,
+    HeadwiseError,
+    InternalError,
+    Unauthenticated,
+    Unavailable,
+    from_rpc_error,
+)
 from headwise.reading import read_message
 from headwise.v1 import cache_pb2, prefill_pb2, prefill_pb2_grpc
 from kvstore.errors import CorruptCache
 from kvstore.pool import PageCount, SequencePages
 from kvstore.wire import CacheDecoder, WireLimits
+from services.decode.link import PrefillLink
+from services.decode.link_options import LinkOptions
 from services.decode.reception import Reception
 from services.decode.report import Received
 from services.runtime.convert import model_from_proto, model_to_proto
-from services.runtime.interceptor import REQUEST_ID_KEY
-from services.runtime.logs import request_id
 from services.runtime.model import ServedModel
 
 _METHOD = "/headwise.v1.PrefillService/Prefill"
 # prefill ends its call right after the trailer; one that froze there must not cost more
 _END_SECONDS = 0.5
+
+_PLAIN = LinkOptions()
+
+log = logging.getLogger("headwise.decode")
 
 # has pages promised to an arriving cache, and waits for them where there are none
 Claim = Callable[[SequencePages, PageCount], Awaitable[None]]
@@ -35,24 +47,28 @@ class PrefillSource:
     """Pulls caches from one prefill target."""
 
     def __init__(
-        self, target: str, served: ServedModel, *, limits: WireLimits, stall_seconds: float
+        self,
+        target: str,
+        served: ServedModel,
+        *,
+        limits: WireLimits,
+        stall_seconds: float,
+        link: LinkOptions = _PLAIN,
     ) -> None:
         self._target = target
         self._served = served
         self._limits = limits
         self._stall_seconds = stall_seconds
-        self._channel = grpc.aio.insecure_channel(target, channel_options(retries=False))
-        self._stub = prefill_pb2_grpc.PrefillServiceStub(self._channel)
-        # bytes as they are: a message that does not parse is corruption, not gRPC's own failure
-        self._prefill: grpc.aio.UnaryStreamMultiCallable[Any, bytes] = self._channel.unary_stream(
-            _METHOD, request_serializer=prefill_pb2.PrefillRequest.SerializeToString
-        )
+        self._link = PrefillLink(target, link)
 
     async def describe(self) -> prefill_pb2.PrefillServiceDescribeResponse:
         """What prefill offers. Raises `FingerprintMismatch` if it serves another model."""
+        stub = prefill_pb2_grpc.PrefillServiceStub(self._link.channel)
         try:
-            answer: prefill_pb2.PrefillServiceDescribeResponse = await self._stub.Describe(
-                prefill_pb2.PrefillServiceDescribeRequest(), timeout=10
+            answer: prefill_pb2.PrefillServiceDescribeResponse = await stub.Describe(
+                prefill_pb2.PrefillServiceDescribeRequest(),
+                timeout=10,
+                metadata=self._link.metadata(),
             )
         except grpc.aio.AioRpcError as error:
             raise self._typed(error) from error
@@ -81,14 +97,20 @@ class PrefillSource:
             policy=policy,
             expected_model=model_to_proto(self._served.fingerprint),
         )
-        metadata = ((REQUEST_ID_KEY, request_id.get()),)
-        call = self._prefill(request, timeout=timeout_seconds, metadata=metadata)
+        call = self._call(request, timeout_seconds)
         try:
             return await self._receive(call, token_ids, pages, claim)
         except grpc.aio.AioRpcError as error:
             raise self._typed(error) from error
         finally:
             call.cancel()
+
+    def _call(self, request: prefill_pb2.PrefillRequest, timeout_seconds: float | None) -> Any:
+        # bytes as they are: a message that does not parse is corruption, not gRPC's own failure
+        method: grpc.aio.UnaryStreamMultiCallable[Any, bytes] = self._link.channel.unary_stream(
+            _METHOD, request_serializer=prefill_pb2.PrefillRequest.SerializeToString
+        )
+        return method(request, timeout=timeout_seconds, metadata=self._link.metadata())
 
     async def _receive(
         self, call: Any, token_ids: Sequence[int], pages: SequencePages, claim: Claim
@@ -128,13 +150,17 @@ class PrefillSource:
                 return Unavailable(
                     f"prefill at {self._target} is unavailable: {typed.message}", reason
                 )
+            case Unauthenticated() | Forbidden():
+                # decode's credentials, not those of its caller, who can do nothing about it
+                log.error("prefill at %s refuses decode: %s", self._target, typed)
+                return Unavailable("prefill is unavailable", "PREFILL_REFUSES_DECODE")
             case InternalError():
                 return InternalError("prefill failed", "PREFILL_FAILED")
             case _:
                 return typed
 
     async def close(self) -> None:
-        await self._channel.close()
+        await self._link.close()
 
 
 async def _let_end(call: Any) -> None:

@@ -28,6 +28,8 @@ class Service:
     port: int
     metrics_port: int
     log: pathlib.Path
+    # of the health service alone, where there is one
+    health_port: int = 0
 
     @property
     def target(self) -> str:
@@ -70,7 +72,8 @@ def _wait(
             raise ServiceFailed(f"{name} was not ready in {limit:g} s:\n{_tail(log)}")
         time.sleep(0.05)
     ports = json.loads(ready.read_text())
-    return Service(name, process, ports["port"], ports["metrics_port"], log)
+    health_port = ports.get("health_port", 0)
+    return Service(name, process, ports["port"], ports["metrics_port"], log, health_port)
 
 
 def _tail(log: pathlib.Path, lines: int = 20) -> str:

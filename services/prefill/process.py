@@ -8,7 +8,8 @@ from kvstore.policies import parse_policy
 from services.prefill.options import PrefillOptions
 from services.prefill.service import PrefillServicer
 from services.runtime.model_options import load_served_model
-from services.runtime.server import ServeError, Server
+from services.runtime.serve_error import ServeError
+from services.runtime.server import Server
 
 
 async def serve_prefill(options: PrefillOptions) -> None:
@@ -16,6 +17,7 @@ async def serve_prefill(options: PrefillOptions) -> None:
     _require_policy(options.default_policy)
     server = Server(
         options.server,
+        options.security,
         options.port,
         prefill_pb2.DESCRIPTOR.services_by_name["PrefillService"].full_name,
     )

@@ -19,20 +19,21 @@ from prometheus_client import start_http_server
 from headwise.channel import server_options
 from services.runtime.interceptor import StatusInterceptor
 from services.runtime.options import ServerOptions
+from services.runtime.security_options import SecurityOptions
+from services.runtime.serve_error import ServeError
+from services.runtime.tls import server_credentials
 
 log = logging.getLogger("headwise.server")
 
 _LAST_STATUS_SECONDS = 0.5
 
 
-class ServeError(Exception):
-    """The process cannot serve; the message says why and what to do."""
-
-
 class Server:
     """A gRPC server with health, reflection, metrics and a drain, for one of our services."""
 
-    def __init__(self, options: ServerOptions, port: int, service: str) -> None:
+    def __init__(
+        self, options: ServerOptions, security: SecurityOptions, port: int, service: str
+    ) -> None:
         self._options = options
         self._service = service
         self._health = health.aio.HealthServicer()
@@ -42,18 +43,35 @@ class Server:
         reflection.enable_server_reflection(
             (service, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
-        self._port = self._bind(port)
+        credentials = server_credentials(security)
+        self._port = self._bind(self._server, port, "--port", credentials)
+        self._probes, self._health_port = self._probe_server(security.health_port)
         self._stopping = asyncio.Event()
 
-    def _bind(self, port: int) -> int:
+    def _bind(
+        self,
+        server: grpc.aio.Server,
+        port: int,
+        flag: str,
+        credentials: grpc.ServerCredentials | None,
+    ) -> int:
         address = f"{self._options.host}:{port}"
         try:
-            bound = self._server.add_insecure_port(address)
+            if credentials is None:
+                return server.add_insecure_port(address)
+            return server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise ServeError(
-                f"cannot listen on {address}: is another process there? Choose another --port."
+                f"cannot listen on {address}: is another process there? Choose another {flag}."
             ) from error
-        return bound
+
+    def _probe_server(self, port: int) -> tuple[grpc.aio.Server | None, int | None]:
+        """Health alone, in plain text: a kubelet has neither certificate nor token."""
+        if port < 0:
+            return None, None
+        server = grpc.aio.server(options=server_options())
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        return server, self._bind(server, port, "--health-port", None)
 
     def add(self, register: Callable[[grpc.aio.Server], None]) -> None:
         """Add the service's own handlers."""
@@ -75,7 +93,8 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self.stop)
         metrics_server = self._start_metrics()
-        await self._server.start()
+        for server in self._servers:
+            await server.start()
         self._announce(metrics_server.server_port)
         try:
             await self._stopping.wait()
@@ -83,9 +102,14 @@ class Server:
         finally:
             # after a drain there is nothing left to do; a server that is dropped while it runs
             # complains when it is collected
-            await self._server.stop(None)
+            for server in self._servers:
+                await server.stop(None)
             metrics_server.shutdown()
             metrics_server.server_close()
+
+    @property
+    def _servers(self) -> tuple[grpc.aio.Server, ...]:
+        return (self._server, *((self._probes,) if self._probes else ()))
 
     async def _drain(self) -> None:
         log.info("draining for at most %g s", self._options.drain_seconds)
@@ -116,6 +140,8 @@ class Server:
         if self._options.ready_file:
             path = pathlib.Path(self._options.ready_file)
             ports = {"port": self._port, "metrics_port": metrics_port, "pid": os.getpid()}
+            if self._health_port is not None:
+                ports["health_port"] = self._health_port
             temporary = path.with_suffix(".tmp")
             temporary.write_text(json.dumps(ports))
             temporary.rename(path)

@@ -1,0 +1,82 @@
+"""What a client's calls have in common: a private channel, and who is calling."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+from collections.abc import Callable
+
+import grpc
+
+from headwise.channel import ChannelOptions, channel_options
+from headwise.tls import Tls
+
+# a token, or what gives one for each call, so that it may be renewed
+Token = str | Callable[[], str]
+Metadata = tuple[tuple[str, str], ...]
+
+AUTHORIZATION_KEY = "authorization"
+REQUEST_ID_KEY = "x-request-id"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Connection:
+    """Where to, how privately, and as whom; the same for both clients.
+
+    Raises `ValueError` for a token that would cross a network in plain text.
+    """
+
+    target: str
+    tls: Tls | None = None
+    credentials: grpc.ChannelCredentials | None = None
+    token: Token | None = dataclasses.field(default=None, repr=False)
+    retries: bool = True
+
+    def __post_init__(self) -> None:
+        if self.tls is not None and self.credentials is not None:
+            raise ValueError("give tls or credentials, not both")
+        plain = self.tls is None and self.credentials is None
+        if self.token is not None and plain and not _is_local(self.target):
+            raise ValueError(f"a token would go to {self.target} in plain text: give tls")
+
+    def open(self) -> grpc.Channel:
+        credentials, options = self._credentials(), self._options()
+        if credentials is None:
+            return grpc.insecure_channel(self.target, options)
+        return grpc.secure_channel(self.target, credentials, options)
+
+    def open_async(self) -> grpc.aio.Channel:
+        credentials, options = self._credentials(), self._options()
+        if credentials is None:
+            return grpc.aio.insecure_channel(self.target, options)
+        return grpc.aio.secure_channel(self.target, credentials, options)
+
+    def metadata(self, request_id: str | None = None) -> Metadata:
+        """What a call carries beside its request. Raises what a token's callable raises."""
+        pairs: Metadata = ()
+        if self.token is not None:
+            token = self.token if isinstance(self.token, str) else self.token()
+            pairs = ((AUTHORIZATION_KEY, f"Bearer {token}"),)
+        return (*pairs, (REQUEST_ID_KEY, request_id)) if request_id else pairs
+
+    def _credentials(self) -> grpc.ChannelCredentials | None:
+        return self.credentials if self.tls is None else self.tls.credentials()
+
+    def _options(self) -> ChannelOptions:
+        return (
+            *channel_options(retries=self.retries),
+            *(self.tls.channel_options() if self.tls else ()),
+        )
+
+
+def _is_local(target: str) -> bool:
+    """Whether calls to it stay on this machine."""
+    if target.startswith("unix:"):
+        return True
+    host = target.removeprefix("dns:///").rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.removeprefix("ipv4:").removeprefix("ipv6:")).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,104 @@
+"""The channel to prefill, opened anew when its certificates change."""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+
+import grpc
+
+from headwise.connection import Connection, Metadata
+from headwise.tls import Tls
+from services.decode.link_options import LinkOptions
+from services.runtime.identity import TENANT_KEY, current_tenant
+from services.runtime.interceptor import REQUEST_ID_KEY
+from services.runtime.logs import request_id
+from services.runtime.serve_error import ServeError
+from services.runtime.tls import require_authorities, require_pair
+from services.runtime.watched_files import WatchedFiles
+
+# a channel with old certificates is closed when its calls have ended, at the latest after this
+_OLD_CHANNEL_SECONDS = 600.0
+
+
+class PrefillLink:
+    """Used on the event loop alone. Raises `ServeError` for files that cannot be used."""
+
+    def __init__(self, target: str, options: LinkOptions) -> None:
+        self._target = target
+        self._options = options
+        self._token = _token(options)
+        self._tls = _tls(options)
+        self._closing: set[asyncio.Task[None]] = set()
+        self._connection = self._connect()
+        self._channel = self._connection.open_async()
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """For one call; the next may need another."""
+        if self._tls is not None and self._tls.current() is not self._connection.tls:
+            closing = asyncio.create_task(self._channel.close(_OLD_CHANNEL_SECONDS))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            self._connection = self._connect()
+            self._channel = self._connection.open_async()
+        return self._channel
+
+    def metadata(self) -> Metadata:
+        """Who is asking, for whom, and in which request's course."""
+        pairs = (*self._connection.metadata(), (REQUEST_ID_KEY, request_id.get()))
+        tenant = current_tenant()
+        return (*pairs, (TENANT_KEY, tenant)) if tenant else pairs
+
+    async def close(self) -> None:
+        """Running calls are cancelled."""
+        for closing in self._closing:
+            closing.cancel()
+        await self._channel.close()
+
+    def _connect(self) -> Connection:
+        tls = self._tls.current() if self._tls else None
+        token = self._token.current if self._token else None
+        try:
+            return Connection(self._target, tls=tls, token=token, retries=False)
+        except ValueError as error:
+            raise ServeError(f"--prefill-token: {error}: --prefill-ca") from error
+
+
+def _token(options: LinkOptions) -> WatchedFiles[str] | None:
+    if not options.prefill_token:
+        return None
+    path = pathlib.Path(options.prefill_token)
+
+    def read() -> str:
+        token = path.read_text().strip()
+        if not (token and token.isascii() and token.isprintable() and " " not in token):
+            raise ValueError("no token")
+        return token
+
+    try:
+        return WatchedFiles([path], read)
+    except (OSError, ValueError) as error:
+        raise ServeError(f"--prefill-token: {path} is no file with one token") from error
+
+
+def _tls(options: LinkOptions) -> WatchedFiles[Tls] | None:
+    own = options.prefill_certificate, options.prefill_key
+    if bool(own[0]) != bool(own[1]):
+        raise ServeError("--prefill-certificate and --prefill-key belong together: give both")
+    if not options.prefill_ca:
+        if own[0]:
+            raise ServeError("--prefill-certificate needs --prefill-ca")
+        return None
+
+    def read() -> Tls:
+        require_authorities(options.prefill_ca)
+        if own[0]:
+            require_pair(*own)
+        return Tls(options.prefill_ca, own[0] or None, own[1] or None)
+
+    names = [name for name in (options.prefill_ca, *own) if name]
+    try:
+        return WatchedFiles([pathlib.Path(name) for name in names], read)
+    except OSError as error:
+        raise ServeError(f"cannot use {' or '.join(names)}: {error.strerror}") from error

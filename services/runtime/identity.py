@@ -1,0 +1,30 @@
+"""Who is calling: decided once a call, before its handler runs, and read wherever it matters."""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+
+# on whose behalf a call is made; whoever is authenticated as a tenant may only name that one
+TENANT_KEY = "x-headwise-tenant"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Identity:
+    """`tenant` is empty for callers who are not told apart."""
+
+    tenant: str = ""
+
+
+_identity: contextvars.ContextVar[Identity] = contextvars.ContextVar("identity")
+_NOBODY = Identity()
+
+
+def current_tenant() -> str:
+    """The tenant this call is made for, or ""."""
+    return _identity.get(_NOBODY).tenant
+
+
+def set_identity(identity: Identity) -> None:
+    """For the rest of this call; the interceptor alone does that."""
+    _identity.set(identity)
