@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import pathlib
+import ssl
+from collections.abc import Callable
 
 import grpc
 
@@ -32,12 +35,12 @@ class Tls:
             raise ValueError("certificate and key belong together: give both or none")
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Raises `OSError` where a file cannot be read."""
-        return grpc.ssl_channel_credentials(
-            root_certificates=_read(self.ca),
-            private_key=_read(self.key),
-            certificate_chain=_read(self.certificate),
-        )
+        """Raises `OSError`, as `ssl.SSLError` where a file has not what it should."""
+        chain = key = None
+        if self.certificate is not None and self.key is not None:
+            chain, key = read_pair(self.certificate, self.key)
+        authorities = None if self.ca is None else read_authorities(self.ca)
+        return grpc.ssl_channel_credentials(authorities, key, chain)
 
     def channel_options(self) -> ChannelOptions:
         if self.server_name is None:
@@ -45,5 +48,33 @@ class Tls:
         return (("grpc.ssl_target_name_override", self.server_name),)
 
 
-def _read(file: _File | None) -> bytes | None:
-    return None if file is None else pathlib.Path(file).read_bytes()
+def read_pair(certificate: _File, key: _File) -> tuple[bytes, bytes]:
+    """A certificate's chain and its key. Raises `OSError`, as `ssl.SSLError` where they don't fit.
+
+    gRPC itself finds that out only at a handshake, and an empty file ends its process.
+    """
+
+    def load() -> None:
+        # without a password it would ask for one on the terminal
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+
+    chain, secret = _checked((certificate, key), load)
+    return chain, secret
+
+
+def read_authorities(file: _File) -> bytes:
+    """Raises `OSError`, as `ssl.SSLError` where there is no certificate in it."""
+
+    def load() -> None:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)
+
+    return _checked((file,), load)[0]
+
+
+def _checked(files: tuple[_File, ...], check: Callable[[], None]) -> list[bytes]:
+    """What is in the files, the same before and after a check that reads them by itself."""
+    before = [pathlib.Path(file).read_bytes() for file in files]
+    check()
+    if before != [pathlib.Path(file).read_bytes() for file in files]:
+        raise OSError(errno.EAGAIN, "changed while being read")
+    return before

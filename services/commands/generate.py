@@ -112,6 +112,8 @@ def _client(target: str, tls: Tls | None, token: str | None) -> Client:
         return Client(target, tls=tls, token=token)
     except ValueError as error:
         raise click.UsageError(f"{error}: --tls-ca") from error
+    except OSError as error:
+        raise click.UsageError(f"a file of --tls-… cannot be used: {error.strerror}") from error
 
 
 def _print_text(generation: Generation, answers: int) -> None:

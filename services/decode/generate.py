@@ -23,6 +23,7 @@ from services.decode.sampling import Sampler
 from services.decode.sequence import Event, Finished, Keep, RunningSequence
 from services.decode.sessions import Session
 from services.runtime import metrics
+from services.runtime.identity import current_allowance, current_tenant
 
 
 class GenerateCall:
@@ -46,7 +47,7 @@ class GenerateCall:
         self._parts.admission.require_place()
         if not self._request.session_id:
             return await self._generate()
-        self._session = self._parts.sessions.borrow(self._request.session_id)
+        self._session = self._parts.sessions.borrow(self._request.session_id, current_tenant())
         try:
             await self._generate()
         finally:
@@ -56,6 +57,14 @@ class GenerateCall:
         parts, held = self._parts, self._session.tokens if self._session else ()
         spec = parse_generation(self._request, parts.served, parts.limits, held)
         self._require_fit(spec)
+        allowance = current_allowance()
+        kept = parts.sessions.held_bytes(current_tenant())
+        with allowance.hold(kept, self._expected_bytes(spec)):
+            allowance.take_prompt(spec.prompt_tokens)
+            await self._run(spec)
+
+    async def _run(self, spec: GenerationSpec) -> None:
+        parts = self._parts
         with self._clock.queueing():
             pages = await parts.admission.admit(
                 spec.answers, self._context.time_remaining(), functools.partial(self._open, spec)
@@ -90,12 +99,21 @@ class GenerateCall:
 
     def _open(self, spec: GenerationSpec) -> SequencePages:
         """Pages for the sequence: a fork of its session, or new ones for what is expected."""
-        parts = self._parts
         if self._session is not None:
             return self._session.pages.fork()
-        prompt = spec.prompt_tokens - 1
-        expected = parts.expectation.pages(spec.policy, prompt, spec.ends.max_tokens)
-        return parts.pool.open(prompt, expected)
+        return self._parts.pool.open(spec.prompt_tokens - 1, self._expected(spec))
+
+    def _expected(self, spec: GenerationSpec) -> PageCount:
+        """Pages that prompt and answer will probably take."""
+        prompt, most = spec.prompt_tokens - 1, spec.ends.max_tokens
+        return self._parts.expectation.pages(spec.policy, prompt, most)
+
+    def _expected_bytes(self, spec: GenerationSpec) -> int:
+        """Of a turn none: its session, which is counted, shares its pages."""
+        if self._session is not None:
+            return 0
+        expected, storage = self._expected(spec), self._parts.pool.storage
+        return expected.rows * storage.row_page_bytes + expected.marks * storage.mark_page_bytes
 
     async def _fill(self, spec: GenerationSpec, pages: SequencePages) -> Received:
         """The cache of all tokens but the last, which the engine feeds."""
@@ -166,9 +184,11 @@ class GenerateCall:
             return replace
         if not seconds:
             return None
+        # the engine's thread knows of no call
+        owner = current_tenant()
 
         def keep(pages: SequencePages, tokens: Sequence[int]) -> str:
-            return sessions.keep(pages, tokens, received, seconds)
+            return sessions.keep(pages, tokens, received, seconds, owner)
 
         return keep
 
@@ -183,6 +203,7 @@ class GenerateCall:
         while left:
             match await events.get():
                 case Delta() as delta:
+                    current_allowance().take_answer(len(delta.token_ids))
                     _observe_token(self._clock, delta.index)
                     await self._context.write(delta_to_proto(delta))
                 case Finished() as finished:

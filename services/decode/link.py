@@ -7,14 +7,12 @@ import pathlib
 
 import grpc
 
-from headwise.connection import Connection, Metadata
+from headwise.connection import REQUEST_ID_KEY, Connection, Metadata
 from headwise.tls import Tls
 from services.decode.link_options import LinkOptions
 from services.runtime.identity import TENANT_KEY, current_tenant
-from services.runtime.interceptor import REQUEST_ID_KEY
 from services.runtime.logs import request_id
 from services.runtime.serve_error import ServeError
-from services.runtime.tls import require_authorities, require_pair
 from services.runtime.watched_files import WatchedFiles
 
 # a channel with old certificates is closed when its calls have ended, at the latest after this
@@ -36,7 +34,8 @@ class PrefillLink:
     @property
     def channel(self) -> grpc.aio.Channel:
         """For one call; the next may need another."""
-        if self._tls is not None and self._tls.current() is not self._connection.tls:
+        current = self._tls.current() if self._tls else None
+        if current is not self._connection.credentials:
             closing = asyncio.create_task(self._channel.close(_OLD_CHANNEL_SECONDS))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
@@ -57,10 +56,10 @@ class PrefillLink:
         await self._channel.close()
 
     def _connect(self) -> Connection:
-        tls = self._tls.current() if self._tls else None
+        credentials = self._tls.current() if self._tls else None
         token = self._token.current if self._token else None
         try:
-            return Connection(self._target, tls=tls, token=token, retries=False)
+            return Connection(self._target, credentials=credentials, token=token, retries=False)
         except ValueError as error:
             raise ServeError(f"--prefill-token: {error}: --prefill-ca") from error
 
@@ -82,7 +81,7 @@ def _token(options: LinkOptions) -> WatchedFiles[str] | None:
         raise ServeError(f"--prefill-token: {path} is no file with one token") from error
 
 
-def _tls(options: LinkOptions) -> WatchedFiles[Tls] | None:
+def _tls(options: LinkOptions) -> WatchedFiles[grpc.ChannelCredentials] | None:
     own = options.prefill_certificate, options.prefill_key
     if bool(own[0]) != bool(own[1]):
         raise ServeError("--prefill-certificate and --prefill-key belong together: give both")
@@ -90,15 +89,9 @@ def _tls(options: LinkOptions) -> WatchedFiles[Tls] | None:
         if own[0]:
             raise ServeError("--prefill-certificate needs --prefill-ca")
         return None
-
-    def read() -> Tls:
-        require_authorities(options.prefill_ca)
-        if own[0]:
-            require_pair(*own)
-        return Tls(options.prefill_ca, own[0] or None, own[1] or None)
-
+    tls = Tls(options.prefill_ca, own[0] or None, own[1] or None)
     names = [name for name in (options.prefill_ca, *own) if name]
     try:
-        return WatchedFiles([pathlib.Path(name) for name in names], read)
+        return WatchedFiles([pathlib.Path(name) for name in names], tls.credentials)
     except OSError as error:
         raise ServeError(f"cannot use {' or '.join(names)}: {error.strerror}") from error

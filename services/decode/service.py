@@ -12,6 +12,7 @@ from services.decode.messages import session_to_proto
 from services.decode.options import DecodeOptions
 from services.decode.parts import DecodeParts
 from services.runtime.convert import describe_model, describe_versions
+from services.runtime.identity import current_allowance, current_tenant
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -52,23 +53,26 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
     async def ForkSession(  # noqa: N802
         self, request: decode_pb2.ForkSessionRequest, context: _Context
     ) -> decode_pb2.ForkSessionResponse:
-        session = self._parts.sessions.fork(request.session_id)
+        sessions, tenant = self._parts.sessions, current_tenant()
+        more = sessions.describe(request.session_id, tenant).pages.resident_bytes
+        with current_allowance().hold(sessions.held_bytes(tenant), more):
+            session = sessions.fork(request.session_id, tenant)
         return decode_pb2.ForkSessionResponse(session=session_to_proto(session))
 
     async def ListSessions(  # noqa: N802
         self, request: decode_pb2.ListSessionsRequest, context: _Context
     ) -> decode_pb2.ListSessionsResponse:
-        sessions = self._parts.sessions.all()
+        sessions = self._parts.sessions.all(current_tenant())
         return decode_pb2.ListSessionsResponse(sessions=map(session_to_proto, sessions))
 
     async def DescribeSession(  # noqa: N802
         self, request: decode_pb2.DescribeSessionRequest, context: _Context
     ) -> decode_pb2.DescribeSessionResponse:
-        session = self._parts.sessions.describe(request.session_id)
+        session = self._parts.sessions.describe(request.session_id, current_tenant())
         return decode_pb2.DescribeSessionResponse(session=session_to_proto(session))
 
     async def ReleaseSession(  # noqa: N802
         self, request: decode_pb2.ReleaseSessionRequest, context: _Context
     ) -> decode_pb2.ReleaseSessionResponse:
-        self._parts.sessions.release(request.session_id)
+        self._parts.sessions.release(request.session_id, current_tenant())
         return decode_pb2.ReleaseSessionResponse()

@@ -23,6 +23,7 @@ _NOTHING = PageCount()
 class Session:
     """A sequence that nothing runs on, unless `busy`. The last of `tokens` is not in the cache.
 
+    `owner` is the tenant it was kept for; to any other there is no such session.
     `turn` counts how often it was borrowed: who borrowed it earlier may not replace it any more.
     """
 
@@ -32,6 +33,7 @@ class Session:
     received: Received
     keep_seconds: float
     expires: float
+    owner: str = ""
     busy: bool = False
     turn: int = 0
 
@@ -52,7 +54,8 @@ class Sessions:
         self._most = most
         self._on_room = on_room
         self._sessions: OrderedDict[str, Session] = OrderedDict()
-        self._gone: OrderedDict[str, str] = OrderedDict()
+        # owner and reason
+        self._gone: OrderedDict[str, tuple[str, str]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -64,25 +67,26 @@ class Sessions:
         tokens: Sequence[int],
         received: Received,
         keep_seconds: float,
+        owner: str = "",
     ) -> str:
         """Take over a sequence as a new session; returns its id."""
         pages.reservation.keep(_NOTHING)
         session_id = secrets.token_hex(16)
         expires = time.monotonic() + keep_seconds
-        session = Session(session_id, pages, tuple(tokens), received, keep_seconds, expires)
+        session = Session(session_id, pages, tuple(tokens), received, keep_seconds, expires, owner)
         with self._lock:
             self._sessions[session_id] = session
         while len(self._sessions) > self._most and self.evict():
             pass
         return session_id
 
-    def borrow(self, session_id: str) -> Session:
+    def borrow(self, session_id: str, owner: str = "") -> Session:
         """A session for a turn; `give_back` or `replace` must follow.
 
         Raises `NotFound` with the reason it is gone for, or `Refused` if a turn runs already.
         """
         with self._lock:
-            session = self._idle(session_id)
+            session = self._idle(session_id, owner)
             session.busy = True
             session.turn += 1
             return session
@@ -118,28 +122,34 @@ class Sessions:
         self._on_room()
         return session.session_id if replaces else ""
 
-    def fork(self, session_id: str) -> Session:
+    def fork(self, session_id: str, owner: str = "") -> Session:
         """Another session in the same state. Raises `NotFound`, `Refused` or `PoolExhausted`."""
         with self._lock:
-            origin = self._idle(session_id)
+            origin = self._idle(session_id, owner)
             pages = origin.pages.fork()
-        new = self.keep(pages, origin.tokens, origin.received, origin.keep_seconds)
-        return self.describe(new)
+        new = self.keep(pages, origin.tokens, origin.received, origin.keep_seconds, owner)
+        return self.describe(new, owner)
 
-    def describe(self, session_id: str) -> Session:
+    def describe(self, session_id: str, owner: str = "") -> Session:
         """Raises `NotFound`."""
         with self._lock:
-            return self._find(session_id)
+            return self._find(session_id, owner)
 
-    def all(self) -> list[Session]:
-        """The least recently used first."""
+    def all(self, owner: str = "") -> list[Session]:
+        """Those of one owner, the least recently used first."""
         with self._lock:
-            return list(self._sessions.values())
+            return [session for session in self._sessions.values() if session.owner == owner]
 
-    def release(self, session_id: str) -> None:
+    def held_bytes(self, owner: str) -> int:
+        """Bytes that the owner's sessions occupy; pages shared with others count in full."""
+        with self._lock:
+            owned = (one for one in self._sessions.values() if one.owner == owner)
+            return sum(session.pages.resident_bytes for session in owned)
+
+    def release(self, session_id: str, owner: str = "") -> None:
         """Raises `NotFound`, or `Refused` while it is busy."""
         with self._lock:
-            self._drop(self._idle(session_id), "SESSION_RELEASED")
+            self._drop(self._idle(session_id, owner), "SESSION_RELEASED")
         self._on_room()
 
     def evict(self) -> bool:
@@ -168,17 +178,19 @@ class Sessions:
             for session in list(self._sessions.values()):
                 self._drop(session, "SESSION_RELEASED")
 
-    def _find(self, session_id: str) -> Session:
+    def _find(self, session_id: str, owner: str) -> Session:
         session = self._sessions.get(session_id)
-        if session is None:
-            reason = self._gone.get(session_id, "SESSION_UNKNOWN")
+        if session is None or session.owner != owner:
+            # to another tenant it was never here, whatever became of it
+            gone_owner, reason = self._gone.get(session_id, (owner, "SESSION_UNKNOWN"))
+            reason = reason if gone_owner == owner else "SESSION_UNKNOWN"
             how = reason.removeprefix("SESSION_").lower()
             advice = "begin a new one with the whole conversation"
             raise NotFound(f"this session is {how}: {advice}", reason, {"field": "session_id"})
         return session
 
-    def _idle(self, session_id: str) -> Session:
-        session = self._find(session_id)
+    def _idle(self, session_id: str, owner: str) -> Session:
+        session = self._find(session_id, owner)
         if session.busy:
             raise Refused(
                 "a generation is running on this session", "SESSION_BUSY", {"field": "session_id"}
@@ -189,6 +201,6 @@ class Sessions:
         del self._sessions[session.session_id]
         session.pages.release()
         metrics.SESSIONS_GONE.labels(reason).inc()
-        self._gone[session.session_id] = reason
+        self._gone[session.session_id] = session.owner, reason
         while len(self._gone) > _REMEMBERED:
             self._gone.popitem(last=False)

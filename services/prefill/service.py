@@ -28,6 +28,7 @@ from services.runtime.convert import (
     describe_versions,
     frame_to_proto,
 )
+from services.runtime.identity import current_allowance
 from services.runtime.model import ServedModel
 
 _STAGES = ("prefill", "profile", "compact", "ship")
@@ -57,6 +58,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
             default_policy=self._options.default_policy,
             max_prompt_tokens=self._max_prompt_tokens,
         )
+        current_allowance().take_prompt(len(job.token_ids))
         async with self._turns.turn() as queue_seconds:
             await self._stream(job, queue_seconds, context)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextvars
 import dataclasses
 
+from services.runtime.allowance import Allowance
+from services.runtime.tenants_file import TenantLimits
+
 # on whose behalf a call is made; whoever is authenticated as a tenant may only name that one
 TENANT_KEY = "x-headwise-tenant"
 
@@ -13,16 +16,23 @@ TENANT_KEY = "x-headwise-tenant"
 class Identity:
     """`tenant` is empty for callers who are not told apart."""
 
-    tenant: str = ""
+    tenant: str
+    allowance: Allowance
 
 
 _identity: contextvars.ContextVar[Identity] = contextvars.ContextVar("identity")
-_NOBODY = Identity()
+# outside of calls, as when decode asks prefill what it serves
+_NOBODY = Identity("", Allowance(TenantLimits()))
 
 
 def current_tenant() -> str:
     """The tenant this call is made for, or ""."""
     return _identity.get(_NOBODY).tenant
+
+
+def current_allowance() -> Allowance:
+    """What that tenant may use, and has used."""
+    return _identity.get(_NOBODY).allowance
 
 
 def set_identity(identity: Identity) -> None:

@@ -12,12 +12,14 @@ from typing import Any
 
 import grpc
 
+from headwise.connection import REQUEST_ID_KEY
 from headwise.errors import InternalError, to_trailing_metadata
 from services.runtime import metrics
+from services.runtime.authentication import Authentication
+from services.runtime.identity import set_identity
 from services.runtime.logs import request_id
 from services.runtime.status import to_headwise_error
 
-REQUEST_ID_KEY = "x-request-id"
 # longer ids are cut: they end up in every log line
 _REQUEST_ID_LENGTH = 64
 
@@ -29,7 +31,8 @@ log = logging.getLogger("headwise.calls")
 class StatusInterceptor(grpc.aio.ServerInterceptor):
     """Wraps Headwise's own methods; health and reflection are left as they are."""
 
-    def __init__(self) -> None:
+    def __init__(self, authentication: Authentication) -> None:
+        self._authentication = authentication
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -63,10 +66,23 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         name = method.rsplit("/", 1)[1]
         kind = "unary_stream" if handler.response_streaming else "unary_unary"
         return getattr(grpc, f"{kind}_rpc_method_handler")(
-            self._guarded(name, getattr(handler, kind)),
+            self._guarded(name, self._identified(getattr(handler, kind), kind)),
             handler.request_deserializer,
             handler.response_serializer,
         )
+
+    def _identified(self, handler: Handler, kind: str) -> Handler:
+        """Runs the handler as whom the call is by, if it may; else raises a typed error."""
+
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            identity = self._authentication.identify(context.invocation_metadata() or ())
+            set_identity(identity)
+            if kind == "unary_unary":
+                return await handler(request, context)
+            with identity.allowance.stream():
+                return await handler(request, context)
+
+        return call
 
     def _guarded(self, method: str, handler: Handler) -> Handler:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:

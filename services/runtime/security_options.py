@@ -26,3 +26,14 @@ class SecurityOptions:
         minimum=-1,
         maximum=65535,
     )
+    tokens: str = setting(
+        "",
+        "TOML file with hashes of static tokens and the limits of tenants; see docs/security.md.",
+    )
+    jwt_keys: str = setting(
+        "",
+        "File with the public keys that sign JSON Web Tokens: a JWKS document, or one key as PEM.",
+    )
+    jwt_issuer: str = setting("", "Issuer a JSON Web Token must name; empty for any.")
+    jwt_audience: str = setting("", "Audience a JSON Web Token must name; empty for any.")
+    jwt_tenant_claim: str = setting("tenant", "Claim of a JSON Web Token that names the tenant.")

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from headwise.channel import server_options
+from services.runtime.authentication import Authentication
 from services.runtime.interceptor import StatusInterceptor
 from services.runtime.options import ServerOptions
 from services.runtime.security_options import SecurityOptions
@@ -37,7 +38,8 @@ class Server:
         self._options = options
         self._service = service
         self._health = health.aio.HealthServicer()
-        self._calls = StatusInterceptor()
+        authentication = Authentication(security)
+        self._calls = StatusInterceptor(authentication)
         self._server = grpc.aio.server(interceptors=[self._calls], options=server_options())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
@@ -45,6 +47,8 @@ class Server:
         )
         credentials = server_credentials(security)
         self._port = self._bind(self._server, port, "--port", credentials)
+        if authentication.required and credentials is None:
+            log.warning("tokens are asked for in plain text: whoever reads the network has them")
         self._probes, self._health_port = self._probe_server(security.health_port)
         self._stopping = asyncio.Event()
 

@@ -10,6 +10,7 @@ from typing import cast
 
 import grpc
 
+from headwise.tls import read_authorities, read_pair
 from services.runtime.security_options import SecurityOptions
 from services.runtime.serve_error import ServeError
 from services.runtime.watched_files import WatchedFiles
@@ -64,26 +65,10 @@ class _Certificates:
 
 def _read(options: SecurityOptions) -> _Pem:
     """Raises `OSError`, as `ssl.SSLError` where the files are no pair."""
-    # gRPC finds a wrong pair only when a client connects. While a pair is being replaced, the old
-    # one stays in use until the two agree
-    require_pair(options.tls_certificate, options.tls_key)
-    authorities = None
-    if options.tls_client_ca:
-        require_authorities(options.tls_client_ca)
-        authorities = pathlib.Path(options.tls_client_ca).read_bytes()
-    key = pathlib.Path(options.tls_key).read_bytes()
-    chain = pathlib.Path(options.tls_certificate).read_bytes()
+    # while a pair is being replaced, the old one stays in use until the new halves agree
+    chain, key = read_pair(options.tls_certificate, options.tls_key)
+    authorities = read_authorities(options.tls_client_ca) if options.tls_client_ca else None
     return _Pem(key, chain, authorities)
-
-
-def require_pair(certificate: str, key: str) -> None:
-    """Raises `OSError`, as `ssl.SSLError` where the files are no pair."""
-    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
-
-
-def require_authorities(file: str) -> None:
-    """Raises `OSError`, as `ssl.SSLError` where there is no certificate in it."""
-    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)
 
 
 def _advice(options: SecurityOptions, error: OSError) -> str:

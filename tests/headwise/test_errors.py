@@ -65,4 +65,4 @@ def test_without_readable_details_the_status_itself_is_the_reason(
 def test_a_status_nobody_here_sends_is_still_a_headwise_error() -> None:
     got = from_rpc_error(Failed(grpc.StatusCode.ALREADY_EXISTS, "no", None))
     assert type(got) is HeadwiseError
-    assert got.reason == "PERMISSION_DENIED"
+    assert got.reason == "ALREADY_EXISTS"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from pathlib import Path
 
 import grpc
@@ -148,6 +149,17 @@ def test_files_that_cannot_be_used_stop_the_start(authority: Authority, tmp_path
     ):
         with pytest.raises(ServeError, match=said):
             server_credentials(options)
+
+
+@pytest.mark.parametrize("content", [b"", b"no certificate"])
+def test_a_client_s_file_that_cannot_be_used_is_an_error_and_no_crash(
+    authority: Authority, tmp_path: Path, content: bytes
+) -> None:
+    pair, file = authority.issue("client"), tmp_path / "bad.pem"
+    file.write_bytes(content)
+    for tls in (Tls(file), Tls(None, file, pair.key), Tls(None, pair.certificate, file)):
+        with pytest.raises(ssl.SSLError):
+            AsyncClient("127.0.0.1:1", tls=tls)
 
 
 def test_half_a_client_pair_is_refused(authority: Authority) -> None:

@@ -75,6 +75,25 @@ def test_one_too_many_evicts_the_oldest(sessions: Sessions, pool: PagePool) -> N
     assert _reason(lambda: sessions.borrow(kept[0])) == "SESSION_EVICTED"
 
 
+def test_another_owners_session_is_unknown_whatever_became_of_it(
+    sessions: Sessions, pool: PagePool
+) -> None:
+    pages = pool.open(1, PageCount(3, 3))
+    pages.reservation.rows.take(2)
+    mine = sessions.keep(pages, [7, 8], Received(), 60.0, "acme")
+    fork = sessions.fork(mine, "acme").session_id
+    assert [one.session_id for one in sessions.all("acme")] == [mine, fork]
+    assert sessions.held_bytes("acme") == 2 * pages.resident_bytes
+    assert sessions.held_bytes("globex") == 0
+    for other in ("globex", ""):
+        assert sessions.all(other) == []
+        for call in (sessions.borrow, sessions.fork, sessions.describe, sessions.release):
+            assert _reason(lambda c=call, o=other: c(mine, o)) == "SESSION_UNKNOWN"
+    sessions.release(mine, "acme")
+    assert _reason(lambda: sessions.describe(mine, "acme")) == "SESSION_RELEASED"
+    assert _reason(lambda: sessions.describe(mine, "globex")) == "SESSION_UNKNOWN"
+
+
 def test_time_over_means_expired(
     sessions: Sessions, pool: PagePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,218 @@
+"""Two real services behind mutual TLS and tokens: whoever should not be let in is not, and what
+callers say in confidence is nowhere in what the services write.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from click.testing import CliRunner
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from headwise import (
+    Client,
+    HeadwiseError,
+    InvalidRequest,
+    Message,
+    NotFound,
+    Overloaded,
+    Tls,
+    Unauthenticated,
+    Unavailable,
+)
+from headwise.v1 import prefill_pb2, prefill_pb2_grpc
+from services.commands import command_line
+from tests.observe import wait_until
+from tests.security.certificates import Authority
+from tests.security.conftest import TOKENS, SecurePair
+from tests.security.tokens import Issuer
+
+pytestmark = pytest.mark.processes
+
+_PROMPT = "The zanzibar with statement wraps the execution of a quixotic block. " * 3
+
+
+def _error(call: Callable[[], object]) -> HeadwiseError:
+    with pytest.raises(HeadwiseError) as caught:
+        call()
+    return caught.value
+
+
+def _ask(client: Client, **options: object) -> str:
+    return client.generate(_PROMPT, max_tokens=2, ignore_eos=True, **options).text()
+
+
+def test_a_good_certificate_and_a_good_token_are_answered(secure_pair: SecurePair) -> None:
+    for token in (TOKENS["acme"], secure_pair.issuer.sign(tenant="acme")):
+        with secure_pair.client(token) as client:
+            assert client.describe().default_policy
+            assert len(client.generate(_PROMPT, max_tokens=3, ignore_eos=True).text()) > 0
+
+
+def test_wrong_and_missing_certificates_are_refused(
+    secure_pair: SecurePair, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    right = secure_pair.authority
+    stranger = Authority(tmp_path_factory.mktemp("stranger"))
+    other = stranger.issue("client")
+    wrong: tuple[Tls | None, ...] = (
+        None,
+        right.client_tls(),
+        Tls(right.file, other.certificate, other.key),
+        stranger.client_tls(secure_pair.client_pair),
+    )
+    for service in (secure_pair.prefill, secure_pair.decode):
+        for tls in wrong:
+            with Client(service.target, tls=tls, token="acme", retries=False) as client:
+                error = _error(lambda c=client: c.describe(timeout_seconds=10))
+            assert isinstance(error, Unavailable)
+            assert _reveals_nothing(error)
+
+
+def test_wrong_expired_and_missing_tokens_are_refused(secure_pair: SecurePair) -> None:
+    cases = {
+        None: "TOKEN_MISSING",
+        "wrong-token": "TOKEN_REFUSED",
+        TOKENS["decode"]: "TOKEN_REFUSED",
+        secure_pair.issuer.sign(-3600, tenant="acme"): "TOKEN_EXPIRED",
+        Issuer().sign(tenant="acme"): "TOKEN_REFUSED",
+    }
+    for token, reason in cases.items():
+        with secure_pair.client(token) as client:
+            for call in (lambda c=client: _ask(c), client.sessions.list, client.describe):
+                error = _error(call)
+                assert isinstance(error, Unauthenticated)
+                assert error.reason == reason
+                assert _reveals_nothing(error)
+
+
+def test_prefill_is_for_decode_alone(secure_pair: SecurePair) -> None:
+    credentials = secure_pair.tls.credentials()
+    with grpc.secure_channel(secure_pair.prefill.target, credentials) as channel:
+        stub = prefill_pb2_grpc.PrefillServiceStub(channel)
+        request = prefill_pb2.PrefillRequest(token_ids=[5, 6, 7])
+        metadata = (("authorization", f"Bearer {TOKENS['acme']}"),)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stub.Prefill(request, timeout=20, metadata=metadata))
+        assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_another_tenants_session_does_not_exist(secure_pair: SecurePair) -> None:
+    with secure_pair.client(TOKENS["acme"]) as acme, secure_pair.client(TOKENS["globex"]) as globex:
+        options = {"max_tokens": 2, "keep_session_seconds": 60.0}
+        session = acme.generate(_PROMPT, **options).result.session_id
+        assert [one.session_id for one in acme.sessions.list()] == [session]
+        assert globex.sessions.list() == []
+        for unknown in (session, "0" * 32):
+            for call in (
+                lambda s=unknown: globex.generate("more", session_id=s).text(),
+                lambda s=unknown: globex.sessions.describe(s),
+                lambda s=unknown: globex.sessions.fork(s),
+                lambda s=unknown: globex.sessions.release(s),
+            ):
+                error = _error(call)
+                assert isinstance(error, NotFound)
+                assert (error.reason, error.field) == ("SESSION_UNKNOWN", "session_id")
+                assert session not in str(error)
+        assert acme.generate("more", session_id=session, max_tokens=1).result.session_id == session
+        # the same name of a tenant, told by another kind of token
+        with secure_pair.client(secure_pair.issuer.sign(tenant="acme")) as signed:
+            signed.sessions.release(session)
+
+
+def test_a_tenant_that_has_used_its_tokens_is_told_when_to_come_again(
+    secure_pair: SecurePair,
+) -> None:
+    with secure_pair.client(TOKENS["small"]) as small:
+        small.generate([7] * 38, max_tokens=2, ignore_eos=True).text()
+        error = _error(lambda: small.generate([7] * 5, max_tokens=1).text())
+    assert isinstance(error, Overloaded)
+    assert error.reason == "TENANT_TOKENS"
+    assert 0 < (error.retry_after_seconds or 0) <= 60
+    # nobody else is affected
+    with secure_pair.client(TOKENS["globex"]) as globex:
+        _ask(globex)
+
+
+def test_the_kubelet_s_port_says_that_it_serves(secure_pair: SecurePair) -> None:
+    for service in (secure_pair.prefill, secure_pair.decode):
+        with grpc.insecure_channel(f"127.0.0.1:{service.health_port}") as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            answer = health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_the_command_line_takes_certificates_and_a_token(
+    secure_pair: SecurePair, tmp_path: Path
+) -> None:
+    pair = secure_pair.client_pair
+    file = tmp_path / "token"
+    file.write_text(TOKENS["acme"] + "\n")
+    command = ["generate", "--target", secure_pair.decode.target, "x y", "--max-tokens", "2"]
+    flags = ["--tls-ca", str(secure_pair.authority.file), "--tls-certificate"]
+    flags += [str(pair.certificate), "--tls-key", str(pair.key), "--token-file", str(file)]
+    answered = CliRunner().invoke(command_line, [*command, *flags])
+    assert answered.exit_code == 0, answered.output
+    refused = CliRunner().invoke(command_line, [*command, *flags[:-2]])
+    assert refused.exit_code == 1
+    assert "TOKEN_MISSING" in refused.output
+    half = CliRunner().invoke(command_line, [*command, *flags[:4]])
+    assert half.exit_code == 2
+    assert "belong together" in half.output
+
+
+def test_nothing_said_in_confidence_is_written_anywhere(secure_pair: SecurePair) -> None:
+    """Load of every kind, answered and refused, and then everything written is looked through."""
+    signed = secure_pair.issuer.sign(tenant="acme")
+    words = ("zanzibar", "quixotic", "xylograph")
+    errors = list[HeadwiseError]()
+
+    def work(number: int) -> None:
+        token = (TOKENS["acme"], TOKENS["globex"], signed, "wrong-token")[number % 4]
+        with secure_pair.client(token) as client:
+            for options in (
+                {"stop": ["xylograph"]},
+                {"policy": "xylograph"},
+                {"max_tokens": 2**30},
+                {"session_id": "xylograph"},
+                {"stop": ["xylograph"] * 20},
+            ):
+                try:
+                    client.generate(
+                        [Message("user", _PROMPT)], **{"max_tokens": 3, **options}
+                    ).text()
+                except HeadwiseError as error:
+                    errors.append(error)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, range(8)))
+    assert {type(error) for error in errors} >= {InvalidRequest, NotFound, Unauthenticated}
+    wait_until(lambda: "Generate" in secure_pair.decode.log.read_text(), 5, "a log line")
+    time.sleep(0.2)
+    keys = [
+        line
+        for key in secure_pair.authority.file.parent.glob("*.key")
+        for line in key.read_text().splitlines()[1:-1]
+    ]
+    secrets = (*words, *TOKENS.values(), signed, signed.split(".")[2], *keys)
+    for service in (secure_pair.prefill, secure_pair.decode):
+        with urllib.request.urlopen(service.metrics_url, timeout=10) as answer:
+            written = service.log.read_text() + answer.read().decode()
+        assert "Generate OK" in written or "Prefill OK" in written
+        found = [secret for secret in secrets if secret in written]
+        assert not found
+    # a caller may be told its own words again, as a policy's unknown name, but no one's token
+    told = "".join(f"{error}{error.metadata}" for error in errors)
+    assert not [secret for secret in secrets if secret in told and secret not in words]
+    assert not [word for word in words[:2] if word in told]
+
+
+def _reveals_nothing(error: HeadwiseError) -> bool:
+    said = f"{error}{error.metadata}"
+    return not any(token in said for token in (*TOKENS, *TOKENS.values(), "tenants.toml"))
