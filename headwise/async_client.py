@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -16,7 +16,10 @@ from headwise.requests import GenerateOptions, Prompt, generate_request
 from headwise.results import Delta, Result, delta_from_proto, result_from_proto
 from headwise.sessions import AsyncSessionCalls
 from headwise.tls import Tls
+from headwise.tracing import begin_call
 from headwise.v1 import decode_pb2, decode_pb2_grpc
+
+_GENERATE = "headwise.v1.DecodeService/Generate"
 
 
 class AsyncGeneration:
@@ -97,10 +100,12 @@ class AsyncClient:
     ) -> AsyncGeneration:
         """Continue `prompt`; see `headwise.Client.generate`."""
         request = generate_request(prompt, **options)
-        metadata = self._connection.metadata(request_id)
-        return AsyncGeneration(
-            self._stub.Generate(request, timeout=timeout_seconds, metadata=metadata)
-        )
+        traced, end = begin_call(_GENERATE, request_id)
+        metadata = (*self._connection.metadata(request_id), *traced)
+        call = self._stub.Generate(request, timeout=timeout_seconds, metadata=metadata)
+        if end is not None:
+            call.add_done_callback(lambda ended: _end_span(ended, end))
+        return AsyncGeneration(call)
 
     async def describe(
         self, timeout_seconds: float | None = 10.0
@@ -130,3 +135,9 @@ class AsyncClient:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+def _end_span(call: Any, end: Callable[[str], None]) -> None:
+    """An ended call has its status at hand, but only to await."""
+    code: asyncio.Task[grpc.StatusCode] = asyncio.ensure_future(call.code())
+    code.add_done_callback(lambda ended: end(ended.result().name))

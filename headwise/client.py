@@ -14,7 +14,10 @@ from headwise.requests import GenerateOptions, Prompt, generate_request
 from headwise.results import Delta, Result, delta_from_proto, result_from_proto
 from headwise.sessions import SessionCalls
 from headwise.tls import Tls
+from headwise.tracing import begin_call
 from headwise.v1 import decode_pb2, decode_pb2_grpc
+
+_GENERATE = "headwise.v1.DecodeService/Generate"
 
 
 class Generation:
@@ -112,8 +115,12 @@ class Client:
         rest is in `GenerateOptions`.
         """
         request = generate_request(prompt, **options)
-        metadata = self._connection.metadata(request_id)
-        return Generation(self._stub.Generate(request, timeout=timeout_seconds, metadata=metadata))
+        traced, end = begin_call(_GENERATE, request_id)
+        metadata = (*self._connection.metadata(request_id), *traced)
+        call = self._stub.Generate(request, timeout=timeout_seconds, metadata=metadata)
+        if end is not None:
+            call.add_done_callback(lambda ended: end(ended.code().name))
+        return Generation(call)
 
     def describe(
         self, timeout_seconds: float | None = 10.0

@@ -23,12 +23,14 @@ def run_process(
     from kvstore.errors import KVStoreError
     from services.runtime.model_errors import ModelError
     from services.runtime.serve_error import ServeError
+    from services.runtime.trace_export import exported_spans
 
     options = build(kind, values)
     configure_logs(options.server.log_level, options.server.log_format)
 
     async def run() -> None:
-        await serve(options)
+        with exported_spans(options.trace, f"headwise-{click.get_current_context().info_name}"):
+            await serve(options)
 
     try:
         asyncio.run(run())

@@ -12,6 +12,7 @@ import grpc
 
 from headwise.errors import InvalidRequest
 from headwise.results import Delta
+from headwise.tracing import annotate, span
 from headwise.v1 import decode_pb2
 from kvstore.pool import PageCount, SequencePages, pages_bound
 from services.decode.answer import Answer
@@ -65,7 +66,7 @@ class GenerateCall:
 
     async def _run(self, spec: GenerationSpec) -> None:
         parts = self._parts
-        with self._clock.queueing():
+        with self._clock.queueing(), span("admit", answers=spec.answers):
             pages = await parts.admission.admit(
                 spec.answers, self._context.time_remaining(), functools.partial(self._open, spec)
             )
@@ -81,7 +82,8 @@ class GenerateCall:
         parts.engine.submit(sequence)
         answers = (sequence, *sequence.forks)
         try:
-            await self._stream(spec, events, received, prompt_memory)
+            with span("answer"):
+                await self._stream(spec, events, received, prompt_memory)
         finally:
             for answer in answers:
                 answer.cancel()
@@ -122,9 +124,11 @@ class GenerateCall:
             return self._session.received
         if not prompt:
             return Received()
-        received = await parts.source.pull(
-            prompt, spec.policy, pages, self._context.time_remaining(), parts.admission.claim
-        )
+        with span("pull", calls=True, prompt_tokens=len(prompt)):
+            received = await parts.source.pull(
+                prompt, spec.policy, pages, self._context.time_remaining(), parts.admission.claim
+            )
+            annotate({"headwise.wire_bytes": received.wire_bytes})
         used = pages.reservation.used
         parts.expectation.saw_prompt(spec.policy, len(prompt), used)
         bound = pages.pages_bound(spec.final_tokens)

@@ -7,8 +7,9 @@ import pathlib
 
 import grpc
 
-from headwise.connection import REQUEST_ID_KEY, Connection, Metadata
+from headwise.connection import Connection, Metadata
 from headwise.tls import Tls
+from headwise.tracing import outgoing
 from services.decode.link_options import LinkOptions
 from services.runtime.identity import TENANT_KEY, current_tenant
 from services.runtime.logs import request_id
@@ -45,7 +46,7 @@ class PrefillLink:
 
     def metadata(self) -> Metadata:
         """Who is asking, for whom, and in which request's course."""
-        pairs = (*self._connection.metadata(), (REQUEST_ID_KEY, request_id.get()))
+        pairs = (*self._connection.metadata(request_id.get()), *outgoing())
         tenant = current_tenant()
         return (*pairs, (TENANT_KEY, tenant)) if tenant else pairs
 

@@ -8,6 +8,7 @@ from services.decode.link_options import LinkOptions
 from services.runtime.configuration import setting
 from services.runtime.options import ModelOptions, ServerOptions
 from services.runtime.security_options import SecurityOptions
+from services.runtime.trace_options import TraceOptions
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -17,6 +18,7 @@ class DecodeOptions:
     model: ModelOptions
     server: ServerOptions
     security: SecurityOptions
+    trace: TraceOptions
     link: LinkOptions
     port: int = setting(7080, "Port to listen on; 0 takes a free one.", minimum=0, maximum=65535)
     prefill: str = setting("127.0.0.1:7081", "Where the prefill service is, as host:port.")

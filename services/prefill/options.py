@@ -7,6 +7,7 @@ import dataclasses
 from services.runtime.configuration import setting
 from services.runtime.options import ModelOptions, ServerOptions
 from services.runtime.security_options import SecurityOptions
+from services.runtime.trace_options import TraceOptions
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -16,6 +17,7 @@ class PrefillOptions:
     model: ModelOptions
     server: ServerOptions
     security: SecurityOptions
+    trace: TraceOptions
     port: int = setting(7081, "Port to listen on; 0 takes a free one.", minimum=0, maximum=65535)
     default_policy: str = setting("coverage", "Policy of requests that name none.")
     chunk_tokens: int = setting(

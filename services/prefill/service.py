@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from headwise.tracing import annotate, span
 from headwise.v1 import prefill_pb2, prefill_pb2_grpc
 from kvstore.cache import RaggedLayer
 from kvstore.policies import known_policies
@@ -113,8 +114,10 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
                 calibration=self._calibrations.needed_by(job.policy),
             )
             send(encoder.header())
-            prefiller.run()
-            outbox.put(_report(prefiller, queue_seconds))
+            with span("compute", prompt_tokens=total, queue_seconds=queue_seconds):
+                prefiller.run()
+                report = _report(prefiller, queue_seconds)
+            outbox.put(report)
             send(encoder.trailer())
             metrics.PROMPT_TOKENS.inc(total)
         except PrefillStopped:
@@ -144,5 +147,6 @@ def _report(prefiller: Prefiller, queue_seconds: float) -> prefill_pb2.PrefillRe
     for stage in _STAGES:
         metrics.STAGE_SECONDS.labels(stage).observe(seconds[f"{stage}_seconds"])
     metrics.STAGE_SECONDS.labels("queue").observe(queue_seconds)
+    annotate({f"headwise.{stage}_seconds": seconds[f"{stage}_seconds"] for stage in _STAGES})
     report = prefill_pb2.PrefillReport(queue_seconds=queue_seconds, **seconds)
     return prefill_pb2.PrefillResponse(report=report)

@@ -14,6 +14,7 @@ import grpc
 
 from headwise.connection import REQUEST_ID_KEY
 from headwise.errors import InternalError, to_trailing_metadata
+from headwise.tracing import annotate, server_span
 from services.runtime import metrics
 from services.runtime.authentication import Authentication
 from services.runtime.identity import set_identity
@@ -63,10 +64,9 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or not method.startswith("/headwise."):
             return handler
-        name = method.rsplit("/", 1)[1]
         kind = "unary_stream" if handler.response_streaming else "unary_unary"
         return getattr(grpc, f"{kind}_rpc_method_handler")(
-            self._guarded(name, self._identified(getattr(handler, kind), kind)),
+            self._guarded(method[1:], self._identified(getattr(handler, kind), kind)),
             handler.request_deserializer,
             handler.response_serializer,
         )
@@ -84,10 +84,13 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
 
         return call
 
-    def _guarded(self, method: str, handler: Handler) -> Handler:
+    def _guarded(self, path: str, handler: Handler) -> Handler:
+        method = path.rsplit("/", 1)[1]
+
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             request_id.set(_request_id(context))
-            with self._counted(method):
+            metadata = context.invocation_metadata() or ()
+            with self._counted(method), server_span(path, metadata, request_id.get()):
                 return await _answer(method, handler, request, context)
 
         return call
@@ -120,6 +123,7 @@ def _count(method: str, code: str, reason: str, seconds: float) -> None:
     metrics.REQUESTS.labels(method, code).inc()
     if reason:
         metrics.FAILURES.labels(method, reason).inc()
+    annotate({"rpc.response.status_code": code, "headwise.reason": reason}, failed=bool(reason))
     log.info("%s %s %s %.3fs", method, code, reason or "-", seconds)
 
 
