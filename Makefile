@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 3
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint soak bench stubs verify-stubs contract-baseline wheel-check clean
+.PHONY: help demo test lint soak bench clients stubs verify-stubs contract-baseline wheel-check clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-18s %s\n", $$1, $$2}'
@@ -50,6 +50,12 @@ bench: $(READY)  ## what profiling and policies cost, how fast decode and the st
 	$(BIN)/python -m benchmarks.pool_overhead --quick
 	$(BIN)/python -m benchmarks.arrivals
 	$(BIN)/python -m benchmarks.overload
+
+clients:  ## what the examples in docs/clients need: Node's packages, the C++ ones compiled
+	mkdir -p build/node
+	cp docs/clients/node/package.json build/node
+	npm install --prefix build/node --no-package-lock --no-audit --no-fund --ignore-scripts --silent
+	$(MAKE) -C docs/clients/cpp OUT=$(CURDIR)/build/cpp CXXFLAGS=-O0
 
 stubs: $(READY)  ## generate headwise/v1 from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. --grpc_python_out=. proto/headwise/v1/*.proto

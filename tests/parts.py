@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import shutil
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -31,6 +32,13 @@ def require_program(name: str, advice: str) -> str:
     path = shutil.which(name)
     if path is None:
         _missing(f"{name} is not on the path: {advice}")
+    return path
+
+
+def require_path(path: Path, advice: str) -> Path:
+    """The path itself; skips or fails as `require_package` does where nothing is there."""
+    if not path.exists():
+        _missing(f"{path} is not there: {advice}")
     return path
 
 
