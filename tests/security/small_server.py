@@ -17,6 +17,7 @@ from services.runtime.security_options import SecurityOptions
 from services.runtime.server import Server
 
 SERVICE = "headwise.v1.DecodeService"
+_STOPPED = decode_pb2.Result(finish_reason=decode_pb2.FINISH_REASON_STOP)
 
 
 class Echo(decode_pb2_grpc.DecodeServiceServicer):
@@ -34,7 +35,7 @@ class Echo(decode_pb2_grpc.DecodeServiceServicer):
         text = decode_pb2.Delta(text=current_tenant())
         await context.write(decode_pb2.GenerateResponse(delta=text))
         await self.hold.wait()
-        await context.write(decode_pb2.GenerateResponse(result=decode_pb2.Result()))
+        await context.write(decode_pb2.GenerateResponse(result=_STOPPED))
 
     async def Describe(  # noqa: N802
         self, request: decode_pb2.DecodeServiceDescribeRequest, context: Any
