@@ -143,6 +143,9 @@ def from_rpc_error(rpc_error: grpc.RpcError) -> HeadwiseError:
             retry_info = RetryInfo()
             detail.Unpack(retry_info)
             retry = retry_info.retry_delay.ToMilliseconds() / 1000
+    if code is grpc.StatusCode.INTERNAL and reason == code.name and "RST_STREAM" in message:
+        # a proxy's way to say that the server behind it has gone; ours would have a reason
+        return Unavailable("the connection was lost on the way", "STREAM_RESET")
     return BY_CODE.get(code, HeadwiseError)(message, reason, metadata, retry)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from headwise.errors import BY_CODE, HeadwiseError, InternalError, from_rpc_error
+from headwise.errors import BY_CODE, HeadwiseError, InternalError, Unavailable, from_rpc_error
 from headwise.errors import to_trailing_metadata as to_trailing
 
 _CLASSES = HeadwiseError.__subclasses__()
@@ -66,3 +66,10 @@ def test_a_status_nobody_here_sends_is_still_a_headwise_error() -> None:
     got = from_rpc_error(Failed(grpc.StatusCode.ALREADY_EXISTS, "no", None))
     assert type(got) is HeadwiseError
     assert got.reason == "ALREADY_EXISTS"
+
+
+def test_a_stream_that_a_proxy_resets_is_a_lost_connection() -> None:
+    reset = Failed(grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2", None)
+    assert type(from_rpc_error(reset)) is Unavailable
+    assert from_rpc_error(reset).reason == "STREAM_RESET"
+    assert type(from_rpc_error(Failed(grpc.StatusCode.INTERNAL, "bug", None))) is InternalError

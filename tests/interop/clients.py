@@ -18,7 +18,7 @@ def node_client(script: str) -> tuple[list[str], dict[str, str]]:
     """Command and environment of a Node example, whose packages `make clients` brings."""
     node = require_program("node", _ADVICE)
     packages = require_path(_BUILD / "node" / "node_modules" / "@grpc", _ADVICE).parent
-    environment = {**os.environ, "NODE_PATH": str(packages), "HEADWISE_PROTO": str(_ROOT / "proto")}
+    environment = {**os.environ, "NODE_PATH": str(packages), "PROTO_FOLDER": str(_ROOT / "proto")}
     return [node, str(_SOURCES / "node" / script)], environment
 
 

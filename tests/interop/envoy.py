@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from google.rpc import error_details_pb2
 
 from tests.observe import wait_until
 from tests.parts import require_package
@@ -48,8 +49,11 @@ def running_envoy(
 
     descriptors = folder / "headwise.binpb"
     protos = [str(path) for path in (_ROOT / "proto" / "headwise" / "v1").glob("*.proto")]
-    compiler = [sys.executable, "-m", "grpc_tools.protoc", "-I", str(_ROOT / "proto")]
+    # google.rpc's messages are beside google.protobuf's
+    google = Path(error_details_pb2.__file__).parents[2]
+    compiler = [sys.executable, "-m", "grpc_tools.protoc", f"-I{_ROOT / 'proto'}", f"-I{google}"]
     compiler += ["--include_imports", f"--descriptor_set_out={descriptors}", *protos]
+    compiler += ["google/rpc/error_details.proto", "google/rpc/status.proto"]
     subprocess.run(compiler, check=True, timeout=60)
     ports = free_ports(2)
     configuration = _on_loopback(

@@ -5,6 +5,7 @@ callers say in confidence is nowhere in what the services write.
 from __future__ import annotations
 
 import concurrent.futures
+import subprocess
 import time
 import urllib.request
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from headwise import (
 )
 from headwise.v1 import prefill_pb2, prefill_pb2_grpc
 from services.commands import command_line
+from tests.interop.clients import node_client
 from tests.observe import wait_until
 from tests.security.certificates import Authority
 from tests.security.conftest import TOKENS, SecurePair
@@ -165,6 +167,23 @@ def test_the_command_line_takes_certificates_and_a_token(
     half = CliRunner().invoke(command_line, [*command, *flags[:4]])
     assert half.exit_code == 2
     assert "belong together" in half.output
+
+
+def test_a_node_client_shows_its_certificate_and_token(
+    secure_pair: SecurePair, tmp_path: Path
+) -> None:
+    command, environment = node_client("generate.js")
+    tls, file = secure_pair.tls, tmp_path / "token"
+    environment |= {"TLS_CA": str(tls.ca), "TOKEN_FILE": str(file)}
+    environment |= {"TLS_CERTIFICATE": str(tls.certificate), "TLS_KEY": str(tls.key)}
+    command += [secure_pair.decode.target, "x y", "2"]
+    for token, code in ((TOKENS["acme"], 0), ("wrong-token", 1)):
+        file.write_text(token)
+        ran = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert ran.returncode == code, ran.stderr
+        assert ("UNAUTHENTICATED" in ran.stderr) == bool(code)
 
 
 def test_nothing_said_in_confidence_is_written_anywhere(secure_pair: SecurePair) -> None:

@@ -5,7 +5,7 @@ const path = require('node:path');
 const grpc = require('@grpc/grpc-js');
 const protoLoader = require('@grpc/proto-loader');
 
-const PROTO = process.env.HEADWISE_PROTO || path.join(__dirname, '../../../proto');
+const PROTO = process.env.PROTO_FOLDER || path.join(__dirname, '../../../proto');
 
 const definition = protoLoader.loadSync(
   ['headwise/v1/decode.proto', 'headwise/v1/prefill.proto'],

@@ -1,21 +1,21 @@
 // node generate.js TARGET PROMPT MAX_TOKENS: the answer on standard output, as it comes.
 //
-// HEADWISE_CA, HEADWISE_CERT and HEADWISE_KEY name PEM files for TLS, HEADWISE_TOKEN_FILE a token's.
+// TLS_CA, TLS_CERTIFICATE and TLS_KEY name PEM files for TLS, TOKEN_FILE a token's.
 'use strict';
 
 const fs = require('node:fs');
 const { grpc, headwise } = require('./contract');
 
 const [target, prompt, maxTokens] = process.argv.slice(2);
-const { HEADWISE_CA, HEADWISE_CERT, HEADWISE_KEY, HEADWISE_TOKEN_FILE } = process.env;
+const { TLS_CA, TLS_CERTIFICATE, TLS_KEY, TOKEN_FILE } = process.env;
 const read = (file) => (file ? fs.readFileSync(file) : null);
 
-const credentials = HEADWISE_CA
-  ? grpc.credentials.createSsl(read(HEADWISE_CA), read(HEADWISE_KEY), read(HEADWISE_CERT))
+const credentials = TLS_CA
+  ? grpc.credentials.createSsl(read(TLS_CA), read(TLS_KEY), read(TLS_CERTIFICATE))
   : grpc.credentials.createInsecure();
 const metadata = new grpc.Metadata();
-if (HEADWISE_TOKEN_FILE) {
-  metadata.set('authorization', `Bearer ${read(HEADWISE_TOKEN_FILE).toString().trim()}`);
+if (TOKEN_FILE) {
+  metadata.set('authorization', `Bearer ${read(TOKEN_FILE).toString().trim()}`);
 }
 
 const client = new headwise.DecodeService(target, credentials);
