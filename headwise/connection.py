@@ -52,10 +52,16 @@ class Connection:
         return grpc.aio.secure_channel(self.target, credentials, options)
 
     def metadata(self, request_id: str | None = None) -> Metadata:
-        """What a call carries beside its request. Raises what a token's callable raises."""
+        """What a call carries beside its request.
+
+        Raises what a token's callable raises, and `ValueError` for what cannot be a token.
+        """
         pairs: Metadata = ()
         if self.token is not None:
             token = self.token if isinstance(self.token, str) else self.token()
+            if not is_token(token):
+                # gRPC would refuse it too, and quote it
+                raise ValueError("the token is not printable ASCII without spaces")
             pairs = ((AUTHORIZATION_KEY, f"Bearer {token}"),)
         return (*pairs, (REQUEST_ID_KEY, request_id)) if request_id else pairs
 
@@ -67,6 +73,11 @@ class Connection:
             *channel_options(retries=self.retries),
             *(self.tls.channel_options() if self.tls else ()),
         )
+
+
+def is_token(text: str) -> bool:
+    """Whether it could be one: printable ASCII without spaces, and not empty."""
+    return bool(text) and text.isascii() and text.isprintable() and " " not in text
 
 
 def _is_local(target: str) -> bool:

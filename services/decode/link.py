@@ -7,7 +7,7 @@ import pathlib
 
 import grpc
 
-from headwise.connection import Connection, Metadata
+from headwise.connection import Connection, Metadata, is_token
 from headwise.tls import Tls
 from headwise.tracing import outgoing
 from services.decode.link_options import LinkOptions
@@ -72,7 +72,7 @@ def _token(options: LinkOptions) -> WatchedFiles[str] | None:
 
     def read() -> str:
         token = path.read_text().strip()
-        if not (token and token.isascii() and token.isprintable() and " " not in token):
+        if not is_token(token):
             raise ValueError("no token")
         return token
 

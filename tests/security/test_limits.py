@@ -52,6 +52,14 @@ async def test_a_token_may_be_renewed_while_a_client_lives(tmp_path: Path) -> No
         assert (await client.describe()).default_policy == "globex"
 
 
+@pytest.mark.parametrize("token", ["", "secret-token\n", "secret token", "secret-tökän"])
+async def test_what_cannot_be_a_token_is_not_quoted(token: str) -> None:
+    async with AsyncClient("127.0.0.1:1", token=token) as client:
+        with pytest.raises(ValueError, match="printable") as caught:
+            await client.describe()
+    assert "secret" not in str(caught.value)
+
+
 def test_a_token_never_crosses_a_network_in_plain_text() -> None:
     for target in ("decode.example:7080", "dns:///10.0.0.1:7080", "192.0.2.7:7080"):
         with pytest.raises(ValueError, match="plain text") as caught:
