@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -16,6 +16,7 @@ from headwise.v1 import cache_pb2, prefill_pb2, prefill_pb2_grpc
 from kvstore.errors import CorruptCache
 from kvstore.pool import PageCount, SequencePages
 from kvstore.wire import CacheDecoder, WireLimits
+from services.decode.observations import watched_call, watched_transfer
 from services.decode.reception import Reception
 from services.decode.report import Received
 from services.runtime.convert import model_from_proto, model_to_proto
@@ -50,12 +51,10 @@ class PrefillSource:
 
     async def describe(self) -> prefill_pb2.PrefillServiceDescribeResponse:
         """What prefill offers. Raises `FingerprintMismatch` if it serves another model."""
-        try:
+        with watched_call(self._target), self._typed_errors():
             answer: prefill_pb2.PrefillServiceDescribeResponse = await self._stub.Describe(
                 prefill_pb2.PrefillServiceDescribeRequest(), timeout=10
             )
-        except grpc.aio.AioRpcError as error:
-            raise self._typed(error) from error
         theirs = model_from_proto(answer.model.fingerprint)
         self._served.fingerprint.require_same(theirs)
         return answer
@@ -84,9 +83,8 @@ class PrefillSource:
         metadata = ((REQUEST_ID_KEY, request_id.get()),)
         call = self._prefill(request, timeout=timeout_seconds, metadata=metadata)
         try:
-            return await self._receive(call, token_ids, pages, claim)
-        except grpc.aio.AioRpcError as error:
-            raise self._typed(error) from error
+            with watched_transfer(self._target), self._typed_errors():
+                return await self._receive(call, token_ids, pages, claim)
         finally:
             call.cancel()
 
@@ -118,6 +116,13 @@ class PrefillSource:
             if message is grpc.aio.EOF:
                 return
             yield message
+
+    @contextlib.contextmanager
+    def _typed_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            raise self._typed(error) from error
 
     def _typed(self, error: grpc.aio.AioRpcError) -> HeadwiseError:
         """What a failed prefill call means to our own caller."""

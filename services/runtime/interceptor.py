@@ -103,7 +103,7 @@ async def _answer(
 def _count(method: str, code: str, reason: str, seconds: float) -> None:
     metrics.REQUESTS.labels(method, code).inc()
     if reason:
-        metrics.FAILURES.labels(method, reason).inc()
+        metrics.FAILURES.labels(method, metrics.FAILURE_REASONS.bounded(reason)).inc()
     log.info("%s %s %s %.3fs", method, code, reason or "-", seconds)
 
 

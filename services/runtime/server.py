@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from headwise.channel import server_options
+from services.runtime import metrics
 from services.runtime.interceptor import StatusInterceptor
 from services.runtime.options import ServerOptions
 
@@ -65,6 +66,7 @@ class Server:
         status = answer.SERVING if serving else answer.NOT_SERVING
         for name in (self._service, ""):
             await self._health.set(name, status)
+        metrics.SERVING.set(serving)
 
     def stop(self) -> None:
         """Begin the drain."""
