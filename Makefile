@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 3
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint soak bench stubs verify-stubs contract-baseline wheel-check clean
+.PHONY: help demo observe test lint soak bench stubs verify-stubs dashboards contract-baseline wheel-check clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-18s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ $(READY): pyproject.toml constraints-cpu.txt
 
 demo: $(READY)  ## answer a question from a compact cache that crossed two processes
 	$(BIN)/headwise demo $(ARGS)
+
+observe: $(READY)  ## both services under load, a real Prometheus, what each dashboard panel shows
+	$(BIN)/python -m deploy.observe $(ARGS)
 
 test: $(READY) lint  ## lint and all tests; WORKERS of them share the cores
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
@@ -58,6 +61,9 @@ verify-stubs: $(READY)  ## fail if the committed stubs are not what proto/ gives
 	@rm -rf build/stubs && mkdir -p build/stubs
 	@$(BIN)/python -m grpc_tools.protoc -I proto --python_out=build/stubs --pyi_out=build/stubs --grpc_python_out=build/stubs proto/headwise/v1/*.proto
 	@diff -r -x '__init__.py' -x '__pycache__' build/stubs/headwise/v1 headwise/v1 || (echo "stubs are stale: run 'make stubs'"; exit 1)
+
+dashboards: $(READY)  ## generate deploy/grafana/dashboards and the PrometheusRule
+	$(BIN)/python -m deploy.dashboards
 
 contract-baseline: $(READY)  ## on a release: what later contracts must stay compatible with
 	$(BIN)/buf build -o tests/contract/baseline.binpb
