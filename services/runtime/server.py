@@ -23,6 +23,10 @@ from services.runtime.options import ServerOptions
 
 log = logging.getLogger("headwise.server")
 
+# a name of the health service that answers SERVING as long as the event loop turns: also while
+# decode waits for prefill and while a drain runs, when a restart would only do harm
+LIVE = "live"
+
 _LAST_STATUS_SECONDS = 0.5
 
 
@@ -76,6 +80,7 @@ class Server:
         """Serve until `stop` or SIGTERM, then let running calls finish within the drain time."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self.stop)
+        await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
         metrics_server = self._start_metrics()
         await self._server.start()
         self._announce(metrics_server.server_port)
