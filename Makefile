@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 3
 READY := $(VENV)/.ready
 
-.PHONY: help demo observe test lint soak bench stubs verify-stubs dashboards contract-baseline image-environment image-check manifests clean
+.PHONY: help demo observe test lint soak bench stubs verify-stubs dashboards contract-baseline image-environment image-check manifests checkov clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-18s %s\n", $$1, $$2}'
@@ -89,6 +89,12 @@ manifests: $(READY)  ## render the overlays into build/manifests
 	for overlay in deploy/kustomize/overlays/*; do \
 		$(BIN)/kubectl kustomize $$overlay > build/manifests/$$(basename $$overlay).yaml; \
 	done
+
+# in an environment of its own: it pins what the project does not
+CHECKOV := build/checkov/bin/checkov
+
+checkov:  ## install the scanner that tests/deploy runs over the manifests
+	test -x $(CHECKOV) || ($(PYTHON) -m venv build/checkov && build/checkov/bin/pip install --quiet --only-binary :all: checkov==3.3.30)
 
 clean:  ## remove everything generated
 	rm -rf $(VENV) build dist *.egg-info

@@ -122,7 +122,10 @@ def _heat_map(axes: Axes, series: dict[str, list[tuple[float, float]]]) -> None:
             cells[row, moments.index(moment)] = value
     axes.imshow(cells, aspect="auto", origin="lower", vmin=0, vmax=1, cmap="viridis")
     few = range(0, len(names), max(1, len(names) // 10))
-    axes.set_yticks(list(few), [names[row] for row in few])
+    # within the cells: names of head classes are long
+    inside = {"facecolor": "white", "alpha": 0.6, "edgecolor": "none", "pad": 0.5}
+    axes.set_yticks(list(few), [names[row] for row in few], ha="left", bbox=inside)
+    axes.tick_params(axis="y", length=0, pad=-4)
     axes.set_xticks([])
 
 
