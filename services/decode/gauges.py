@@ -18,6 +18,8 @@ def watch_memory(pool: PagePool, admission: Admission, sessions: Sessions, room:
     metrics.DENSE_EQUIVALENT_BYTES.set_function(lambda: pool.dense_bytes)
     metrics.RESIDENT_BYTES.labels("pool").set_function(lambda: pool.resident_bytes)
     metrics.RESIDENT_BYTES.labels("host").set_function(lambda: room.swapped_bytes)
+    metrics.CAPACITY_BYTES.labels("pool").set(pool.capacity_bytes)
+    metrics.CAPACITY_BYTES.labels("host").set(room.swap_bytes)
     metrics.POOL_ROWS.set_function(lambda: pool.rows)
     metrics.POOL_FRAGMENTATION.set_function(lambda: pool.fragmentation)
     metrics.POOL_PAGES.labels("used").set_function(lambda: pool.used_pages)

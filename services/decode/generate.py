@@ -18,6 +18,7 @@ from kvstore.pool import PageCount, SequencePages, pages_bound
 from services.decode.answer import Answer
 from services.decode.generation import GenerationSpec, parse_generation
 from services.decode.messages import delta_to_proto, result_to_proto
+from services.decode.observations import observe_cache, observe_token
 from services.decode.parts import DecodeParts
 from services.decode.report import Clock, Memory, Received, measure
 from services.decode.sampling import Sampler
@@ -70,6 +71,7 @@ class GenerateCall:
             pages = await parts.admission.admit(
                 spec.answers, self._context.time_remaining(), functools.partial(self._open, spec)
             )
+        metrics.STAGE_SECONDS.labels("admission").observe(self._clock.queue_seconds)
         try:
             received = await self._fill(spec, pages)
             events: asyncio.Queue[Event] = asyncio.Queue()
@@ -135,7 +137,7 @@ class GenerateCall:
         pages.reservation.keep(PageCount(bound.rows - used.rows, bound.marks - used.marks))
         # what was promised beyond that may be what the next in line waits for
         parts.admission.advance()
-        _observe(received)
+        observe_cache(received, pages)
         return received
 
     def _sequence(
@@ -208,7 +210,7 @@ class GenerateCall:
             match await events.get():
                 case Delta() as delta:
                     current_allowance().take_answer(len(delta.token_ids))
-                    _observe_token(self._clock, delta.index)
+                    observe_token(self._clock, delta.index)
                     await self._context.write(delta_to_proto(delta))
                 case Finished() as finished:
                     left -= 1
@@ -217,19 +219,3 @@ class GenerateCall:
                     await self._context.write(decode_pb2.GenerateResponse(result=result))
                 case error:
                     raise error
-
-
-def _observe(received: Received) -> None:
-    for head in received.heads:
-        metrics.HEADS_RECEIVED.labels(head.head_class).inc()
-        metrics.ROWS_RECEIVED.labels(head.head_class).inc(head.rows)
-    metrics.RECOVERED_MASS.observe(received.recovered_mass)
-    metrics.STAGE_SECONDS.labels("receive").observe(received.receive_seconds)
-
-
-def _observe_token(clock: Clock, answer: int) -> None:
-    first, since = clock.token(answer)
-    if first:
-        metrics.TIME_TO_FIRST_TOKEN.observe(clock.first_token_seconds)
-    elif since is not None:
-        metrics.TIME_PER_OUTPUT_TOKEN.observe(since)

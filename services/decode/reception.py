@@ -11,8 +11,8 @@ from kvstore.errors import CorruptCache
 from kvstore.pool import SequencePages
 from kvstore.wire import CacheDecoder, CacheHeader, FrameKind
 from services.decode.report import Head, Received, heads_of
-from services.runtime import metrics
 from services.runtime.convert import frame_from_proto, parse_prefill_response, recorded_policy
+from services.runtime.wire_watch import WireWatch
 
 
 class Reception:
@@ -31,6 +31,7 @@ class Reception:
         self._heads: list[Head] = []
         self._wire_bytes = 0
         self._began: float | None = None
+        self._watch = WireWatch("received")
         self._stages = prefill_pb2.PrefillReport()
 
     @property
@@ -71,7 +72,8 @@ class Reception:
     def _count(self, message_bytes: int) -> None:
         self._began = self._began or time.perf_counter()
         self._wire_bytes += message_bytes
-        metrics.WIRE_BYTES.labels("received").inc(message_bytes)
+        self._watch.begin()
+        self._watch.moved(message_bytes)
 
     def _take_frame(self, message: cache_pb2.CacheFrame) -> RaggedLayer | None:
         frame = frame_from_proto(message)

@@ -102,6 +102,11 @@ class Clock:
         return is_first, None if before is None else now - before
 
     @property
+    def queue_seconds(self) -> float:
+        """Spent in line for room."""
+        return self._queue_seconds
+
+    @property
     def first_token_seconds(self) -> float:
         return (self._first_token or self._began) - self._began
 

@@ -37,7 +37,7 @@ class Room:
         self._evict = evict
         self._close_block = close_block
         self._on_room = on_room
-        self._swap_bytes = swap_bytes
+        self.swap_bytes = swap_bytes
         # a page for every head: enough to go on for a while after having come back
         heads = sum(shape.kv_heads for shape in pool.shapes)
         self._spare = PageCount(heads, heads)
@@ -89,7 +89,7 @@ class Room:
         sequence.swap_out()
         metrics.PREEMPTIONS.inc()
         self.preempted.insert(0, sequence)
-        if self.swapped_bytes > self._swap_bytes:
+        if self.swapped_bytes > self.swap_bytes:
             log.warning("no host memory is left for a preempted sequence")
             sequence.fail(
                 Overloaded(

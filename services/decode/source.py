@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -26,6 +26,7 @@ from kvstore.pool import PageCount, SequencePages
 from kvstore.wire import CacheDecoder, WireLimits
 from services.decode.link import PrefillLink
 from services.decode.link_options import LinkOptions
+from services.decode.observations import watched_call, watched_transfer
 from services.decode.reception import Reception
 from services.decode.report import Received
 from services.runtime.convert import model_from_proto, model_to_proto
@@ -64,14 +65,12 @@ class PrefillSource:
     async def describe(self) -> prefill_pb2.PrefillServiceDescribeResponse:
         """What prefill offers. Raises `FingerprintMismatch` if it serves another model."""
         stub = prefill_pb2_grpc.PrefillServiceStub(self._link.channel)
-        try:
+        with watched_call(self._target), self._typed_errors():
             answer: prefill_pb2.PrefillServiceDescribeResponse = await stub.Describe(
                 prefill_pb2.PrefillServiceDescribeRequest(),
                 timeout=10,
                 metadata=self._link.metadata(),
             )
-        except grpc.aio.AioRpcError as error:
-            raise self._typed(error) from error
         theirs = model_from_proto(answer.model.fingerprint)
         self._served.fingerprint.require_same(theirs)
         return answer
@@ -99,9 +98,8 @@ class PrefillSource:
         )
         call = self._call(request, timeout_seconds)
         try:
-            return await self._receive(call, token_ids, pages, claim)
-        except grpc.aio.AioRpcError as error:
-            raise self._typed(error) from error
+            with watched_transfer(self._target), self._typed_errors():
+                return await self._receive(call, token_ids, pages, claim)
         finally:
             call.cancel()
 
@@ -140,6 +138,13 @@ class PrefillSource:
             if message is grpc.aio.EOF:
                 return
             yield message
+
+    @contextlib.contextmanager
+    def _typed_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            raise self._typed(error) from error
 
     def _typed(self, error: grpc.aio.AioRpcError) -> HeadwiseError:
         """What a failed prefill call means to our own caller."""

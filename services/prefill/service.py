@@ -31,6 +31,7 @@ from services.runtime.convert import (
 )
 from services.runtime.identity import current_allowance
 from services.runtime.model import ServedModel
+from services.runtime.wire_watch import WireWatch
 
 _STAGES = ("prefill", "profile", "compact", "ship")
 
@@ -76,9 +77,12 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
         )
         try:
             async with contextlib.aclosing(outbox.messages()) as messages:
+                watch = WireWatch("sent")
                 async for response in messages:
+                    watch.begin()
                     await context.write(response)
-                    metrics.WIRE_BYTES.labels("sent").inc(response.ByteSize())
+                    # reports of progress are no part of the cache
+                    watch.moved(response.ByteSize() if response.HasField("frame") else 0)
             await work
         finally:
             # the turn ends only when the thread has: nothing computes for a caller who left

@@ -122,7 +122,7 @@ async def _answer(
 def _count(method: str, code: str, reason: str, seconds: float) -> None:
     metrics.REQUESTS.labels(method, code).inc()
     if reason:
-        metrics.FAILURES.labels(method, reason).inc()
+        metrics.FAILURES.labels(method, metrics.FAILURE_REASONS.bounded(reason)).inc()
     annotate({"rpc.response.status_code": code, "headwise.reason": reason}, failed=bool(reason))
     log.info("%s %s %s %.3fs", method, code, reason or "-", seconds)
 

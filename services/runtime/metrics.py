@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import threading
+
 from prometheus_client import Counter, Gauge, Histogram
 
 # from a decode step on a small CPU model (.03 s) to a long prefill there (60 s)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 150)
 _STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28)
 _MASS = (0.5, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 1.0)
+
+MODEL = Gauge(
+    "headwise_model_info",
+    "What the process serves; always 1",
+    ["model", "dtype", "device", "version"],
+)
+SERVING = Gauge("headwise_serving", "1 while the health service answers SERVING")
 
 REQUESTS = Counter("headwise_requests", "Calls ended, by method and status", ["method", "code"])
 FAILURES = Counter("headwise_failures", "Calls that failed, by reason", ["method", "reason"])
@@ -17,8 +27,12 @@ PREFILL_COMPUTING = Gauge("headwise_prefill_computing", "Prompts being computed 
 PREFILL_QUEUED = Gauge("headwise_prefill_queued", "Prompts waiting for their turn")
 PROMPT_TOKENS = Counter("headwise_prompt_tokens", "Prompt tokens cached by prefill")
 
+# admission and receive are decode's, the others prefill's; a step has its own, finer histogram
 STAGE_SECONDS = Histogram(
-    "headwise_stage_seconds", "Time by stage of a request", ["stage"], buckets=_SECONDS
+    "headwise_stage_seconds",
+    "Time by stage of a request: admission, queue, prefill, profile, compact, ship, receive",
+    ["stage"],
+    buckets=_SECONDS,
 )
 TIME_TO_FIRST_TOKEN = Histogram(
     "headwise_time_to_first_token_seconds",
@@ -46,12 +60,30 @@ PREEMPTED = Gauge("headwise_preempted_sequences", "Sequences that wait in host m
 CLAIMS_WAITING = Counter("headwise_claims_waiting", "Times an arriving cache was held up for room")
 
 WIRE_BYTES = Counter("headwise_wire_bytes", "Bytes of cache messages", ["direction"])
+WIRE_SECONDS = Counter(
+    "headwise_wire_seconds",
+    "From the first message of a cache to its last: when headwise_wire_bytes_total moved",
+    ["direction"],
+)
+WIRE_DENSE_EQUIVALENT_BYTES = Counter(
+    "headwise_wire_dense_equivalent_bytes", "Bytes the received caches would have, were they dense"
+)
+TRANSFERS = Counter(
+    "headwise_transfers", "Caches asked of prefill, by the status it ended with", ["outcome"]
+)
+PREFILL_REACHABLE = Gauge(
+    "headwise_prefill_reachable",
+    "1 if the last call to prefill was answered, 0 if it was unavailable",
+    ["target"],
+)
+
 DENSE_EQUIVALENT_BYTES = Gauge(
     "headwise_kv_dense_equivalent_bytes", "Bytes dense caches of the held tokens would occupy"
 )
 RESIDENT_BYTES = Gauge(
     "headwise_kv_resident_bytes", "Bytes really resident, metadata and slack included", ["tier"]
 )
+CAPACITY_BYTES = Gauge("headwise_kv_capacity_bytes", "Bytes that may become resident", ["tier"])
 SEQUENCES = Gauge("headwise_sequences", "Sequences that hold or reserve pages")
 POOL_ROWS = Gauge("headwise_pool_rows", "Rows held in the page pool")
 POOL_FRAGMENTATION = Gauge(
@@ -59,9 +91,40 @@ POOL_FRAGMENTATION = Gauge(
 )
 POOL_PAGES = Gauge("headwise_pool_pages", "Pages of the pool", ["state"])
 HEADS_RECEIVED = Counter("headwise_heads_received", "KV heads received, by class", ["head_class"])
-ROWS_RECEIVED = Counter("headwise_rows_received", "Rows received, by head class", ["head_class"])
+ROWS_RECEIVED = Counter(
+    "headwise_rows_received", "Rows received, by layer and head class", ["layer", "head_class"]
+)
+DENSE_ROWS_RECEIVED = Counter(
+    "headwise_dense_rows_received",
+    "Rows the received heads would have, were they dense",
+    ["layer", "head_class"],
+)
 RECOVERED_MASS = Histogram(
     "headwise_recovered_mass_ratio",
     "Share of attention mass the kept rows cover, mean over a cache's heads",
     buckets=_MASS,
 )
+
+
+class FailureReasons:
+    """Keeps the label of `FAILURES` bounded: a peer's error may name any reason.
+
+    The first `most` reasons that look like ours pass; every other is `OTHER`.
+    """
+
+    def __init__(self, most: int = 64) -> None:
+        self._most = most
+        self._known: set[str] = set()
+        self._lock = threading.Lock()
+
+    def bounded(self, reason: str) -> str:
+        with self._lock:
+            if reason in self._known:
+                return reason
+            if len(self._known) < self._most and re.fullmatch("[A-Z][A-Z0-9_]{1,62}", reason):
+                self._known.add(reason)
+                return reason
+        return "OTHER"
+
+
+FAILURE_REASONS = FailureReasons()

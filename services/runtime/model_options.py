@@ -7,6 +7,8 @@ import time
 
 import torch
 
+from headwise.version import __version__
+from services.runtime import metrics
 from services.runtime.model import ServedModel, load_model
 from services.runtime.options import ModelOptions
 
@@ -25,6 +27,8 @@ def load_served_model(options: ModelOptions) -> ServedModel:
         revision=options.revision,
         cache_dir=options.model_cache.expanduser(),
     )
+    identity = served.fingerprint.model_id, options.dtype, options.device, __version__
+    metrics.MODEL.labels(*identity).set(1)
     seconds = time.perf_counter() - began
     log.info(
         "%s ready in %.1f s: %d layers, context %d tokens, weights %s",

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from headwise.channel import server_options
+from services.runtime import metrics
 from services.runtime.authentication import Authentication
 from services.runtime.interceptor import StatusInterceptor
 from services.runtime.options import ServerOptions
@@ -25,6 +26,10 @@ from services.runtime.serve_error import ServeError
 from services.runtime.tls import server_credentials
 
 log = logging.getLogger("headwise.server")
+
+# a name of the health service that answers SERVING as long as the event loop turns: also while
+# decode waits for prefill and while a drain runs, when a restart would only do harm
+LIVE = "live"
 
 _LAST_STATUS_SECONDS = 0.5
 
@@ -87,6 +92,7 @@ class Server:
         status = answer.SERVING if serving else answer.NOT_SERVING
         for name in (self._service, ""):
             await self._health.set(name, status)
+        metrics.SERVING.set(serving)
 
     def stop(self) -> None:
         """Begin the drain."""
@@ -96,6 +102,7 @@ class Server:
         """Serve until `stop` or SIGTERM, then let running calls finish within the drain time."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self.stop)
+        await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
         metrics_server = self._start_metrics()
         for server in self._servers:
             await server.start()

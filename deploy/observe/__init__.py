@@ -1,0 +1,1 @@
+"""`python -m deploy.observe`: both services under load, watched by a real Prometheus."""

@@ -1,0 +1,59 @@
+"""Load of many kinds, so that every panel has something to show."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pydoc_data.topics import topics
+
+from headwise import Client, HeadwiseError, Policy
+
+_POLICIES = (
+    Policy("coverage", {"recovery": 0.95}),
+    Policy("fastgen", {"recovery": 0.95}),
+    Policy("snapkv", {"budget": 0.3}),
+    Policy("full"),
+)
+_SESSION_SECONDS = 2.0
+
+
+def drive(target: str, seconds: float, *, callers: int = 3, most_words: int = 200) -> int:
+    """Ask for so long, several callers at once; returns how many answers were complete."""
+    end = time.monotonic() + seconds
+    with ThreadPoolExecutor(callers) as threads:
+        counts = [
+            threads.submit(_caller, target, random.Random(n), end, most_words)
+            for n in range(callers)
+        ]
+        return sum(count.result() for count in counts)
+
+
+def _caller(target: str, chance: random.Random, end: float, most_words: int) -> int:
+    answered = 0
+    with Client(target) as client:
+        while time.monotonic() < end:
+            with contextlib.suppress(HeadwiseError):
+                answered += _ask(client, chance, most_words)
+    return answered
+
+
+def _ask(client: Client, chance: random.Random, most_words: int) -> bool:
+    """One request: most are plain, some are kept, refused or left halfway."""
+    words = chance.choice(list(topics.values())).split()[: chance.randint(20, most_words)]
+    kind = chance.choice(("plain", "plain", "plain", "kept", "refused", "left"))
+    generation = client.generate(
+        [] if kind == "refused" else " ".join(words),
+        policy=chance.choice(_POLICIES),
+        max_tokens=chance.randint(4, 24),
+        ignore_eos=True,
+        keep_session_seconds=_SESSION_SECONDS if kind == "kept" else 0,
+    )
+    if kind == "left":
+        threading.Timer(chance.uniform(0.05, 0.5), generation.cancel).start()
+    result = generation.result
+    if result.session_id and chance.random() < 0.5:
+        client.sessions.release(result.session_id)
+    return True

@@ -1,0 +1,184 @@
+"""Ports, flags, probes, times and metrics in deploy/ are those of the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+import grpc
+import pytest
+import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from deploy.observe.__main__ import declared_metrics
+from headwise.v1 import decode_pb2
+from headwise.version import __version__
+from services.commands.decode import decode
+from services.commands.prefill import prefill
+from services.commands.variables import KNOWN_VARIABLES
+from services.decode.options import DecodeOptions
+from services.prefill.options import PrefillOptions
+from services.runtime.configuration import build
+from services.runtime.server import LIVE
+from tests.conftest import Pair
+from tests.deploy.rendered import OVERLAYS, ROOT, SERVICES, container, one, resources
+
+_COMMANDS: dict[str, click.Command] = {"prefill": prefill, "decode": decode}
+_KINDS = {"prefill": PrefillOptions, "decode": DecodeOptions}
+_DOCKER = ROOT / "deploy" / "docker"
+# flags of the tls component that may not be there yet
+_AWAITED = re.compile(
+    "--(tls-(certificate|key|client-ca)|health-port|prefill-(ca|certificate|key))="
+)
+_EACH = [(overlay, service) for overlay in OVERLAYS for service in SERVICES]
+
+
+def _parsed(service: str, arguments: list[str]) -> Any:
+    """The configuration that these arguments give; click refuses what it does not know."""
+    assert arguments[0] == service
+    known = {name for option in _COMMANDS[service].params for name in option.opts}
+    given = [a for a in arguments[1:] if a.split("=")[0] in known or not _AWAITED.match(a)]
+    context = _COMMANDS[service].make_context(service, given)
+    return build(_KINDS[service], context.params)
+
+
+def _compose() -> dict[str, Any]:
+    services: dict[str, Any] = yaml.safe_load((_DOCKER / "compose.yaml").read_text())["services"]
+    return services
+
+
+@pytest.mark.parametrize(("overlay", "service"), _EACH)
+def test_flags_ports_and_probes(overlay: str, service: str) -> None:
+    spec = container(overlay, service)
+    options = _parsed(service, spec["args"])
+    ports = {port["name"]: port["containerPort"] for port in spec["ports"]}
+    assert options.server.host == "0.0.0.0"
+    assert ports["grpc"] == options.port == _default_port(service)
+    assert ports["metrics"] == options.server.metrics_port
+    probed = options.port
+    if "--health-port=7090" in spec["args"]:
+        probed = ports["health"]
+    for probe in ("startupProbe", "livenessProbe"):
+        assert spec[probe]["grpc"] == {"port": probed, "service": LIVE}
+    assert spec["readinessProbe"]["grpc"] == {"port": probed}
+    mounted = {mount["mountPath"] for mount in spec["volumeMounts"]}
+    assert mounted >= {"/models", "/cache", "/tmp"}
+
+
+def _default_port(service: str) -> int:
+    [option] = [o for o in _COMMANDS[service].params if o.name == "port"]
+    return int(option.default)
+
+
+@pytest.mark.parametrize(("overlay", "service"), _EACH)
+def test_a_pod_is_given_the_time_its_drain_takes(overlay: str, service: str) -> None:
+    spec = container(overlay, service)
+    pause = int(spec["lifecycle"]["preStop"]["exec"]["command"][1])
+    pod = one(overlay, "Deployment", f"headwise-{service}")["spec"]["template"]["spec"]
+    drain = _parsed(service, spec["args"]).server.drain_seconds
+    assert pod["terminationGracePeriodSeconds"] >= pause + drain + 5
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_decode_fits_its_memory_and_finds_prefill(overlay: str) -> None:
+    spec = container(overlay, "decode")
+    options = _parsed("decode", spec["args"])
+    limit = int(spec["resources"]["limits"]["memory"].removesuffix("Gi")) << 30
+    on_host = options.pool_bytes if options.model.device == "cpu" else 0
+    assert on_host + options.swap_bytes < limit * 0.75
+    service = one(overlay, "Service", "headwise-prefill")
+    assert service["spec"]["clusterIP"] == "None"
+    [port] = [p["port"] for p in service["spec"]["ports"] if p["name"] == "grpc"]
+    assert options.prefill == f"dns:///headwise-prefill:{port}"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_network_policies_open_the_ports_that_are_served(overlay: str) -> None:
+    ports = {
+        service: {p["containerPort"] for p in container(overlay, service)["ports"]}
+        for service in SERVICES
+    }
+    for resource in resources(overlay):
+        name = resource["metadata"]["name"]
+        if resource["kind"] != "NetworkPolicy" or "valkey" in name or name == "headwise-default":
+            continue
+        served = ports["prefill"] if name == "headwise-prefill" else ports["decode"]
+        opened = {p["port"] for rule in resource["spec"]["ingress"] for p in rule["ports"]}
+        assert opened <= served
+    route = [r for r in resources(overlay) if r["kind"] == "GRPCRoute"]
+    for rule in (rule for one_route in route for rule in one_route["spec"]["rules"]):
+        [match] = rule["matches"]
+        full_name = decode_pb2.DESCRIPTOR.services_by_name["DecodeService"].full_name
+        assert match["method"]["service"] == full_name
+        assert {ref["port"] for ref in rule["backendRefs"]} <= ports["decode"]
+
+
+def test_compose_starts_the_services_with_known_flags() -> None:
+    services = _compose()
+    for service in SERVICES:
+        options = _parsed(service, services[service]["command"])
+        assert options.server.metrics_port == 9090
+        grace = int(services[service]["stop_grace_period"].removesuffix("s"))
+        assert grace >= options.server.drain_seconds + 5
+        assert services[service]["read_only"]
+    assert _parsed("decode", services["decode"]["command"]).prefill == "prefill:7081"
+    scraped = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yaml").read_text())
+    targets = [t for job in scraped["scrape_configs"] for t in job["static_configs"][0]["targets"]]
+    assert targets == [f"{service}:9090" for service in SERVICES]
+
+
+@pytest.mark.parametrize("path", sorted(_DOCKER.glob("Dockerfile.*")), ids=lambda path: path.suffix)
+def test_a_dockerfile_runs_make_targets_alone_and_leaves_root(path: Path) -> None:
+    text = path.read_text().replace("\\\n", " ")
+    lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
+    makefile = (ROOT / "Makefile").read_text()
+    runs = [rest for keyword, rest in lines if keyword == "RUN"]
+    assert runs
+    for run in runs:
+        target = re.fullmatch(r"make ([a-z-]+)( [A-Z_]+=\S+)*", run)
+        assert target, run
+        assert f"\n{target[1]}:" in makefile
+    assert [rest for keyword, rest in lines if keyword == "USER"] == ["65532:65532"]
+    ports = {int(port) for keyword, rest in lines if keyword == "EXPOSE" for port in rest.split()}
+    assert ports == {_default_port(service) for service in SERVICES} | {9090}
+    [environment] = [rest for keyword, rest in lines if keyword == "ENV"]
+    ours = set(re.findall(r"\b(HEADWISE_\w+)=", environment))
+    assert ours <= KNOWN_VARIABLES
+
+
+def test_image_tags_are_of_this_version() -> None:
+    tags = re.findall(r"headwise:([\w.]+)-\w+|newTag: ([\d.]+)-\w+", "".join(_deploy_texts()))
+    assert {a or b for a, b in tags} == {__version__}
+    assert len(tags) >= 5
+
+
+def _deploy_texts() -> list[str]:
+    folders = (_DOCKER, ROOT / "deploy" / "kustomize")
+    return [p.read_text() for folder in folders for p in sorted(folder.rglob("*")) if p.is_file()]
+
+
+def test_autoscalers_ask_for_what_the_adapter_makes_of_declared_metrics() -> None:
+    rules = yaml.safe_load((ROOT / "deploy/prometheus/adapter-rules.yaml").read_text())["rules"]
+    offered: set[str] = set()
+    for rule in rules:
+        read = set(re.findall(r"headwise_[a-z_]+", rule["seriesQuery"]))
+        assert read <= declared_metrics()
+        offered |= {rule["name"]["as"]} if "name" in rule else read
+    asked = {
+        metric["pods"]["metric"]["name"]
+        for resource in resources("production")
+        if resource["kind"] == "HorizontalPodAutoscaler"
+        for metric in resource["spec"]["metrics"]
+    }
+    assert asked == offered
+
+
+@pytest.mark.processes
+def test_the_probe_of_a_living_process(tiny_pair: Pair) -> None:
+    for service in tiny_pair:
+        with grpc.insecure_channel(service.target) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            answer = stub.Check(health_pb2.HealthCheckRequest(service=LIVE), timeout=5)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING

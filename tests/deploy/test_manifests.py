@@ -1,0 +1,97 @@
+"""What kustomize renders is valid for every version served, and hardened."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+
+from tests.deploy.rendered import OVERLAYS, ROOT, one, resources, text_of
+from tests.parts import part_is_missing
+
+_VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
+# of operators' own: their schemas are not among Kubernetes's
+_CUSTOM = {
+    "Certificate",
+    "Gateway",
+    "GRPCRoute",
+    "Issuer",
+    "PrometheusRule",
+    "ServiceMonitor",
+}
+
+
+@pytest.mark.parametrize("version", _VERSIONS)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_resource_is_valid(overlay: str, version: str) -> None:
+    for resource in resources(overlay):
+        if resource["kind"] not in _CUSTOM:
+            kubernetes_validate.validate(resource, version, strict=True)
+
+
+def test_strict_validation_would_find_a_misspelt_field() -> None:
+    deployment = one("laptop", "Deployment", "headwise-decode")
+    deployment["spec"]["template"]["spec"]["enableServiceLink"] = False
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(deployment, "1.37", strict=True)
+
+
+def test_checkov_finds_nothing_but_the_listed_exceptions(tmp_path: Path) -> None:
+    own = ROOT / "build/checkov/bin/checkov"
+    checkov = str(own) if own.exists() else shutil.which("checkov")
+    if not checkov:
+        part_is_missing("checkov is not installed: make checkov")
+    for overlay in OVERLAYS:
+        (tmp_path / f"{overlay}.yaml").write_text(text_of(overlay))
+    done = subprocess.run(
+        [
+            *(checkov, "--skip-download", "--framework", "kubernetes", "--quiet", "--compact"),
+            *("--config-file", ROOT / "deploy/kustomize/checkov.yaml", "-d", tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_are_confined(overlay: str) -> None:
+    for resource in resources(overlay):
+        if resource["kind"] not in {"Deployment", "StatefulSet", "Job"}:
+            continue
+        pod: dict[str, Any] = resource["spec"]["template"]["spec"]
+        assert pod["automountServiceAccountToken"] is False
+        # a variable HEADWISE_… made from a Service's name would stop our processes
+        assert pod["enableServiceLinks"] is False
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert container["resources"]["limits"]["memory"]
+            assert not container["image"].endswith(":latest")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_workload_has_what_keeps_it_up(overlay: str) -> None:
+    kinds = {(r["kind"], r["metadata"]["name"]) for r in resources(overlay)}
+    for name in ("headwise-prefill", "headwise-decode"):
+        for kind in (
+            "Deployment",
+            "NetworkPolicy",
+            "PodDisruptionBudget",
+            "Service",
+            "ServiceAccount",
+        ):
+            assert (kind, name) in kinds
+        assert ("HorizontalPodAutoscaler", name) in kinds or overlay == "laptop"
+        pod = one(overlay, "Deployment", name)["spec"]["template"]["spec"]
+        keys = [spread["topologyKey"] for spread in pod["topologySpreadConstraints"]]
+        assert keys == ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]
