@@ -17,6 +17,15 @@ PREFILL_COMPUTING = Gauge("headwise_prefill_computing", "Prompts being computed 
 PREFILL_QUEUED = Gauge("headwise_prefill_queued", "Prompts waiting for their turn")
 PROMPT_TOKENS = Counter("headwise_prompt_tokens", "Prompt tokens cached by prefill")
 
+PREFILLS_SHARED = Counter(
+    "headwise_prefills_shared", "Requests that joined the computation of an equal one"
+)
+PREFILLS_REUSED = Counter(
+    "headwise_prefills_reused", "Contexts found in a store instead of being computed"
+)
+LEASES = Gauge("headwise_leases", "Leases of kept caches that are running")
+LEASES_ENDED = Counter("headwise_leases_ended", "Leases that are over, by reason", ["reason"])
+
 STAGE_SECONDS = Histogram(
     "headwise_stage_seconds", "Time by stage of a request", ["stage"], buckets=_SECONDS
 )
