@@ -9,13 +9,15 @@ from typing import Any, Self, Unpack
 
 import grpc
 
+from headwise.caches import AsyncCacheCalls
 from headwise.channel import channel_options
 from headwise.errors import Cancelled, InternalError, from_rpc_error
 from headwise.reading import messages
 from headwise.requests import GenerateOptions, Prompt, generate_request
 from headwise.results import Delta, Result, delta_from_proto, result_from_proto
 from headwise.sessions import AsyncSessionCalls
-from headwise.v1 import decode_pb2, decode_pb2_grpc
+from headwise.tenant import tenant_metadata
+from headwise.v1 import decode_pb2, decode_pb2_grpc, store_pb2_grpc
 
 
 class AsyncGeneration:
@@ -78,6 +80,7 @@ class AsyncClient:
         *,
         credentials: grpc.ChannelCredentials | None = None,
         retries: bool = True,
+        tenant: str = "",
     ) -> None:
         options = channel_options(retries=retries)
         self._channel = (
@@ -86,7 +89,11 @@ class AsyncClient:
             else grpc.aio.insecure_channel(target, options)
         )
         self._stub = decode_pb2_grpc.DecodeServiceStub(self._channel)
+        self._metadata = tenant_metadata(tenant)
         self.sessions = AsyncSessionCalls(self._stub)
+        self.caches = AsyncCacheCalls(
+            store_pb2_grpc.CacheServiceStub(self._channel), self._metadata
+        )
 
     def generate(
         self,
@@ -98,7 +105,8 @@ class AsyncClient:
     ) -> AsyncGeneration:
         """Continue `prompt`; see `headwise.Client.generate`."""
         request = generate_request(prompt, **options)
-        metadata = (("x-request-id", request_id),) if request_id else None
+        named = (("x-request-id", request_id),) if request_id else ()
+        metadata = (*self._metadata, *named)
         return AsyncGeneration(
             self._stub.Generate(request, timeout=timeout_seconds, metadata=metadata)
         )

@@ -8,12 +8,14 @@ from typing import Any, Self, Unpack
 
 import grpc
 
+from headwise.caches import CacheCalls
 from headwise.channel import channel_options
 from headwise.errors import InternalError, from_rpc_error
 from headwise.requests import GenerateOptions, Prompt, generate_request
 from headwise.results import Delta, Result, delta_from_proto, result_from_proto
 from headwise.sessions import SessionCalls
-from headwise.v1 import decode_pb2, decode_pb2_grpc
+from headwise.tenant import tenant_metadata
+from headwise.v1 import decode_pb2, decode_pb2_grpc, store_pb2_grpc
 
 
 class Generation:
@@ -79,6 +81,7 @@ class Client:
 
     Errors are `headwise.errors`. With `retries`, gRPC begins a call again on UNAVAILABLE, up to
     twice, as long as nothing of the answer has arrived. `credentials` None means plain text.
+    `tenant` is on whose behalf it asks: no other tenant's stored caches are ever found.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Client:
         *,
         credentials: grpc.ChannelCredentials | None = None,
         retries: bool = True,
+        tenant: str = "",
     ) -> None:
         options = channel_options(retries=retries)
         self._channel = (
@@ -95,7 +99,9 @@ class Client:
             else grpc.insecure_channel(target, options)
         )
         self._stub = decode_pb2_grpc.DecodeServiceStub(self._channel)
+        self._metadata = tenant_metadata(tenant)
         self.sessions = SessionCalls(self._stub)
+        self.caches = CacheCalls(store_pb2_grpc.CacheServiceStub(self._channel), self._metadata)
 
     def generate(
         self,
@@ -111,7 +117,8 @@ class Client:
         rest is in `GenerateOptions`.
         """
         request = generate_request(prompt, **options)
-        metadata = (("x-request-id", request_id),) if request_id else None
+        named = (("x-request-id", request_id),) if request_id else ()
+        metadata = (*self._metadata, *named)
         return Generation(self._stub.Generate(request, timeout=timeout_seconds, metadata=metadata))
 
     def describe(

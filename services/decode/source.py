@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
@@ -12,11 +13,18 @@ import grpc
 from headwise.channel import channel_options
 from headwise.errors import Cancelled, HeadwiseError, InternalError, Unavailable, from_rpc_error
 from headwise.reading import read_message
-from headwise.v1 import cache_pb2, prefill_pb2, prefill_pb2_grpc
+from headwise.tenant import TENANT_KEY
+from headwise.v1 import (
+    cache_pb2,
+    prefill_pb2,
+    prefill_pb2_grpc,
+    store_pb2,
+    store_pb2_grpc,
+)
 from kvstore.errors import CorruptCache
 from kvstore.pool import PageCount, SequencePages
 from kvstore.wire import CacheDecoder, WireLimits
-from services.decode.reception import Reception
+from services.decode.reception import Reception, Wanted
 from services.decode.report import Received
 from services.runtime.convert import model_from_proto, model_to_proto
 from services.runtime.interceptor import REQUEST_ID_KEY
@@ -24,6 +32,7 @@ from services.runtime.logs import request_id
 from services.runtime.model import ServedModel
 
 _METHOD = "/headwise.v1.PrefillService/Prefill"
+_FETCH_METHOD = "/headwise.v1.CacheService/FetchCache"
 # prefill ends its call right after the trailer; one that froze there must not cost more
 _END_SECONDS = 0.5
 
@@ -48,6 +57,20 @@ class PrefillSource:
             _METHOD, request_serializer=prefill_pb2.PrefillRequest.SerializeToString
         )
 
+        self._fetch: grpc.aio.UnaryStreamMultiCallable[Any, bytes] = self._channel.unary_stream(
+            _FETCH_METHOD, request_serializer=store_pb2.FetchCacheRequest.SerializeToString
+        )
+
+    async def ask(
+        self, method: str, request: Any, namespace: str, timeout_seconds: float | None
+    ) -> Any:
+        """The answer of one of CacheService's methods but FetchCache."""
+        call = getattr(store_pb2_grpc.CacheServiceStub(self._channel), method)
+        try:
+            return await call(request, timeout=timeout_seconds, metadata=_metadata(namespace))
+        except grpc.aio.AioRpcError as error:
+            raise self._typed(error) from error
+
     async def describe(self) -> prefill_pb2.PrefillServiceDescribeResponse:
         """What prefill offers. Raises `FingerprintMismatch` if it serves another model."""
         try:
@@ -66,6 +89,7 @@ class PrefillSource:
         policy: cache_pb2.Policy,
         pages: SequencePages,
         timeout_seconds: float | None,
+        namespace: str,
         claim: Claim,
     ) -> Received:
         """Fill `pages` with the cache of exactly these tokens; returns once the trailer agreed.
@@ -81,20 +105,38 @@ class PrefillSource:
             policy=policy,
             expected_model=model_to_proto(self._served.fingerprint),
         )
-        metadata = ((REQUEST_ID_KEY, request_id.get()),)
-        call = self._prefill(request, timeout=timeout_seconds, metadata=metadata)
+        call = self._prefill(request, timeout=timeout_seconds, metadata=_metadata(namespace))
+        return await self._fill(call, Wanted.of(token_ids), pages, claim)
+
+    async def fetch(
+        self,
+        handle: str,
+        stored: cache_pb2.StoredCache,
+        pages: SequencePages,
+        namespace: str,
+        claim: Claim,
+    ) -> Received:
+        """Fill `pages` with a stored cache, as `pull` does with a new one."""
+        request = store_pb2.FetchCacheRequest(handle=handle)
+        call = self._fetch(request, metadata=_metadata(namespace))
+        received = await self._fill(call, Wanted(stored.tokens, None), pages, claim)
+        return dataclasses.replace(received, context_tokens=stored.tokens)
+
+    async def _fill(
+        self, call: Any, wanted: Wanted, pages: SequencePages, claim: Claim
+    ) -> Received:
         try:
-            return await self._receive(call, token_ids, pages, claim)
+            return await self._receive(call, wanted, pages, claim)
         except grpc.aio.AioRpcError as error:
             raise self._typed(error) from error
         finally:
             call.cancel()
 
     async def _receive(
-        self, call: Any, token_ids: Sequence[int], pages: SequencePages, claim: Claim
+        self, call: Any, wanted: Wanted, pages: SequencePages, claim: Claim
     ) -> Received:
         decoder = CacheDecoder(self._limits, self._served.fingerprint, self._served.shapes)
-        reception = Reception(decoder, token_ids, pages)
+        reception = Reception(decoder, wanted, pages)
         async for message in self._messages(call):
             layer = reception.take(message)
             if layer is not None:
@@ -135,6 +177,10 @@ class PrefillSource:
 
     async def close(self) -> None:
         await self._channel.close()
+
+
+def _metadata(namespace: str) -> tuple[tuple[str, str], ...]:
+    return (REQUEST_ID_KEY, request_id.get()), (TENANT_KEY, namespace)
 
 
 async def _let_end(call: Any) -> None:

@@ -50,6 +50,13 @@ STEP_SECONDS = Histogram(
 QUEUED = Gauge("headwise_queued_requests", "Generations that wait for room")
 SESSIONS = Gauge("headwise_sessions", "Sessions kept, busy ones among them")
 SESSIONS_GONE = Counter("headwise_sessions_gone", "Sessions that ended, by reason", ["reason"])
+CONTEXTS = Gauge("headwise_contexts", "Stored caches held in the pool")
+CONTEXTS_SHARED = Counter(
+    "headwise_contexts_shared", "Generations that began on a stored cache the pool had already"
+)
+CONTEXTS_GONE = Counter(
+    "headwise_contexts_gone", "Stored caches that left the pool, by reason", ["reason"]
+)
 PREEMPTIONS = Counter("headwise_preemptions", "Sequences that had to make room for older ones")
 PREEMPTED = Gauge("headwise_preempted_sequences", "Sequences that wait in host memory")
 CLAIMS_WAITING = Counter("headwise_claims_waiting", "Times an arriving cache was held up for room")

@@ -7,10 +7,10 @@ from typing import Any
 import grpc
 
 from headwise.errors import InvalidRequest
+from headwise.tenant import TENANT_KEY
 from kvstore.content_key import DEFAULT_NAMESPACE, ContentKey
 from kvstore.errors import InvalidParameter
 
-TENANT_KEY = "x-headwise-tenant"
 _ANY_DIGEST = "0" * 64
 
 
