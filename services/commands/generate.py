@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import click
@@ -10,25 +9,12 @@ from rich.console import Console
 
 from headwise import Client, HeadwiseError, Message, Policy, Sampling
 from headwise.client import Generation
+from services.commands.parameters import parse_parameters
 from services.pictures.heads import HeadCell, head_map
 from services.pictures.result import result_table
 
 # the contract's own bounds; the service knows closer ones
 _UINT32 = click.IntRange(0, 2**32 - 1)
-
-
-def parse_parameters(pairs: tuple[str, ...]) -> dict[str, object]:
-    """`name=value` pairs, the values as JSON. Raises `click.BadParameter`."""
-    parameters: dict[str, object] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        try:
-            parameters[name] = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise click.BadParameter(f"{pair!r} is not name=value, with a JSON value") from error
-        if not (name and equals):
-            raise click.BadParameter(f"{pair!r} is not name=value")
-    return parameters
 
 
 @click.command()
@@ -49,6 +35,8 @@ def parse_parameters(pairs: tuple[str, ...]) -> dict[str, object]:
 @click.option("--stop", multiple=True, help="Text that ends the answer; repeatable.")
 @click.option("--answers", "-n", default=1, help="Answers to this one prompt.")
 @click.option("--session", "session_id", default="", help="Go on from this session.")
+@click.option("--cache", "cache_handle", default="", help="The prompt follows this stored cache.")
+@click.option("--tenant", default="", help="On whose behalf; empty for the default.")
 @click.option("--keep", "keep_seconds", default=0.0, help="Keep a session for so many seconds.")
 @click.option("--timeout", "timeout_seconds", type=float, help="Seconds for the whole call.")
 @click.option("--heads", is_flag=True, help="Show what every head keeps.")
@@ -66,6 +54,8 @@ def generate(
     stop: tuple[str, ...],
     answers: int,
     session_id: str,
+    cache_handle: str,
+    tenant: str,
     keep_seconds: float,
     timeout_seconds: float | None,
     heads: bool,
@@ -74,7 +64,7 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
     console = Console(stderr=True)
     try:
-        with Client(target) as client:
+        with Client(target, tenant=tenant) as client:
             generation = client.generate(
                 [Message("user", text)] if chat else text,
                 policy=Policy(policy, parse_parameters(parameter)),
@@ -83,6 +73,7 @@ def generate(
                 stop=stop,
                 report_heads=heads,
                 session_id=session_id,
+                cache_handle=cache_handle,
                 keep_session_seconds=keep_seconds,
                 timeout_seconds=timeout_seconds,
             )

@@ -71,8 +71,12 @@ class CacheServicer(store_pb2_grpc.CacheServiceServicer):
         self, request: store_pb2.DescribeCacheRequest, context: _Context
     ) -> store_pb2.DescribeCacheResponse:
         namespace = namespace_of(context)
-        found = await self._keeper.find(request.handle, namespace, context.time_remaining())
-        cache = found_to_proto(found, self._keeper.leases)
+        lease = self._keeper.lease(request.handle, namespace)
+        if lease is not None:
+            cache = lease_to_proto(lease, self._keeper.leases)
+        else:
+            remaining = context.time_remaining()
+            cache = found_to_proto(await self._keeper.find(request.handle, namespace, remaining))
         return store_pb2.DescribeCacheResponse(cache=cache)
 
     async def RenewLease(  # noqa: N802

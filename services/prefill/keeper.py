@@ -79,8 +79,7 @@ class Keeper:
         Raises `InvalidRequest`, `NotFound` with the reason, or `Unavailable` if a store does not
         answer.
         """
-        key = key_of(handle, namespace)
-        lease = self.leases.find(handle, namespace)
+        key, lease = key_of(handle, namespace), self.lease(handle, namespace)
         expected = lease.fingerprint if lease else self._model
         lookup = await self.store.find(key, expected, within_seconds)
         if not isinstance(lookup, Hit):
@@ -90,6 +89,14 @@ class Keeper:
         if lease:
             self._pin(key)
         return Found(key, lookup.cache, lease)
+
+    def lease(self, handle: str, namespace: str) -> Lease | None:
+        """The lease, if the handle is of one; the stores are not asked.
+
+        Raises `InvalidRequest`, and `NotFound` for one that is over.
+        """
+        key_of(handle, namespace)
+        return self.leases.find(handle, namespace)
 
     async def renew(self, handle: str, namespace: str, seconds: float) -> Lease:
         """Raises `NotFound`."""

@@ -26,9 +26,8 @@ def kept_to_proto(kept: Lease | PutStatus, leases: Leases) -> prefill_pb2.KeptCa
     return prefill_pb2.KeptCache(refusal=kept.value)
 
 
-def found_to_proto(found: Found, leases: Leases) -> cache_pb2.StoredCache:
-    if found.lease is not None:
-        return lease_to_proto(found.lease, leases)
+def found_to_proto(found: Found) -> cache_pb2.StoredCache:
+    """Of one that was found by its key."""
     return cache_pb2.StoredCache(
         key=found.key.digest,
         tokens=found.cache.next_position,

@@ -136,7 +136,7 @@ async def test_what_cannot_be_asked_for() -> None:
         with pytest.raises(InvalidRequest) as caught:
             await kept.keeper.find(handle, "a", None)
         assert caught.value.reason == "MALFORMED_HANDLE"
-    for number in range(5):
+    for _ in range(5):
         await kept.keep(1)
     with pytest.raises(Overloaded) as full:
         await kept.keep(1)
