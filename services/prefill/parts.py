@@ -29,10 +29,12 @@ class PrefillParts:
 def build_parts(served: ServedModel, options: PrefillOptions) -> PrefillParts:
     """Everything that the process holds, tied together. Raises what `tiers_below` raises."""
     store, longest = options.store, served.context_tokens
+    limits = WireLimits(max_tokens=longest, max_layers=len(served.shapes))
+    memory, below = memory_tier(store), tiers_below(store, limits)
     keeper = Keeper(
         CacheStore(
-            memory_tier(store),
-            tiers_below(store, WireLimits(max_tokens=longest, max_layers=len(served.shapes))),
+            memory,
+            [memory, *below] if store.store_memory_bytes or not below else below,
             mode=WriteMode(store.store_write),
             timeout_seconds=store.store_timeout_seconds,
         ),

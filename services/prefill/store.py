@@ -36,22 +36,23 @@ _THREADS = 16
 
 
 class CacheStore:
-    """A stack of tiers, memory first, each call bounded by `timeout_seconds`.
+    """A stack of tiers, the nearest first, each call bounded by `timeout_seconds`.
 
-    What memory has is found without a thread. Nothing here raises on account of a store.
+    `memory` is the first of them, or not among them if it may hold nothing and others are there.
+    What it has is found without a thread. Nothing here raises on account of a store.
     """
 
     def __init__(
         self,
         memory: MemoryTier,
-        below: Sequence[Tier],
+        tiers: Sequence[Tier],
         *,
         mode: WriteMode,
         timeout_seconds: float,
     ) -> None:
         self._memory = memory
-        self._stack = TierStack([memory, *below], mode)
-        self._has_below = bool(below)
+        self._stack = TierStack(tiers, mode)
+        self._memory_alone = list(tiers) == [memory]
         self._timeout_seconds = timeout_seconds
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="store")
         self._tasks: set[asyncio.Future[object]] = set()
@@ -60,7 +61,7 @@ class CacheStore:
         self, key: ContentKey, expected: Expected, within_seconds: float | None = None
     ) -> Lookup:
         """The cache, or why not; at the latest after `within_seconds`, if that is sooner."""
-        if not self._has_below or self._memory.contains(key, 0):
+        if self._memory_alone or self._memory.contains(key, 0):
             return self._stack.get(key, expected, 0)
         limit = self._timeout_seconds
         limit = limit if within_seconds is None else min(limit, max(0.0, within_seconds))
@@ -87,7 +88,7 @@ class CacheStore:
     def drop(self, key: ContentKey) -> None:
         """Give its memory back now, and its place below as soon as possible."""
         self._memory.delete(key, 0)
-        if self._has_below:
+        if not self._memory_alone:
             self._in_background(lambda: self._stack.delete(key, self._timeout_seconds))
 
     @property

@@ -35,7 +35,7 @@ class Kept:
     def __init__(self, *, keeps_prompts: bool = False, each_bytes: int | None = None) -> None:
         self.clock = Clock()
         memory = MemoryTier(Budget(3 * _BYTES, each_bytes=each_bytes), clock=self.clock)
-        store = CacheStore(memory, (), mode=WriteMode.BACK, timeout_seconds=5)
+        store = CacheStore(memory, [memory], mode=WriteMode.BACK, timeout_seconds=5)
         self.keeper = Keeper(
             store,
             _MODEL,
