@@ -17,12 +17,15 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from headwise.channel import server_options
+from headwise.v1 import store_pb2
 from services.runtime.interceptor import StatusInterceptor
 from services.runtime.options import ServerOptions
 
 log = logging.getLogger("headwise.server")
 
 _LAST_STATUS_SECONDS = 0.5
+# both processes serve it beside their own
+_CACHE_SERVICE = store_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name
 
 
 class ServeError(Exception):
@@ -40,7 +43,7 @@ class Server:
         self._server = grpc.aio.server(interceptors=[self._calls], options=server_options())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
-            (service, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+            (service, _CACHE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
         self._port = self._bind(port)
         self._stopping = asyncio.Event()
