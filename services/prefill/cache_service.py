@@ -13,7 +13,7 @@ from services.prefill.job import PrefillJob
 from services.prefill.messages import found_to_proto, lease_to_proto
 from services.prefill.options import PrefillOptions
 from services.prefill.parts import PrefillParts
-from services.prefill.stream import cache_frames
+from services.prefill.stream import fetch_messages
 from services.runtime import metrics
 from services.runtime.convert import policy_from_proto
 from services.runtime.limits import check_tokens
@@ -60,8 +60,7 @@ class CacheServicer(store_pb2_grpc.CacheServiceServicer):
     ) -> None:
         namespace = namespace_of(context)
         found = await self._keeper.find(request.handle, namespace, context.time_remaining())
-        for frame in cache_frames(found.cache, self._served.shapes):
-            response = store_pb2.FetchCacheResponse(frame=frame)
+        for response in fetch_messages(found.cache, self._served.shapes):
             await context.write(response)
             metrics.WIRE_BYTES.labels("sent").inc(response.ByteSize())
         if request.release:

@@ -49,9 +49,10 @@ def _redis(options: StoreOptions, limits: WireLimits) -> RedisTier:
     layout = RedisOptions(each_bytes=options.store_tenant_bytes or None)
     try:
         return RedisTier(connect_redis(address), layout, limits=limits)
-    # redis-py has many errors for an address or a Cluster that cannot be used
+    # redis-py has many errors for an address or a Cluster that cannot be used; the address itself may
+    # hold a password
     except Exception as error:
-        raise ServeError(f"--store-redis {options.store_redis}: {error}") from error
+        raise ServeError(f"--store-redis: {error}") from error
 
 
 def _mooncake(options: StoreOptions, limits: WireLimits) -> MooncakeTier:

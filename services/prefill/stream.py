@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 
-from headwise.v1 import cache_pb2, prefill_pb2
+from headwise.v1 import prefill_pb2, store_pb2
 from kvstore.cache import CompactCache, LayerShape
 from kvstore.wire import CacheEncoder, CacheHeader, Frame
 from services.prefill.flight import Flight, Reader
-from services.runtime.convert import frame_to_proto
+from services.runtime.convert import fill_frame
 
 # what became of the wish to keep a finished cache
 Keep = Callable[[CompactCache], Awaitable[prefill_pb2.KeptCache]]
@@ -37,16 +37,25 @@ async def prefill_messages(
     yield _frame(encoder.trailer())
 
 
-def cache_frames(
+def fetch_messages(
     cache: CompactCache, shapes: tuple[LayerShape, ...]
-) -> Iterator[cache_pb2.CacheFrame]:
-    """All frames of a cache that is there."""
+) -> Iterator[store_pb2.FetchCacheResponse]:
+    """All messages of a cache that is there."""
+    for frame in _frames(cache, shapes):
+        response = store_pb2.FetchCacheResponse()
+        fill_frame(response.frame, frame)
+        yield response
+
+
+def _frames(cache: CompactCache, shapes: tuple[LayerShape, ...]) -> Iterator[Frame]:
     encoder = CacheEncoder(CacheHeader(cache.fingerprint, shapes, cache.next_position))
-    yield frame_to_proto(encoder.header())
+    yield encoder.header()
     for index, layer in enumerate(cache.layers):
-        yield from map(frame_to_proto, encoder.layer(index, layer))
-    yield frame_to_proto(encoder.trailer())
+        yield from encoder.layer(index, layer)
+    yield encoder.trailer()
 
 
 def _frame(frame: Frame) -> prefill_pb2.PrefillResponse:
-    return prefill_pb2.PrefillResponse(frame=frame_to_proto(frame))
+    response = prefill_pb2.PrefillResponse()
+    fill_frame(response.frame, frame)
+    return response
