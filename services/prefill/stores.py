@@ -49,8 +49,8 @@ def _redis(options: StoreOptions, limits: WireLimits) -> RedisTier:
     layout = RedisOptions(each_bytes=options.store_tenant_bytes or None)
     try:
         return RedisTier(connect_redis(address), layout, limits=limits)
-    # redis-py has many errors for an address or a Cluster that cannot be used; of the address itself
-    # nothing is told, since it may hold a password
+    # redis-py has many errors for an address or a Cluster that cannot be used; the address is not
+    # told, since it may hold a password
     except Exception as error:
         raise ServeError(f"--store-redis: {error}") from error
 
