@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 
+from headwise.errors import Overloaded
 from headwise.v1 import prefill_pb2, prefill_pb2_grpc
 from kvstore.cache import CompactCache
 from kvstore.policies import known_policies
@@ -50,7 +51,11 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
         async with opened as (key, flight, reader):
 
             async def keep(cache: CompactCache) -> prefill_pb2.KeptCache:
-                return kept_to_proto(await keeper.keep(key, cache, seconds), keeper.leases)
+                try:
+                    return kept_to_proto(await keeper.keep(key, cache, seconds), keeper.leases)
+                except Overloaded as error:
+                    # the cache is computed, and its receiver has it all the same
+                    return prefill_pb2.KeptCache(refusal=error.reason.lower())
 
             stream = prefill_messages(flight, reader, keep if seconds else None)
             async with contextlib.aclosing(stream) as messages:
