@@ -49,6 +49,8 @@ bench: $(READY)  ## what profiling and policies cost, how fast decode and the st
 	$(BIN)/python -m benchmarks.decode_throughput
 	$(BIN)/python -m benchmarks.decode_vs_openvino --venv build/openvino
 	$(BIN)/python -m benchmarks.store
+	$(BIN)/python -m benchmarks.reuse
+	$(BIN)/python -m benchmarks.shipping
 	$(BIN)/python -m benchmarks.decode_growth --steps 1000
 	$(BIN)/python -m benchmarks.pool_overhead --quick
 	$(BIN)/python -m benchmarks.arrivals

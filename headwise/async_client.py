@@ -9,6 +9,7 @@ from typing import Any, Self, Unpack
 
 import grpc
 
+from headwise.caches import AsyncCacheCalls
 from headwise.connection import Connection, Token
 from headwise.errors import Cancelled, InternalError, from_rpc_error
 from headwise.reading import messages
@@ -17,7 +18,7 @@ from headwise.results import Delta, Result, delta_from_proto, result_from_proto
 from headwise.sessions import AsyncSessionCalls
 from headwise.tls import Tls
 from headwise.tracing import begin_call
-from headwise.v1 import decode_pb2, decode_pb2_grpc
+from headwise.v1 import decode_pb2, decode_pb2_grpc, store_pb2_grpc
 
 _GENERATE = "headwise.v1.DecodeService/Generate"
 
@@ -84,11 +85,14 @@ class AsyncClient:
         token: Token | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         retries: bool = True,
+        tenant: str = "",
     ) -> None:
-        self._connection = Connection(target, tls, credentials, token, retries)
+        self._connection = Connection(target, tls, credentials, token, retries, tenant)
         self._channel = self._connection.open_async()
         self._stub = decode_pb2_grpc.DecodeServiceStub(self._channel)
         self.sessions = AsyncSessionCalls(self._stub, self._connection)
+        caches = store_pb2_grpc.CacheServiceStub(self._channel)
+        self.caches = AsyncCacheCalls(caches, self._connection)
 
     def generate(
         self,

@@ -8,6 +8,7 @@ from typing import Any, Self, Unpack
 
 import grpc
 
+from headwise.caches import CacheCalls
 from headwise.connection import Connection, Token
 from headwise.errors import InternalError, from_rpc_error
 from headwise.requests import GenerateOptions, Prompt, generate_request
@@ -15,7 +16,7 @@ from headwise.results import Delta, Result, delta_from_proto, result_from_proto
 from headwise.sessions import SessionCalls
 from headwise.tls import Tls
 from headwise.tracing import begin_call
-from headwise.v1 import decode_pb2, decode_pb2_grpc
+from headwise.v1 import decode_pb2, decode_pb2_grpc, store_pb2_grpc
 
 _GENERATE = "headwise.v1.DecodeService/Generate"
 
@@ -85,6 +86,7 @@ class Client:
     twice, as long as nothing of the answer has arrived. `tls` makes the channel private, or
     `credentials` does, for what gRPC has beside TLS; without either it is plain text. `token` says
     who is calling; a callable is asked before each call. Plain text to another machine takes none.
+    `tenant` is on whose behalf: another tenant's sessions and stored caches are never found.
     """
 
     def __init__(
@@ -95,11 +97,14 @@ class Client:
         token: Token | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         retries: bool = True,
+        tenant: str = "",
     ) -> None:
-        self._connection = Connection(target, tls, credentials, token, retries)
+        self._connection = Connection(target, tls, credentials, token, retries, tenant)
         self._channel = self._connection.open()
         self._stub = decode_pb2_grpc.DecodeServiceStub(self._channel)
         self.sessions = SessionCalls(self._stub, self._connection)
+        caches = store_pb2_grpc.CacheServiceStub(self._channel)
+        self.caches = CacheCalls(caches, self._connection)
 
     def generate(
         self,

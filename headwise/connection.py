@@ -17,6 +17,8 @@ Metadata = tuple[tuple[str, str], ...]
 
 AUTHORIZATION_KEY = "authorization"
 REQUEST_ID_KEY = "x-request-id"
+# on whose behalf a call is made; whoever is authenticated as a tenant may only name that one
+TENANT_KEY = "x-headwise-tenant"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class Connection:
     credentials: grpc.ChannelCredentials | None = None
     token: Token | None = dataclasses.field(default=None, repr=False)
     retries: bool = True
+    tenant: str = ""
 
     def __post_init__(self) -> None:
         if self.tls is not None and self.credentials is not None:
@@ -63,6 +66,8 @@ class Connection:
                 # gRPC would refuse it too, and quote it
                 raise ValueError("the token is not printable ASCII without spaces")
             pairs = ((AUTHORIZATION_KEY, f"Bearer {token}"),)
+        if self.tenant:
+            pairs = (*pairs, (TENANT_KEY, self.tenant))
         return (*pairs, (REQUEST_ID_KEY, request_id)) if request_id else pairs
 
     def _credentials(self) -> grpc.ChannelCredentials | None:

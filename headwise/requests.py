@@ -9,7 +9,7 @@ from typing import Any, TypedDict, Unpack, cast
 from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.struct_pb2 import Struct
 
-from headwise.v1 import cache_pb2, decode_pb2
+from headwise.v1 import cache_pb2, decode_pb2, store_pb2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,7 +72,8 @@ class GenerateOptions(TypedDict, total=False):
     `stop_token_ids`: tokens that do, beside the model's own. `ignore_eos`: go on after those.
     `report_heads`: add what every KV head kept to the result. `session_id`: go on from this
     session; a chat prompt then has the messages since its last answer. `keep_session_seconds`: keep
-    what was generated as a session, for so long without use.
+    what was generated as a session, for so long without use. `cache_handle`: the prompt follows
+    this stored cache, see `CacheCalls`.
     """
 
     policy: Policy | str
@@ -84,6 +85,7 @@ class GenerateOptions(TypedDict, total=False):
     report_heads: bool
     session_id: str
     keep_session_seconds: float
+    cache_handle: str
 
 
 def generate_request(
@@ -95,14 +97,28 @@ def generate_request(
         raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
     plain = {name: value for name, value in options.items() if name not in ("policy", "sampling")}
     request = decode_pb2.GenerateRequest(**cast(Any, plain))
-    policy = options.get("policy") or Policy()
-    request.policy.CopyFrom((Policy(policy) if isinstance(policy, str) else policy).to_proto())
+    request.policy.CopyFrom(_policy(options.get("policy") or ""))
     request.sampling.CopyFrom((options.get("sampling") or Sampling()).to_proto())
     _set_prompt(request, prompt)
     return request
 
 
-def _set_prompt(request: decode_pb2.GenerateRequest, prompt: Prompt) -> None:
+def keep_request(
+    context: Prompt, policy: Policy | str, keep_for_seconds: float
+) -> store_pb2.KeepCacheRequest:
+    """ValueError or TypeError where a value cannot even be written down."""
+    request = store_pb2.KeepCacheRequest(keep_for_seconds=keep_for_seconds, policy=_policy(policy))
+    _set_prompt(request, context)
+    return request
+
+
+def _policy(policy: Policy | str) -> cache_pb2.Policy:
+    return (Policy(policy) if isinstance(policy, str) else policy).to_proto()
+
+
+def _set_prompt(
+    request: decode_pb2.GenerateRequest | store_pb2.KeepCacheRequest, prompt: Prompt
+) -> None:
     if isinstance(prompt, str):
         request.text = prompt
     elif isinstance(next(iter(prompt), None), Message):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from google.protobuf.json_format import MessageToDict
 
-from headwise.v1 import decode_pb2
+from headwise.v1 import cache_pb2, decode_pb2
 
 
 class FinishReason(enum.StrEnum):
@@ -47,11 +47,15 @@ class Delta:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens read and made; the end token counts as made. On a session, those of this turn."""
+    """Tokens read and made; the end token counts as made. On a session, those of this turn.
+
+    `context_tokens` are of the stored cache that prompt, or session, followed.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     session_tokens: int = 0
+    context_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -128,12 +132,39 @@ class SessionInfo:
     policy: str
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class StoredCache:
+    """A cache that is kept, or that rests in a store.
+
+    `handle` names its lease, and is empty where there is none; `key` is the same for all caches of
+    this tenant that may stand in for each other. Either can be a `cache_handle`.
+    """
+
+    handle: str
+    key: str
+    tokens: int
+    cache_bytes: int
+    expires_in_seconds: float
+    policy: str
+
+
 def delta_from_proto(delta: decode_pb2.Delta) -> Delta:
     logprobs = tuple(
         TokenLogprobs(one.logprob, tuple((top.token_id, top.logprob) for top in one.top))
         for one in delta.logprobs
     )
     return Delta(delta.text, tuple(delta.token_ids), delta.index, logprobs)
+
+
+def stored_from_proto(cache: cache_pb2.StoredCache) -> StoredCache:
+    return StoredCache(
+        handle=cache.handle,
+        key=cache.key,
+        tokens=cache.tokens,
+        cache_bytes=cache.cache_bytes,
+        expires_in_seconds=cache.expires_in_seconds,
+        policy=cache.policy.name,
+    )
 
 
 def session_from_proto(session: decode_pb2.Session) -> SessionInfo:

@@ -19,10 +19,14 @@ _REMEMBERED_KEYS = 4096
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Budget:
-    """Most bytes in all, and in single namespaces; a namespace without a quota may fill it all."""
+    """Most bytes in all, and in single namespaces; a namespace without a quota may fill it all.
+
+    `each_bytes` is the quota of every namespace that `quota_bytes` does not name; None for none.
+    """
 
     total_bytes: int
     quota_bytes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    each_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.total_bytes < 0:
@@ -31,8 +35,13 @@ class Budget:
             if quota < 0:
                 raise InvalidParameter(f"quota_bytes.{namespace}", "must not be negative")
 
+    def limits(self, namespace: str) -> bool:
+        """Whether the namespace has a quota."""
+        return self.each_bytes is not None or namespace in self.quota_bytes
+
     def quota_of(self, namespace: str) -> int:
-        return self.quota_bytes.get(namespace, self.total_bytes)
+        otherwise = self.total_bytes if self.each_bytes is None else self.each_bytes
+        return self.quota_bytes.get(namespace, otherwise)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -138,7 +147,7 @@ class Ledger:
         over_quota = self._bytes[own] - replaced + entry.nbytes - quota
         victims, over_quota = _take([e for e in evictable if e.key.namespace == own], over_quota)
         if over_quota > 0:
-            limited = own in self._budget.quota_bytes
+            limited = self._budget.limits(own)
             return PutStatus.OVER_QUOTA if limited else PutStatus.FULL, []
         freed = sum(e.nbytes for e in victims)
         over = self._bytes.total() - replaced + entry.nbytes - freed - self._budget.total_bytes

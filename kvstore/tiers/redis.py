@@ -67,6 +67,8 @@ class RedisOptions:
     spread: bool = True
     longest_lifetime_seconds: float = 7 * 86_400
     quota_bytes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    # of every namespace that `quota_bytes` does not name; None for none
+    each_bytes: int | None = None
 
 
 class RedisTier:
@@ -271,7 +273,7 @@ class RedisTier:
 
     def _over_quota(self, key: ContentKey, nbytes: int) -> bool:
         """What the put would replace does not count."""
-        quota = self._options.quota_bytes.get(key.namespace)
+        quota = self._options.quota_bytes.get(key.namespace, self._options.each_bytes)
         if quota is None:
             return False
         return self._indexed_bytes(key.namespace, replaced=key.digest) + nbytes > quota

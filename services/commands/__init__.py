@@ -7,6 +7,7 @@ import os
 import click
 
 from headwise.version import __version__
+from services.commands.cache import cache
 from services.commands.calibrate import calibrate
 from services.commands.decode import decode
 from services.commands.demo import demo
@@ -28,5 +29,5 @@ def command_line() -> None:
     refuse_unknown_variables(os.environ, KNOWN_VARIABLES)
 
 
-for _command in (prefill, decode, generate, demo, inspect_cache, calibrate):
+for _command in (prefill, decode, generate, cache, demo, inspect_cache, calibrate):
     command_line.add_command(_command)

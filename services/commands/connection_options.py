@@ -1,19 +1,22 @@
-"""Flags of commands that call a service: whom to trust, and as whom to call."""
+"""Flags of commands that call a service: where it is, whom to trust, and as whom to call."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import pathlib
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import click
 
-from headwise import Tls
-
-Command = TypeVar("Command", bound=Callable[..., Any])
+from headwise import Client, HeadwiseError, Tls
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
 _FLAGS = (
+    click.option("--target", default="127.0.0.1:7080", show_default=True, help="Decode service."),
+    click.option("--tenant", default="", help="On whose behalf; empty for the default."),
     click.option("--tls-ca", type=_FILE, help="Authorities to check the service by (PEM)."),
     click.option("--tls-certificate", type=_FILE, help="Own certificate (PEM)."),
     click.option("--tls-key", type=_FILE, help="The certificate's private key (PEM)."),
@@ -21,24 +24,54 @@ _FLAGS = (
 )
 
 
-def connection_options(command: Command) -> Command:
-    """A decorator that adds the flags which `tls_of` and `token_of` take."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class ConnectionFlags:
+    """What the flags said."""
+
+    target: str
+    tenant: str
+    tls_ca: pathlib.Path | None
+    tls_certificate: pathlib.Path | None
+    tls_key: pathlib.Path | None
+    token_file: pathlib.Path | None
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[Client]:
+        """A client until the block ends; its errors end the command with their message."""
+        token = None if self.token_file is None else self.token_file.read_text().strip()
+        tls = self._tls()
+        try:
+            client = Client(self.target, tls=tls, token=token, tenant=self.tenant)
+        except ValueError as error:
+            raise click.UsageError(f"{error}: --tls-ca") from error
+        except OSError as error:
+            raise click.UsageError(f"a file of --tls-… cannot be used: {error.strerror}") from error
+        try:
+            with client:
+                yield client
+        except HeadwiseError as error:
+            raise click.ClickException(str(error)) from error
+
+    def _tls(self) -> Tls | None:
+        """None for plain text. Raises `click.UsageError` where one of a pair is missing."""
+        files = self.tls_ca, self.tls_certificate, self.tls_key
+        if files == (None, None, None):
+            return None
+        try:
+            return Tls(*files)
+        except ValueError as error:
+            raise click.UsageError(f"--tls-certificate, --tls-key: {error}") from error
+
+
+def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator that adds the flags, and gives the command `connection`, what they said."""
+
+    @functools.wraps(command)
+    def with_connection(**arguments: Any) -> Any:
+        names = [field.name for field in dataclasses.fields(ConnectionFlags)]
+        flags = ConnectionFlags(**{name: arguments.pop(name) for name in names})
+        return command(connection=flags, **arguments)
+
     for flag in reversed(_FLAGS):
-        command = flag(command)
-    return command
-
-
-def tls_of(
-    ca: pathlib.Path | None, certificate: pathlib.Path | None, key: pathlib.Path | None
-) -> Tls | None:
-    """None for plain text. Raises `click.UsageError` where one of a pair is missing."""
-    if ca is None and certificate is None and key is None:
-        return None
-    try:
-        return Tls(ca, certificate, key)
-    except ValueError as error:
-        raise click.UsageError(f"--tls-certificate, --tls-key: {error}") from error
-
-
-def token_of(file: pathlib.Path | None) -> str | None:
-    return None if file is None else file.read_text().strip()
+        with_connection = flag(with_connection)
+    return with_connection

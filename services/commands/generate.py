@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import pathlib
 import sys
 
 import click
 from rich.console import Console
 
-from headwise import Client, HeadwiseError, Message, Policy, Sampling, Tls
+from headwise import Message, Policy, Sampling
 from headwise.client import Generation
-from services.commands.connection_options import connection_options, tls_of, token_of
+from services.commands.connection_options import ConnectionFlags, connection_options
+from services.commands.parameters import parse_parameters
 from services.pictures.heads import HeadCell, head_map
 from services.pictures.result import result_table
 
@@ -19,23 +18,8 @@ from services.pictures.result import result_table
 _UINT32 = click.IntRange(0, 2**32 - 1)
 
 
-def parse_parameters(pairs: tuple[str, ...]) -> dict[str, object]:
-    """`name=value` pairs, the values as JSON. Raises `click.BadParameter`."""
-    parameters: dict[str, object] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        try:
-            parameters[name] = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise click.BadParameter(f"{pair!r} is not name=value, with a JSON value") from error
-        if not (name and equals):
-            raise click.BadParameter(f"{pair!r} is not name=value")
-    return parameters
-
-
 @click.command()
 @click.argument("prompt")
-@click.option("--target", default="127.0.0.1:7080", show_default=True, help="Decode service.")
 @click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
 @click.option("--policy", default="", help="Policy; empty for the server's default.")
 @click.option("--parameter", "-p", multiple=True, help="Policy parameter, name=value; repeatable.")
@@ -51,13 +35,13 @@ def parse_parameters(pairs: tuple[str, ...]) -> dict[str, object]:
 @click.option("--stop", multiple=True, help="Text that ends the answer; repeatable.")
 @click.option("--answers", "-n", default=1, help="Answers to this one prompt.")
 @click.option("--session", "session_id", default="", help="Go on from this session.")
+@click.option("--cache", "cache_handle", default="", help="The prompt follows this stored cache.")
 @click.option("--keep", "keep_seconds", default=0.0, help="Keep a session for so many seconds.")
 @click.option("--timeout", "timeout_seconds", type=float, help="Seconds for the whole call.")
 @click.option("--heads", is_flag=True, help="Show what every head keeps.")
 @connection_options
 def generate(
     prompt: str,
-    target: str,
     chat: bool,
     policy: str,
     parameter: tuple[str, ...],
@@ -69,51 +53,39 @@ def generate(
     stop: tuple[str, ...],
     answers: int,
     session_id: str,
+    cache_handle: str,
     keep_seconds: float,
     timeout_seconds: float | None,
     heads: bool,
-    tls_ca: pathlib.Path | None,
-    tls_certificate: pathlib.Path | None,
-    tls_key: pathlib.Path | None,
-    token_file: pathlib.Path | None,
+    connection: ConnectionFlags,
 ) -> None:
     """Continue PROMPT; a PROMPT of - is read from standard input."""
     text = sys.stdin.read() if prompt == "-" else prompt
     console = Console(stderr=True)
-    tls, token = tls_of(tls_ca, tls_certificate, tls_key), token_of(token_file)
-    try:
-        with _client(target, tls, token) as client:
-            generation = client.generate(
-                [Message("user", text)] if chat else text,
-                policy=Policy(policy, parse_parameters(parameter)),
-                sampling=Sampling(temperature, top_k, top_p, seed, n=answers),
-                max_tokens=max_tokens,
-                stop=stop,
-                report_heads=heads,
-                session_id=session_id,
-                keep_session_seconds=keep_seconds,
-                timeout_seconds=timeout_seconds,
-            )
-            _print_text(generation, answers)
-            result = generation.result
-    except HeadwiseError as error:
-        raise click.ClickException(str(error)) from error
+    with connection.client() as client:
+        generation = client.generate(
+            [Message("user", text)] if chat else text,
+            policy=Policy(policy, parse_parameters(parameter)),
+            sampling=Sampling(temperature, top_k, top_p, seed, n=answers),
+            max_tokens=max_tokens,
+            stop=stop,
+            report_heads=heads,
+            session_id=session_id,
+            cache_handle=cache_handle,
+            keep_session_seconds=keep_seconds,
+            timeout_seconds=timeout_seconds,
+        )
+        _print_text(generation, answers)
+        result = generation.result
     for one in generation.results:
         if one.session_id:
             console.print(f"go on with --session {one.session_id}", highlight=False)
-    console.print(result_table({result.policy or "no cache": result}, f"answered by {target}"))
+    console.print(
+        result_table({result.policy or "no cache": result}, f"answered by {connection.target}")
+    )
     if heads:
         cells = [HeadCell(h.layer, h.head, h.head_class, h.rows) for h in result.heads]
         console.print(head_map(cells, result.usage.prompt_tokens - 1))
-
-
-def _client(target: str, tls: Tls | None, token: str | None) -> Client:
-    try:
-        return Client(target, tls=tls, token=token)
-    except ValueError as error:
-        raise click.UsageError(f"{error}: --tls-ca") from error
-    except OSError as error:
-        raise click.UsageError(f"a file of --tls-… cannot be used: {error.strerror}") from error
 
 
 def _print_text(generation: Generation, answers: int) -> None:

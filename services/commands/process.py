@@ -10,6 +10,7 @@ import click
 
 from services.decode.options import DecodeOptions
 from services.prefill.options import PrefillOptions
+from services.runtime.allocator import keep_freed_memory
 from services.runtime.configuration import build
 from services.runtime.logs import configure_logs
 
@@ -25,6 +26,7 @@ def run_process(
     from services.runtime.serve_error import ServeError
     from services.runtime.trace_export import exported_spans
 
+    keep_freed_memory()
     options = build(kind, values)
     configure_logs(options.server.log_level, options.server.log_format)
 

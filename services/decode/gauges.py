@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from kvstore.pool import PagePool
 from services.decode.admission import Admission
+from services.decode.contexts import Contexts
 from services.decode.room import Room
 from services.decode.sessions import Sessions
 from services.runtime import metrics
 
 
-def watch_memory(pool: PagePool, admission: Admission, sessions: Sessions, room: Room) -> None:
+def watch_memory(
+    pool: PagePool, admission: Admission, sessions: Sessions, contexts: Contexts, room: Room
+) -> None:
     """Tie the memory gauges to this process's pool."""
     metrics.SEQUENCES.set_function(lambda: admission.sequences)
     metrics.QUEUED.set_function(lambda: admission.queued)
+    metrics.CONTEXTS.set_function(lambda: len(contexts))
     metrics.SESSIONS.set_function(lambda: len(sessions))
     metrics.PREEMPTED.set_function(lambda: len(room.preempted))
     metrics.DENSE_EQUIVALENT_BYTES.set_function(lambda: pool.dense_bytes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -13,7 +13,7 @@ import grpc
 from headwise.errors import InvalidRequest
 from headwise.results import Delta
 from headwise.tracing import annotate, span
-from headwise.v1 import decode_pb2
+from headwise.v1 import cache_pb2, decode_pb2, store_pb2
 from kvstore.pool import PageCount, SequencePages, pages_bound
 from services.decode.answer import Answer
 from services.decode.generation import GenerationSpec, parse_generation
@@ -25,7 +25,7 @@ from services.decode.sampling import Sampler
 from services.decode.sequence import Event, Finished, Keep, RunningSequence
 from services.decode.sessions import Session
 from services.runtime import metrics
-from services.runtime.identity import current_allowance, current_tenant
+from services.runtime.identity import current_allowance, current_namespace, current_tenant
 
 
 class GenerateCall:
@@ -41,12 +41,18 @@ class GenerateCall:
         self._request = request
         self._context = context
         self._clock = Clock()
+        self._namespace = current_namespace()
         self._session: Session | None = None
+        # a stored cache that the prompt follows, and what of it came for this call
+        self._stored: cache_pb2.StoredCache | None = None
+        self._stored_received = Received()
 
     async def run(self) -> None:
         """Answer the request; raises a typed error."""
         # before any work is done: whoever is refused is refused at once
         self._parts.admission.require_place()
+        if self._request.cache_handle:
+            self._stored = await self._describe(self._request.cache_handle)
         if not self._request.session_id:
             return await self._generate()
         self._session = self._parts.sessions.borrow(self._request.session_id, current_tenant())
@@ -56,8 +62,7 @@ class GenerateCall:
             self._parts.sessions.give_back(self._session)
 
     async def _generate(self) -> None:
-        parts, held = self._parts, self._session.tokens if self._session else ()
-        spec = parse_generation(self._request, parts.served, parts.limits, held)
+        parts, spec = self._parts, self._spec()
         self._require_fit(spec)
         allowance = current_allowance()
         kept = parts.sessions.held_bytes(current_tenant())
@@ -67,11 +72,10 @@ class GenerateCall:
 
     async def _run(self, spec: GenerationSpec) -> None:
         parts = self._parts
-        with self._clock.queueing(), span("admit", answers=spec.answers):
-            pages = await parts.admission.admit(
-                spec.answers, self._context.time_remaining(), functools.partial(self._open, spec)
-            )
-        metrics.STAGE_SECONDS.labels("admission").observe(self._clock.queue_seconds)
+        if self._stored is None:
+            pages = await self._admit(spec, functools.partial(self._open, spec))
+        else:
+            pages = await self._fork_context(spec, self._stored)
         try:
             received = await self._fill(spec, pages)
             events: asyncio.Queue[Event] = asyncio.Queue()
@@ -89,6 +93,50 @@ class GenerateCall:
         finally:
             for answer in answers:
                 answer.cancel()
+
+    def _spec(self) -> GenerationSpec:
+        held: Sequence[int] = ()
+        context_tokens = self._stored.tokens if self._stored else 0
+        if self._session is not None:
+            held, context_tokens = self._session.tokens, self._session.received.context_tokens
+        parts = self._parts
+        return parse_generation(self._request, parts.served, parts.limits, held, context_tokens)
+
+    async def _describe(self, handle: str) -> cache_pb2.StoredCache:
+        """What the handle stands for, as long as it stands for something."""
+        if self._request.session_id:
+            message = "cache_handle: a session cannot begin again on a stored cache"
+            raise InvalidRequest(message, "HANDLE_ON_SESSION", {"field": "cache_handle"})
+        request = store_pb2.DescribeCacheRequest(handle=handle)
+        answer: store_pb2.DescribeCacheResponse = await self._parts.source.ask(
+            "DescribeCache", request, self._namespace, self._context.time_remaining()
+        )
+        return answer.cache
+
+    async def _admit(
+        self, spec: GenerationSpec, open_pages: Callable[[], SequencePages]
+    ) -> SequencePages:
+        with self._clock.queueing(), span("admit", answers=spec.answers):
+            pages = await self._parts.admission.admit(
+                spec.answers, self._context.time_remaining(), open_pages
+            )
+        metrics.STAGE_SECONDS.labels("admission").observe(self._clock.queue_seconds)
+        return pages
+
+    async def _fork_context(
+        self, spec: GenerationSpec, stored: cache_pb2.StoredCache
+    ) -> SequencePages:
+        """Pages that begin as the stored cache's, which is fetched if the pool has not got it."""
+        parts, handle = self._parts, self._request.cache_handle
+
+        def load() -> Awaitable[tuple[SequencePages, Received]]:
+            return parts.loader.load(handle, stored, self._namespace)
+
+        borrowed = parts.contexts.borrow((self._namespace, stored.key), stored, load)
+        async with borrowed as (context, fresh):
+            received = context.received
+            self._stored_received = received if fresh else received.here_already()
+            return await self._admit(spec, context.pages.fork)
 
     def _require_fit(self, spec: GenerationSpec) -> None:
         """Raise `InvalidRequest` for what would not fit an empty pool, every head keeping all."""
@@ -124,11 +172,18 @@ class GenerateCall:
         parts, prompt = self._parts, spec.token_ids[:-1]
         if self._session is not None:
             return self._session.received
+        if self._stored is not None:
+            return self._stored_received
         if not prompt:
             return Received()
         with span("pull", calls=True, prompt_tokens=len(prompt)):
             received = await parts.source.pull(
-                prompt, spec.policy, pages, self._context.time_remaining(), parts.admission.claim
+                prompt,
+                spec.policy,
+                pages,
+                self._context.time_remaining(),
+                self._namespace,
+                parts.admission.claim,
             )
             annotate({"headwise.wire_bytes": received.wire_bytes})
         used = pages.reservation.used
@@ -163,7 +218,7 @@ class GenerateCall:
             device = self._parts.served.model.device
             return RunningSequence(
                 pages=pages,
-                suffix=spec.token_ids[spec.session_tokens - 1 if spec.session_tokens else -1 :],
+                suffix=spec.suffix,
                 sampler=Sampler(spec.sampling.for_answer(index), spec.token_ids, device),
                 answer=Answer(spec.ends, stream, index),
                 tell=tell,

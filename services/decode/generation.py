@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 from headwise.errors import InvalidRequest
 from headwise.v1 import cache_pb2, decode_pb2
-from kvstore.errors import InvalidParameter
 from services.decode.answer import EndRules
 from services.decode.sampling import SamplingParameters
 from services.runtime.limits import check_tokens
 from services.runtime.model import ServedModel
+from services.runtime.prompt import Messages, prompt_tokens
+from services.runtime.tokenizer import PromptTokenizer
 
 MAX_STOP_TEXTS = 16
 MAX_STOP_TOKEN_IDS = 64
@@ -29,6 +30,7 @@ class GenerationSpec:
     """A prompt as tokens, the policy to pass on, and how to continue.
 
     The first `session_tokens` of the tokens are what a session has; the prompt comes after them.
+    All of them follow `context_tokens` of a stored cache, whose tokens are not known here.
     """
 
     token_ids: tuple[int, ...]
@@ -37,6 +39,7 @@ class GenerationSpec:
     ends: EndRules
     report_heads: bool
     session_tokens: int = 0
+    context_tokens: int = 0
     answers: int = 1
     keep_session_seconds: float = 0.0
 
@@ -47,7 +50,14 @@ class GenerationSpec:
     @property
     def final_tokens(self) -> int:
         """Tokens the cache may have seen at the end; the last token made is never fed."""
-        return len(self.token_ids) + self.ends.max_tokens - 1
+        return self.context_tokens + len(self.token_ids) + self.ends.max_tokens - 1
+
+    @property
+    def suffix(self) -> tuple[int, ...]:
+        """The tokens that are not in the cache: to be fed."""
+        if self.session_tokens:
+            return self.token_ids[self.session_tokens - 1 :]
+        return self.token_ids if self.context_tokens else self.token_ids[-1:]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,13 +75,17 @@ def parse_generation(
     served: ServedModel,
     limits: GenerationLimits,
     held: Sequence[int] = (),
+    context_tokens: int = 0,
 ) -> GenerationSpec:
-    """Raises the typed error of the first thing that is wrong. `held` are a session's tokens."""
+    """Raises the typed error of the first thing that is wrong.
+
+    `held` are a session's tokens, `context_tokens` counts those of a stored cache before them.
+    """
     sampling, answers = _sampling(request.sampling, limits)
     stop_ids = _stop_token_ids(request, served)
-    prompt, field = _prompt(request, served, held)
+    prompt, field = _prompt(request, served.tokenizer, held, follows=context_tokens > 0)
     # one token at least must still fit
-    most = limits.max_sequence_tokens - len(held) - 1
+    most = limits.max_sequence_tokens - context_tokens - len(held) - 1
     check_tokens(prompt, field, served.vocabulary_size, most)
     room = most + 1 - len(prompt)
     if request.max_tokens > room:
@@ -82,6 +96,8 @@ def parse_generation(
         )
     if held and request.policy.name:
         raise _invalid("policy", "a session has its policy already", "POLICY_OF_SESSION")
+    if context_tokens and request.policy.name:
+        raise _invalid("policy", "a stored cache has its policy already", "POLICY_OF_CACHE")
     keep = request.keep_session_seconds
     _require_within("keep_session_seconds", keep, 0, limits.max_session_seconds)
     return GenerationSpec(
@@ -95,44 +111,28 @@ def parse_generation(
         ),
         report_heads=request.report_heads,
         session_tokens=len(held),
+        context_tokens=context_tokens,
         answers=answers,
         keep_session_seconds=keep,
     )
 
 
 def _prompt(
-    request: decode_pb2.GenerateRequest, served: ServedModel, held: Sequence[int]
+    request: decode_pb2.GenerateRequest,
+    tokenizer: PromptTokenizer,
+    held: Sequence[int],
+    *,
+    follows: bool,
 ) -> tuple[tuple[int, ...], str]:
-    """The prompt's tokens and the field they came from."""
-    match request.WhichOneof("prompt"):
-        case "text":
-            field = "text"
-            tokens = served.tokenizer.encode(request.text, begins=not held)
-        case "tokens":
-            field, tokens = "tokens.ids", list(request.tokens.ids)
-        case "chat":
-            field = "chat.messages"
-            tokens = _encode_chat(request.chat, served, held)
-        case _:
-            field, tokens = "prompt", []
-    if not tokens:
-        raise _invalid(field, "the prompt is empty", "EMPTY_PROMPT")
-    return tuple(tokens), field
+    """The prompt's tokens, put after what is there already, and the field they came from."""
 
-
-def _encode_chat(
-    chat: decode_pb2.ChatMessages, served: ServedModel, held: Sequence[int]
-) -> list[int]:
-    """The templated tokens; none without messages, whatever a template would write around them."""
-    turns = [(message.role, message.content) for message in chat.messages]
-    if not turns:
-        return []
-    try:
+    def encode_chat(messages: Messages) -> list[int]:
         if held:
-            return served.tokenizer.encode_turn(turns, after=held[-1])
-        return served.tokenizer.encode_chat(turns)
-    except InvalidParameter as error:
-        raise InvalidRequest(str(error), "CHAT_REFUSED", {"field": "chat.messages"}) from error
+            return tokenizer.encode_turn(messages, after=held[-1])
+        return tokenizer.encode_question(messages) if follows else tokenizer.encode_chat(messages)
+
+    begins = not held and not follows
+    return prompt_tokens(request, lambda text: tokenizer.encode(text, begins=begins), encode_chat)
 
 
 def _sampling(

@@ -7,11 +7,10 @@ import pathlib
 
 import grpc
 
-from headwise.connection import Connection, Metadata, is_token
+from headwise.connection import TENANT_KEY, Connection, Metadata, is_token
 from headwise.tls import Tls
 from headwise.tracing import outgoing
 from services.decode.link_options import LinkOptions
-from services.runtime.identity import TENANT_KEY, current_tenant
 from services.runtime.logs import request_id
 from services.runtime.serve_error import ServeError
 from services.runtime.watched_files import WatchedFiles
@@ -44,10 +43,9 @@ class PrefillLink:
             self._channel = self._connection.open_async()
         return self._channel
 
-    def metadata(self) -> Metadata:
+    def metadata(self, tenant: str = "") -> Metadata:
         """Who is asking, for whom, and in which request's course."""
         pairs = (*self._connection.metadata(request_id.get()), *outgoing())
-        tenant = current_tenant()
         return (*pairs, (TENANT_KEY, tenant)) if tenant else pairs
 
     async def close(self) -> None:

@@ -52,6 +52,7 @@ def result_to_proto(
             prompt_tokens=spec.prompt_tokens,
             completion_tokens=finished.tokens,
             session_tokens=spec.session_tokens,
+            context_tokens=spec.context_tokens,
         ),
         prompt_memory=memory_to_proto(prompt_memory, received, wire_bytes),
         final_memory=memory_to_proto(finished.memory, received, 0),
@@ -66,7 +67,7 @@ def result_to_proto(
 def session_to_proto(session: Session) -> decode_pb2.Session:
     return decode_pb2.Session(
         session_id=session.session_id,
-        tokens=len(session.tokens),
+        tokens=session.received.context_tokens + len(session.tokens),
         expires_in_seconds=session.expires_in_seconds,
         busy=session.busy,
         memory=memory_to_proto(measure(session.pages), session.received, 0),

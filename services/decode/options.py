@@ -40,6 +40,11 @@ class DecodeOptions:
     max_session_seconds: float = setting(
         3600.0, "Longest time a session is kept without use.", minimum=0
     )
+    max_contexts: int = setting(
+        64,
+        "Stored caches held in the pool at once; the least recently used give way.",
+        minimum=0,
+    )
     max_sequence_tokens: int = setting(
         0, "Longest prompt and answer together; 0 means the model's context.", minimum=0
     )

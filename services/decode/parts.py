@@ -6,6 +6,8 @@ import dataclasses
 
 from kvstore.pool import PagePool
 from services.decode.admission import Admission
+from services.decode.context_load import ContextLoader
+from services.decode.contexts import Contexts
 from services.decode.engine import Engine
 from services.decode.expectation import SizeExpectation
 from services.decode.generation import GenerationLimits
@@ -25,4 +27,6 @@ class DecodeParts:
     engine: Engine
     admission: Admission
     sessions: Sessions
+    contexts: Contexts
+    loader: ContextLoader
     expectation: SizeExpectation

@@ -8,11 +8,14 @@ import logging
 from collections.abc import Callable
 
 from headwise.errors import HeadwiseError
-from headwise.v1 import decode_pb2, decode_pb2_grpc
+from headwise.v1 import decode_pb2, decode_pb2_grpc, store_pb2_grpc
 from kvstore.errors import FingerprintMismatch
 from kvstore.pool import PagePool, mark_page_bytes, row_page_bytes
 from kvstore.wire import WireLimits
 from services.decode.admission import Admission
+from services.decode.cache_service import CacheForwarder
+from services.decode.context_load import ContextLoader
+from services.decode.contexts import Contexts
 from services.decode.engine import Engine
 from services.decode.expectation import SizeExpectation
 from services.decode.gauges import watch_memory
@@ -64,9 +67,15 @@ async def serve_decode(options: DecodeOptions) -> None:
     warm_up(served)
     parts = _build(served, options, source)
     servicer = DecodeServicer(parts, options)
+    forwarder = CacheForwarder(source, parts.contexts)
     server.add(
         lambda grpc_server: decode_pb2_grpc.add_DecodeServiceServicer_to_server(
             servicer, grpc_server
+        )
+    )
+    server.add(
+        lambda grpc_server: store_pb2_grpc.add_CacheServiceServicer_to_server(
+            forwarder, grpc_server
         )
     )
     try:
@@ -84,6 +93,7 @@ async def serve_decode(options: DecodeOptions) -> None:
         await source.close()
         parts.engine.close()
         parts.sessions.close()
+        parts.contexts.close()
 
 
 def _build(served: ServedModel, options: DecodeOptions, source: PrefillSource) -> DecodeParts:
@@ -91,26 +101,37 @@ def _build(served: ServedModel, options: DecodeOptions, source: PrefillSource) -
     loop = asyncio.get_running_loop()
     limits = _limits(served, options)
     pool = _pool(served, options, limits.max_sequence_tokens)
+
     # the engine's thread finds room too; whoever waits for some is woken on the event loop
-    sessions = Sessions(most=options.max_sessions, on_room=lambda: _wake(loop, admission.advance))
+    def on_room() -> None:
+        _wake(loop, admission.advance)
+
+    sessions = Sessions(most=options.max_sessions, on_room=on_room)
+    contexts = Contexts(most=options.max_contexts, on_room=on_room)
+
+    def evict() -> bool:
+        # a stored cache can be fetched again, a session is gone for good
+        return contexts.evict() or sessions.evict()
+
     scheduler = Scheduler(
         most_sequences=options.max_sequences, spans=_SPANS, step_tokens=options.step_tokens
     )
     room = Room(
         pool,
-        sessions.evict,
+        evict,
         scheduler.close,
-        lambda: _wake(loop, admission.advance),
+        on_room,
         swap_bytes=options.swap_bytes,
     )
     admission = Admission(
-        sessions.evict,
+        evict,
         lambda: len(room.preempted),
         max_sequences=options.max_sequences,
         max_queued=options.max_queued,
         claim_seconds=options.claim_seconds,
     )
-    watch_memory(pool, admission, sessions, room)
+    expectation = SizeExpectation(served.shapes, options.page_rows)
+    watch_memory(pool, admission, sessions, contexts, room)
     return DecodeParts(
         served=served,
         limits=limits,
@@ -119,7 +140,9 @@ def _build(served: ServedModel, options: DecodeOptions, source: PrefillSource) -
         engine=Engine(served, pool, scheduler, room),
         admission=admission,
         sessions=sessions,
-        expectation=SizeExpectation(served.shapes, options.page_rows),
+        contexts=contexts,
+        loader=ContextLoader(pool, source, admission, expectation),
+        expectation=expectation,
     )
 
 
@@ -150,7 +173,7 @@ def _pool(served: ServedModel, options: DecodeOptions, sequence_tokens: int) -> 
         dtype=served.dtype,
         device=served.model.device,
         # a turn on a session is open beside it
-        sequences=2 * options.max_sequences + options.max_sessions + 1,
+        sequences=2 * options.max_sequences + options.max_sessions + options.max_contexts + 1,
         sequence_tokens=sequence_tokens,
     )
 
@@ -159,6 +182,7 @@ async def _expire_sessions(parts: DecodeParts) -> None:
     while True:
         await asyncio.sleep(_EXPIRY_SECONDS)
         parts.sessions.expire()
+        parts.contexts.expire()
 
 
 async def _connect(source: PrefillSource, server: Server, target: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 
@@ -15,17 +16,27 @@ from services.runtime.convert import frame_from_proto, parse_prefill_response, r
 from services.runtime.wire_watch import WireWatch
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a cache must be one of; of a stored one the tokens themselves are not known here."""
+
+    tokens: int
+    token_digest: str | None
+
+    @classmethod
+    def of(cls, token_ids: Sequence[int]) -> Wanted:
+        return cls(len(token_ids), digest_tokens(token_ids))
+
+
 class Reception:
     """Checks the messages of a Prefill stream and fills `pages` layer by layer.
 
     What was filled may be used once `complete`: not before the trailer has agreed.
     """
 
-    def __init__(
-        self, decoder: CacheDecoder, token_ids: Sequence[int], pages: SequencePages
-    ) -> None:
+    def __init__(self, decoder: CacheDecoder, wanted: Wanted, pages: SequencePages) -> None:
         self._decoder = decoder
-        self._token_ids = token_ids
+        self._wanted = wanted
         self._pages = pages
         self._layers = 0
         self._heads: list[Head] = []
@@ -50,7 +61,7 @@ class Reception:
                 return self._take_frame(response.frame)
             case "report":
                 self._stages = response.report
-            case "progress":
+            case "progress" | "kept":
                 pass
             case _:
                 raise CorruptCache("a message of the cache stream holds nothing known")
@@ -84,6 +95,6 @@ class Reception:
         return layer
 
     def _require_tokens(self, header: CacheHeader) -> None:
-        same = header.fingerprint.token_digest == digest_tokens(self._token_ids)
-        if header.tokens != len(self._token_ids) or not same:
+        same = self._wanted.token_digest in (None, header.fingerprint.token_digest)
+        if header.tokens != self._wanted.tokens or not same:
             raise CorruptCache("the cache is one of other tokens than were asked for")

@@ -58,7 +58,8 @@ def heads_of(index: int, layer: RaggedLayer) -> tuple[Head, ...]:
 class Received:
     """A cache that arrived whole: what it took, and what its heads kept.
 
-    `policy` is what it was made with, every parameter spelled out.
+    `policy` is what it was made with, every parameter spelled out; `context_tokens` those of a
+    stored cache that what came later followed.
     """
 
     policy: cache_pb2.Policy = dataclasses.field(default_factory=cache_pb2.Policy)
@@ -66,6 +67,12 @@ class Received:
     wire_bytes: int = 0
     receive_seconds: float = 0.0
     stages: prefill_pb2.PrefillReport = dataclasses.field(default_factory=prefill_pb2.PrefillReport)
+    context_tokens: int = 0
+
+    def here_already(self) -> Received:
+        """For one who did not have to wait until it came."""
+        stages = prefill_pb2.PrefillReport()
+        return dataclasses.replace(self, wire_bytes=0, receive_seconds=0.0, stages=stages)
 
     @property
     def recovered_mass(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
@@ -20,19 +21,26 @@ from headwise.errors import (
     from_rpc_error,
 )
 from headwise.reading import read_message
-from headwise.v1 import cache_pb2, prefill_pb2, prefill_pb2_grpc
+from headwise.v1 import (
+    cache_pb2,
+    prefill_pb2,
+    prefill_pb2_grpc,
+    store_pb2,
+    store_pb2_grpc,
+)
 from kvstore.errors import CorruptCache
 from kvstore.pool import PageCount, SequencePages
 from kvstore.wire import CacheDecoder, WireLimits
 from services.decode.link import PrefillLink
 from services.decode.link_options import LinkOptions
 from services.decode.observations import watched_call, watched_transfer
-from services.decode.reception import Reception
+from services.decode.reception import Reception, Wanted
 from services.decode.report import Received
 from services.runtime.convert import model_from_proto, model_to_proto
 from services.runtime.model import ServedModel
 
 _METHOD = "/headwise.v1.PrefillService/Prefill"
+_FETCH_METHOD = "/headwise.v1.CacheService/FetchCache"
 # prefill ends its call right after the trailer; one that froze there must not cost more
 _END_SECONDS = 0.5
 
@@ -62,6 +70,16 @@ class PrefillSource:
         self._stall_seconds = stall_seconds
         self._link = PrefillLink(target, link)
 
+    async def ask(
+        self, method: str, request: Any, namespace: str, timeout_seconds: float | None
+    ) -> Any:
+        """The answer of one of CacheService's methods but FetchCache."""
+        call = getattr(store_pb2_grpc.CacheServiceStub(self._link.channel), method)
+        with self._typed_errors():
+            return await call(
+                request, timeout=timeout_seconds, metadata=self._link.metadata(namespace)
+            )
+
     async def describe(self) -> prefill_pb2.PrefillServiceDescribeResponse:
         """What prefill offers. Raises `FingerprintMismatch` if it serves another model."""
         stub = prefill_pb2_grpc.PrefillServiceStub(self._link.channel)
@@ -81,6 +99,7 @@ class PrefillSource:
         policy: cache_pb2.Policy,
         pages: SequencePages,
         timeout_seconds: float | None,
+        namespace: str,
         claim: Claim,
     ) -> Received:
         """Fill `pages` with the cache of exactly these tokens; returns once the trailer agreed.
@@ -96,25 +115,45 @@ class PrefillSource:
             policy=policy,
             expected_model=model_to_proto(self._served.fingerprint),
         )
-        call = self._call(request, timeout_seconds)
+        call = self._call(_METHOD, request, namespace, timeout_seconds)
+        return await self._fill(call, Wanted.of(token_ids), pages, claim)
+
+    async def fetch(
+        self,
+        handle: str,
+        stored: cache_pb2.StoredCache,
+        pages: SequencePages,
+        namespace: str,
+        claim: Claim,
+    ) -> Received:
+        """Fill `pages` with a stored cache, as `pull` does with a new one."""
+        request = store_pb2.FetchCacheRequest(handle=handle)
+        call = self._call(_FETCH_METHOD, request, namespace, None)
+        received = await self._fill(call, Wanted(stored.tokens, None), pages, claim)
+        return dataclasses.replace(received, context_tokens=stored.tokens)
+
+    async def _fill(
+        self, call: Any, wanted: Wanted, pages: SequencePages, claim: Claim
+    ) -> Received:
         try:
             with watched_transfer(self._target), self._typed_errors():
-                return await self._receive(call, token_ids, pages, claim)
+                return await self._receive(call, wanted, pages, claim)
         finally:
             call.cancel()
 
-    def _call(self, request: prefill_pb2.PrefillRequest, timeout_seconds: float | None) -> Any:
+    def _call(self, name: str, request: Any, namespace: str, timeout_seconds: float | None) -> Any:
         # bytes as they are: a message that does not parse is corruption, not gRPC's own failure
         method: grpc.aio.UnaryStreamMultiCallable[Any, bytes] = self._link.channel.unary_stream(
-            _METHOD, request_serializer=prefill_pb2.PrefillRequest.SerializeToString
+            name, request_serializer=type(request).SerializeToString
         )
-        return method(request, timeout=timeout_seconds, metadata=self._link.metadata())
+        metadata = self._link.metadata(namespace)
+        return method(request, timeout=timeout_seconds, metadata=metadata)
 
     async def _receive(
-        self, call: Any, token_ids: Sequence[int], pages: SequencePages, claim: Claim
+        self, call: Any, wanted: Wanted, pages: SequencePages, claim: Claim
     ) -> Received:
         decoder = CacheDecoder(self._limits, self._served.fingerprint, self._served.shapes)
-        reception = Reception(decoder, token_ids, pages)
+        reception = Reception(decoder, wanted, pages)
         async for message in self._messages(call):
             layer = reception.take(message)
             if layer is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from services.prefill.store_options import StoreOptions
 from services.runtime.configuration import setting
 from services.runtime.options import ModelOptions, ServerOptions
 from services.runtime.security_options import SecurityOptions
@@ -18,6 +19,7 @@ class PrefillOptions:
     server: ServerOptions
     security: SecurityOptions
     trace: TraceOptions
+    store: StoreOptions
     port: int = setting(7081, "Port to listen on; 0 takes a free one.", minimum=0, maximum=65535)
     default_policy: str = setting("coverage", "Policy of requests that name none.")
     chunk_tokens: int = setting(
@@ -30,5 +32,5 @@ class PrefillOptions:
         64, "Requests that may wait; one more is answered RESOURCE_EXHAUSTED.", minimum=0
     )
     outbox_bytes: int = setting(
-        64 << 20, "Bytes of frames that may wait for the receiver.", minimum=1 << 20
+        64 << 20, "Bytes of a cache that may wait for the receiver.", minimum=1 << 20
     )

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from headwise.v1 import prefill_pb2, prefill_pb2_grpc
+import asyncio
+
+from headwise.v1 import prefill_pb2, prefill_pb2_grpc, store_pb2_grpc
 from kvstore.errors import UnknownPolicy
 from kvstore.policies import parse_policy
+from services.prefill.cache_service import CacheServicer
 from services.prefill.options import PrefillOptions
+from services.prefill.parts import PrefillParts, build_parts
 from services.prefill.service import PrefillServicer
+from services.prefill.store_watch import watch_store
 from services.runtime.model_options import load_served_model
 from services.runtime.serve_error import ServeError
 from services.runtime.server import Server
+
+_EXPIRY_SECONDS = 0.5
 
 
 async def serve_prefill(options: PrefillOptions) -> None:
@@ -22,14 +29,33 @@ async def serve_prefill(options: PrefillOptions) -> None:
         prefill_pb2.DESCRIPTOR.services_by_name["PrefillService"].full_name,
     )
     served = load_served_model(options.model)
-    servicer = PrefillServicer(served, options)
+    parts = build_parts(served, options)
+    watch_store(parts.keeper)
+    prompts, caches = (
+        PrefillServicer(served, parts, options),
+        CacheServicer(served, parts, options),
+    )
     server.add(
         lambda grpc_server: prefill_pb2_grpc.add_PrefillServiceServicer_to_server(
-            servicer, grpc_server
+            prompts, grpc_server
         )
     )
+    server.add(
+        lambda grpc_server: store_pb2_grpc.add_CacheServiceServicer_to_server(caches, grpc_server)
+    )
     await server.set_serving(True)
-    await server.run()
+    expiring = asyncio.create_task(_expire_leases(parts))
+    try:
+        await server.run()
+    finally:
+        expiring.cancel()
+        await parts.keeper.store.close()
+
+
+async def _expire_leases(parts: PrefillParts) -> None:
+    while True:
+        await asyncio.sleep(_EXPIRY_SECONDS)
+        parts.keeper.leases.expire()
 
 
 def _require_policy(name: str) -> None:

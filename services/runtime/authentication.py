@@ -10,10 +10,10 @@ from typing import TypeVar
 
 import jwt
 
-from headwise.connection import AUTHORIZATION_KEY
+from headwise.connection import AUTHORIZATION_KEY, TENANT_KEY
 from headwise.errors import Forbidden, InvalidRequest, Unauthenticated
 from services.runtime.allowance import Allowances
-from services.runtime.identity import TENANT_KEY, Identity
+from services.runtime.identity import Identity
 from services.runtime.jwt_keys import BadKeys, JwtKeys, JwtRules, read_jwt_keys
 from services.runtime.security_options import SecurityOptions
 from services.runtime.serve_error import ServeError

@@ -31,14 +31,13 @@ def model_from_proto(model: cache_pb2.ModelFingerprint) -> ModelFingerprint:
     return ModelFingerprint(**{name: getattr(model, name) for name in _MODEL_FIELDS})
 
 
-def frame_to_proto(frame: Frame) -> cache_pb2.CacheFrame:
-    return cache_pb2.CacheFrame(
-        kind=cast(cache_pb2.FrameKind, int(frame.kind)),
-        layer=frame.layer,
-        offset=frame.offset,
-        payload=frame.payload,
-        checksum=frame.checksum,
-    )
+def fill_frame(message: cache_pb2.CacheFrame, frame: Frame) -> None:
+    """In place: a message that is put into another is copied once more."""
+    message.kind = cast(cache_pb2.FrameKind, int(frame.kind))
+    message.layer = frame.layer
+    message.offset = frame.offset
+    message.payload = frame.payload
+    message.checksum = frame.checksum
 
 
 def frame_from_proto(frame: cache_pb2.CacheFrame) -> Frame:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextvars
 import dataclasses
 
+from kvstore.content_key import DEFAULT_NAMESPACE
 from services.runtime.allowance import Allowance
 from services.runtime.tenants_file import TenantLimits
-
-# on whose behalf a call is made; whoever is authenticated as a tenant may only name that one
-TENANT_KEY = "x-headwise-tenant"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,6 +26,11 @@ _NOBODY = Identity("", Allowance(TenantLimits()))
 def current_tenant() -> str:
     """The tenant this call is made for, or ""."""
     return _identity.get(_NOBODY).tenant
+
+
+def current_namespace() -> str:
+    """Where its stored caches rest: that tenant's own, or the one of callers not told apart."""
+    return current_tenant() or DEFAULT_NAMESPACE
 
 
 def current_allowance() -> Allowance:

@@ -27,6 +27,15 @@ PREFILL_COMPUTING = Gauge("headwise_prefill_computing", "Prompts being computed 
 PREFILL_QUEUED = Gauge("headwise_prefill_queued", "Prompts waiting for their turn")
 PROMPT_TOKENS = Counter("headwise_prompt_tokens", "Prompt tokens cached by prefill")
 
+PREFILLS_SHARED = Counter(
+    "headwise_prefills_shared", "Requests that joined the computation of an equal one"
+)
+PREFILLS_REUSED = Counter(
+    "headwise_prefills_reused", "Contexts found in a store instead of being computed"
+)
+LEASES = Gauge("headwise_leases", "Leases of kept caches that are running")
+LEASES_ENDED = Counter("headwise_leases_ended", "Leases that are over, by reason", ["reason"])
+
 # admission and receive are decode's, the others prefill's; a step has its own, finer histogram
 STAGE_SECONDS = Histogram(
     "headwise_stage_seconds",
@@ -55,6 +64,13 @@ STEP_SECONDS = Histogram(
 QUEUED = Gauge("headwise_queued_requests", "Generations that wait for room")
 SESSIONS = Gauge("headwise_sessions", "Sessions kept, busy ones among them")
 SESSIONS_GONE = Counter("headwise_sessions_gone", "Sessions that ended, by reason", ["reason"])
+CONTEXTS = Gauge("headwise_contexts", "Stored caches held in the pool")
+CONTEXTS_SHARED = Counter(
+    "headwise_contexts_shared", "Generations that began on a stored cache the pool had already"
+)
+CONTEXTS_GONE = Counter(
+    "headwise_contexts_gone", "Stored caches that left the pool, by reason", ["reason"]
+)
 PREEMPTIONS = Counter("headwise_preemptions", "Sequences that had to make room for older ones")
 PREEMPTED = Gauge("headwise_preempted_sequences", "Sequences that wait in host memory")
 CLAIMS_WAITING = Counter("headwise_claims_waiting", "Times an arriving cache was held up for room")

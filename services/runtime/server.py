@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from headwise.channel import server_options
+from headwise.v1 import store_pb2
 from services.runtime import metrics
 from services.runtime.authentication import Authentication
 from services.runtime.interceptor import StatusInterceptor
@@ -32,6 +33,8 @@ log = logging.getLogger("headwise.server")
 LIVE = "live"
 
 _LAST_STATUS_SECONDS = 0.5
+# both processes serve it beside their own
+_CACHE_SERVICE = store_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name
 
 
 class Server:
@@ -48,7 +51,7 @@ class Server:
         self._server = grpc.aio.server(interceptors=[self._calls], options=server_options())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
-            (service, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+            (service, _CACHE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
         credentials = server_credentials(security)
         self._port = self._bind(self._server, port, "--port", credentials)

@@ -82,11 +82,31 @@ class PromptTokenizer:
         ids = self.encode(text, begins=False)
         return ids[1:] if ids[:1] == [after] else ids
 
-    def _render(self, messages: Sequence[tuple[str, str]]) -> str:
+    def encode_context(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Tokens of messages that others are to follow. Raises what `encode_chat` raises."""
+        if not self._tokenizer.chat_template:
+            raise ChatTemplateMissing
+        return self.encode(self._render(messages, answer=False), begins=False)
+
+    def encode_question(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Tokens that follow messages that were encoded as a context, ready for an answer.
+
+        Raises what `encode_chat` raises, and `InvalidParameter` where the template writes a
+        context otherwise once something follows.
+        """
+        if not self._tokenizer.chat_template:
+            raise ChatTemplateMissing
+        before = [("system", _STAND_IN)]
+        context, whole = self._render(before, answer=False), self._render([*before, *messages])
+        if not whole.startswith(context):
+            raise InvalidParameter("messages", "this model's template has no stored contexts")
+        return self.encode(whole.removeprefix(context), begins=False)
+
+    def _render(self, messages: Sequence[tuple[str, str]], *, answer: bool = True) -> str:
         turns = [{"role": role, "content": content} for role, content in messages]
         try:
             text: str = self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
+                turns, tokenize=False, add_generation_prompt=answer
             )
         except jinja2.TemplateError as error:
             raise InvalidParameter("messages", str(error)) from error

@@ -11,7 +11,7 @@ from kvstore.policies import parse_policy
 from kvstore.wire import CacheEncoder, Frame
 from services.prefill.job import PrefillJob
 from services.prefill.prefiller import Prefiller
-from services.runtime.convert import frame_to_proto
+from services.runtime.convert import fill_frame
 from services.runtime.model import ServedModel
 
 
@@ -44,4 +44,6 @@ def record(
 
 
 def message_of(frame: Frame) -> bytes:
-    return prefill_pb2.PrefillResponse(frame=frame_to_proto(frame)).SerializeToString()
+    response = prefill_pb2.PrefillResponse()
+    fill_frame(response.frame, frame)
+    return response.SerializeToString()

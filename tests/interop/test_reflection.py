@@ -46,3 +46,10 @@ def test_generate_by_reflection(tiny_pair: Pair) -> None:
     *deltas, last = _curl(tiny_pair[1], "headwise.v1.DecodeService/Generate", request)
     assert sum(len(delta["delta"]["tokenIds"]) for delta in deltas) == 3
     assert last["result"]["finishReason"] == "FINISH_REASON_LENGTH"
+
+
+def test_a_cache_is_kept_and_released_by_reflection(tiny_pair: Pair) -> None:
+    request = {"text": "while True:", "keepForSeconds": 60}
+    (kept,) = _curl(tiny_pair[1], "headwise.v1.CacheService/KeepCache", request)
+    handle = kept["cache"]["handle"]
+    _curl(tiny_pair[0], "headwise.v1.CacheService/ReleaseLease", {"handle": handle})

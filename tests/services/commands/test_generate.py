@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 
 from headwise import Client, Message, Policy, Sampling
 from services.commands import command_line
-from services.commands.generate import parse_parameters
+from services.commands.parameters import parse_parameters
 from tests.conftest import Pair
 
 _PROMPT = "The with statement is used to wrap the execution of a block. " * 4

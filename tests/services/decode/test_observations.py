@@ -37,7 +37,7 @@ async def test_nobody_listens(tiny_model: Path) -> None:
     with pytest.raises(Unavailable):
         await source.describe()
     with pytest.raises(Unavailable):
-        await source.pull((2, 3, 4), cache_pb2.Policy(name="full"), pages, 5, admission.claim)
+        await source.pull((2, 3, 4), cache_pb2.Policy(name="full"), pages, 5, "", admission.claim)
     await source.close()
     assert _reachable(target) == 0
     assert _transfers("UNAVAILABLE") == before + 1

@@ -13,6 +13,7 @@ from headwise import Overloaded
 from kvstore.pool import PageCount, PagePool, SequencePages
 from kvstore.wire import WireLimits
 from services.decode.admission import Admission
+from services.decode.reception import Wanted
 from services.decode.source import PrefillSource
 from services.runtime.model import ServedModel
 from tests.faults.recording import record
@@ -58,7 +59,9 @@ async def receive(
     source = PrefillSource("127.0.0.1:1", served, limits=limits, stall_seconds=5)
 
     def start(call: RecordedCall, pages: SequencePages) -> asyncio.Task[object]:
-        return asyncio.create_task(source._receive(call, _PROMPT, pages, admission.claim))
+        return asyncio.create_task(
+            source._receive(call, Wanted.of(_PROMPT), pages, admission.claim)
+        )
 
     yield start
     await source.close()

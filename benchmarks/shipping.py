@@ -1,0 +1,233 @@
+"""What it takes to ship caches between two processes on loopback.
+
+A held cache through FetchCache against a bare byte stream of the same number of bytes and chunk
+size, by turns. The time to first token of the split, which ships each layer while the next
+computes, against the same prefill handed over in memory, and against an unprofiled prefill; the
+services are idle while this process computes and the other way round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+
+import grpc
+import torch
+from rich.table import Table
+
+from benchmarks.byte_stream import METHOD, byte_server
+from benchmarks.figures import Figure, add_options, report
+from benchmarks.passages import all_topics
+from headwise import Client
+from headwise.channel import channel_options
+from headwise.v1 import cache_pb2, prefill_pb2, prefill_pb2_grpc, store_pb2
+from kvstore.policies import parse_policy
+from kvstore.pool import PagePool, pages_bound
+from services.decode.step import run_step
+from services.demo.processes import Service, running_service
+from services.prefill.prefiller import Prefiller
+from services.runtime.model import ServedModel, load_model
+
+_POLICIES = ("full", "coverage")
+_PAGE_ROWS = 16
+_TIMEOUT_SECONDS = 600.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shipping:
+    """One held cache: bytes of its messages, and seconds a round, with the bare stream's."""
+
+    wire_bytes: int
+    fetch_seconds: list[float] = dataclasses.field(default_factory=list)
+    bare_seconds: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def efficiency(self) -> float:
+        """Of the bare stream's speed, either in its fastest round."""
+        return min(self.bare_seconds) / min(self.fetch_seconds)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stream:
+    """One Prefill call as it arrived: what was exposed after the last layer began to arrive."""
+
+    exposed_seconds: float
+    report: prefill_pb2.PrefillReport
+    handle: str
+    wire_bytes: int
+
+
+def prefill(target: str, tokens: Sequence[int], policy: str) -> Stream:
+    """Prefill and keep, noting when the last layer's first frame came."""
+    request = prefill_pb2.PrefillRequest(token_ids=tokens, keep_for_seconds=3600)
+    request.policy.name = policy
+    last_layer, nbytes, handle = 0.0, 0, ""
+    stages, layer = prefill_pb2.PrefillReport(), -1
+    with grpc.insecure_channel(target, channel_options(retries=False)) as channel:
+        stub = prefill_pb2_grpc.PrefillServiceStub(channel)
+        for response in stub.Prefill(request, timeout=_TIMEOUT_SECONDS):
+            nbytes += response.ByteSize()
+            if response.HasField("report"):
+                stages = response.report
+            if response.HasField("kept"):
+                handle = response.kept.cache.handle
+            if response.frame.kind == cache_pb2.FRAME_KIND_INDEX and response.frame.layer > layer:
+                layer, last_layer = response.frame.layer, time.perf_counter()
+    return Stream(time.perf_counter() - last_layer, stages, handle, nbytes)
+
+
+def ship(prefill_target: str, bare_target: str, stream: Stream, rounds: int) -> Shipping:
+    """Fetch the held cache, and as many bare bytes, by turns; messages are not parsed."""
+    request = store_pb2.FetchCacheRequest(handle=stream.handle).SerializeToString()
+    options = channel_options(retries=False)
+    with (
+        grpc.insecure_channel(prefill_target, options) as ours,
+        grpc.insecure_channel(bare_target, options) as bare,
+    ):
+        fetch = ours.unary_stream("/headwise.v1.CacheService/FetchCache")
+        raw = bare.unary_stream(METHOD)
+        shipping = Shipping(sum(map(len, fetch(request, timeout=_TIMEOUT_SECONDS))))
+        wanted = str(shipping.wire_bytes).encode()
+        sum(map(len, raw(wanted)))
+        for _ in range(rounds):
+            began = time.perf_counter()
+            sum(map(len, fetch(request, timeout=_TIMEOUT_SECONDS)))
+            middle = time.perf_counter()
+            sum(map(len, raw(wanted)))
+            shipping.fetch_seconds.append(middle - began)
+            shipping.bare_seconds.append(time.perf_counter() - middle)
+    return shipping
+
+
+def split_first_token(client: Client, tokens: Sequence[int], policy: str) -> float:
+    """Seconds from the question to the first token, through both processes."""
+    began = time.perf_counter()
+    generation = client.generate(tokens, policy=policy, max_tokens=1, ignore_eos=True)
+    next(iter(generation))
+    return time.perf_counter() - began
+
+
+def memory_first_token(served: ServedModel, tokens: Sequence[int], policy: str) -> float:
+    """The same in one process: each layer goes from the policy straight into the pool."""
+    bound = pages_bound(served.shapes, len(tokens) + 1, _PAGE_ROWS)
+    pool = PagePool(served.shapes, pages=bound.rows, page_rows=_PAGE_ROWS, dtype=served.dtype)
+    pages = pool.open(len(tokens) - 1, bound)
+    began = time.perf_counter()
+    Prefiller(
+        served,
+        tokens[:-1],
+        parse_policy(policy, {}),
+        chunk_tokens=1024,
+        emit=pages.load,
+        progress=lambda done: None,
+        stop=threading.Event(),
+    ).run()
+    with torch.inference_mode():
+        run_step(served, [pages], [tokens[-1]]).argmax(-1)
+    seconds = time.perf_counter() - began
+    pages.release()
+    return seconds
+
+
+def first_tokens(
+    served: ServedModel, client: Client, text: Sequence[int], tokens: int, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds by contestant, one entry a round; each round has a prompt of its own."""
+    seconds: dict[str, list[float]] = {"split": [], "memory": [], "unprofiled": []}
+    for number in range(-1, rounds):
+        prompt = text[number + 1 : number + 1 + tokens]
+        taken = {
+            "split": split_first_token(client, prompt, "coverage"),
+            "memory": memory_first_token(served, prompt, "coverage"),
+            "unprofiled": memory_first_token(served, prompt, "full"),
+        }
+        if number >= 0:
+            for name, value in taken.items():
+                seconds[name].append(value)
+    return seconds
+
+
+def _ratio(seconds: dict[str, list[float]], over: str) -> float:
+    return statistics.median(a / b for a, b in zip(seconds["split"], seconds[over], strict=True))
+
+
+def measure(options: argparse.Namespace) -> tuple[dict[str, Figure], list[Table]]:
+    """Every size in turn; figures are of the largest."""
+    served = load_model("smollm2")
+    text, threads = all_topics(served), str(options.threads)
+    arguments = ["--model", "smollm2", "--threads", threads]
+    shipped = Table("tokens", "policy", "wire MB", "seconds", "GB/s", "bare GB/s", "exposed ms")
+    figures: dict[str, Figure] = {}
+    first = Table("tokens", "split s", "in memory s", "unprofiled s", title="Time to first token")
+    with (
+        running_service("prefill", arguments) as prefill_service,
+        running_service("decode", [*arguments, "--prefill", prefill_service.target]) as decode,
+        byte_server() as bare,
+        Client(decode.target) as client,
+    ):
+        for tokens in options.tokens:
+            prompt = text[20_000 : 20_000 + tokens]
+            figures |= _ship_all(prefill_service, bare, prompt, options.rounds, shipped)
+            seconds = first_tokens(served, client, text[60_000:], tokens, options.prefills)
+            first.add_row(str(tokens), *(f"{min(values):.3f}" for values in seconds.values()))
+            figures["ttft_ratio_split"] = Figure(
+                _ratio(seconds, "memory"), "ratio", "the same prefill handed over in memory", 1.10
+            )
+            figures["ttft_ratio_unprofiled"] = Figure(
+                _ratio(seconds, "unprofiled"), "ratio", "an unprofiled prefill handed over"
+            )
+    return figures, [shipped, first]
+
+
+def _ship_all(
+    service: Service, bare: str, prompt: Sequence[int], rounds: int, table: Table
+) -> dict[str, Figure]:
+    """Each policy's cache of one prompt, and what follows from them together."""
+    streams = {policy: prefill(service.target, prompt, policy) for policy in _POLICIES}
+    shippings = {
+        policy: ship(service.target, bare, stream, rounds) for policy, stream in streams.items()
+    }
+    for policy, one in shippings.items():
+        best, nbytes = min(one.fetch_seconds), one.wire_bytes
+        speeds = f"{nbytes / best / 1e9:.2f}", f"{nbytes / min(one.bare_seconds) / 1e9:.2f}"
+        exposed = f"{streams[policy].exposed_seconds * 1e3:.0f}"
+        table.add_row(
+            str(len(prompt)), policy, f"{nbytes / 1e6:.1f}", f"{best:.3f}", *speeds, exposed
+        )
+    dense, compact = streams["full"], streams["coverage"]
+    spent = compact.report.profile_seconds + compact.report.compact_seconds
+    return {
+        "stream_efficiency": Figure(
+            shippings["full"].efficiency, "ratio", "a bare gRPC stream of as many bytes", 0.90
+        ),
+        # shipped after the last layer, as a share of shipping all of it
+        "exposed_ship_ratio": Figure(
+            dense.exposed_seconds / min(shippings["full"].fetch_seconds), "ratio", "a held cache"
+        ),
+        "wire_ratio": Figure(compact.wire_bytes / dense.wire_bytes, "ratio", "the dense cache"),
+        # slower links than this gain by profiling even if nothing else were gained
+        "break_even_bandwidth": Figure(
+            (dense.wire_bytes - compact.wire_bytes) / spent / 1e6, "MB/s", "profile and compact"
+        ),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, nargs="*", default=[2048, 4096])
+    parser.add_argument("--rounds", type=int, default=12, help="of fetching a held cache")
+    parser.add_argument("--prefills", type=int, default=3, help="of each way to a first token")
+    parser.add_argument("--threads", type=int, default=2)
+    add_options(parser)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    figures, tables = measure(options)
+    report(options, figures, tables, {"threads": options.threads, "tokens": options.tokens})
+
+
+if __name__ == "__main__":
+    main()

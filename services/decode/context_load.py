@@ -1,0 +1,47 @@
+"""Brings a stored cache into the pool."""
+
+from __future__ import annotations
+
+from headwise.v1 import cache_pb2
+from kvstore.pool import PageCount, PagePool, SequencePages
+from services.decode.admission import Admission
+from services.decode.expectation import SizeExpectation
+from services.decode.report import Received
+from services.decode.source import PrefillSource
+
+
+class ContextLoader:
+    """Takes a place in line, as a generation would, and fetches."""
+
+    def __init__(
+        self,
+        pool: PagePool,
+        source: PrefillSource,
+        admission: Admission,
+        expectation: SizeExpectation,
+    ) -> None:
+        self._pool = pool
+        self._source = source
+        self._admission = admission
+        self._expectation = expectation
+
+    async def load(
+        self, handle: str, stored: cache_pb2.StoredCache, namespace: str
+    ) -> tuple[SequencePages, Received]:
+        """Raises what admission and the fetch raise."""
+        expected = self._expectation.pages(stored.policy, stored.tokens, 0)
+        pages = await self._admission.admit(
+            1, None, lambda: self._pool.open(stored.tokens, expected)
+        )
+        try:
+            received = await self._source.fetch(
+                handle, stored, pages, namespace, self._admission.claim
+            )
+            self._expectation.saw_prompt(stored.policy, stored.tokens, pages.reservation.used)
+            pages.reservation.keep(PageCount())
+        except BaseException:
+            pages.release()
+            raise
+        finally:
+            self._admission.leave()
+        return pages, received

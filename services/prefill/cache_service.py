@@ -1,0 +1,106 @@
+"""The servicer of stored caches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from headwise.errors import InvalidRequest, Overloaded
+from headwise.v1 import store_pb2, store_pb2_grpc
+from kvstore.tiers import PutStatus
+from services.prefill.job import PrefillJob
+from services.prefill.messages import found_to_proto, lease_to_proto
+from services.prefill.options import PrefillOptions
+from services.prefill.parts import PrefillParts
+from services.prefill.stream import fetch_messages
+from services.runtime import metrics
+from services.runtime.convert import policy_from_proto
+from services.runtime.identity import current_namespace
+from services.runtime.limits import check_tokens
+from services.runtime.model import ServedModel
+from services.runtime.prompt import context_tokens
+from services.runtime.status import RETRY_AFTER_SECONDS
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class CacheServicer(store_pb2_grpc.CacheServiceServicer):
+    """Implements headwise.v1.CacheService on the event loop."""
+
+    def __init__(self, served: ServedModel, parts: PrefillParts, options: PrefillOptions) -> None:
+        self._served = served
+        self._parts = parts
+        self._keeper = parts.keeper
+        self._default_policy = options.default_policy
+
+    async def KeepCache(  # noqa: N802
+        self, request: store_pb2.KeepCacheRequest, context: _Context
+    ) -> store_pb2.KeepCacheResponse:
+        seconds = self._keeper.seconds(request.keep_for_seconds)
+        if not seconds:
+            message = "keep_for_seconds: must be more than 0"
+            field = {"field": "keep_for_seconds"}
+            raise InvalidRequest(message, "PARAMETER_OUT_OF_RANGE", field)
+        self._keeper.leases.require_place()
+        job, namespace = self._job(request), current_namespace()
+        opened = self._parts.contexts.open(job, namespace, context.time_remaining())
+        async with opened as (key, flight, reader):
+            cache = await flight.finished(reader)
+            kept = await self._keeper.keep(key, cache, seconds)
+        if isinstance(kept, PutStatus):
+            raise _refusal(kept)
+        return store_pb2.KeepCacheResponse(
+            cache=lease_to_proto(kept, self._keeper.leases),
+            reused=flight.report is not None and flight.report.reused,
+        )
+
+    async def FetchCache(  # noqa: N802
+        self, request: store_pb2.FetchCacheRequest, context: _Context
+    ) -> None:
+        namespace = current_namespace()
+        found = await self._keeper.find(request.handle, namespace, context.time_remaining())
+        for response in fetch_messages(found.cache, self._served.shapes):
+            await context.write(response)
+            metrics.WIRE_BYTES.labels("sent").inc(response.ByteSize())
+        if request.release:
+            self._keeper.release(request.handle, namespace)
+
+    async def DescribeCache(  # noqa: N802
+        self, request: store_pb2.DescribeCacheRequest, context: _Context
+    ) -> store_pb2.DescribeCacheResponse:
+        namespace = current_namespace()
+        lease = self._keeper.lease(request.handle, namespace)
+        if lease is not None:
+            cache = lease_to_proto(lease, self._keeper.leases)
+        else:
+            remaining = context.time_remaining()
+            cache = found_to_proto(await self._keeper.find(request.handle, namespace, remaining))
+        return store_pb2.DescribeCacheResponse(cache=cache)
+
+    async def RenewLease(  # noqa: N802
+        self, request: store_pb2.RenewLeaseRequest, context: _Context
+    ) -> store_pb2.RenewLeaseResponse:
+        seconds, namespace = request.keep_for_seconds, current_namespace()
+        lease = await self._keeper.renew(request.handle, namespace, seconds)
+        return store_pb2.RenewLeaseResponse(cache=lease_to_proto(lease, self._keeper.leases))
+
+    async def ReleaseLease(  # noqa: N802
+        self, request: store_pb2.ReleaseLeaseRequest, context: _Context
+    ) -> store_pb2.ReleaseLeaseResponse:
+        self._keeper.release(request.handle, current_namespace())
+        return store_pb2.ReleaseLeaseResponse()
+
+    def _job(self, request: store_pb2.KeepCacheRequest) -> PrefillJob:
+        tokens, field = context_tokens(request, self._served.tokenizer)
+        limit = self._parts.max_prompt_tokens
+        check_tokens(tokens, field, self._served.vocabulary_size, limit)
+        return PrefillJob(tokens, policy_from_proto(request.policy, self._default_policy))
+
+
+def _refusal(status: PutStatus) -> Overloaded:
+    return Overloaded(
+        f"the cache was computed, but no store took it: {status}",
+        f"STORE_{status.upper()}",
+        retry_after_seconds=RETRY_AFTER_SECONDS,
+    )

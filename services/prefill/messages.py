@@ -1,0 +1,36 @@
+"""What is told of stored caches, as protobuf."""
+
+from __future__ import annotations
+
+from headwise.v1 import cache_pb2, prefill_pb2
+from kvstore.tiers import PutStatus
+from services.prefill.keeper import Found
+from services.prefill.leases import Lease, Leases
+from services.runtime.convert import recorded_policy
+
+
+def lease_to_proto(lease: Lease, leases: Leases) -> cache_pb2.StoredCache:
+    return cache_pb2.StoredCache(
+        handle=lease.handle,
+        key=lease.key.digest,
+        tokens=lease.tokens,
+        cache_bytes=lease.cache_bytes,
+        expires_in_seconds=leases.expires_in_seconds(lease),
+        policy=recorded_policy(lease.fingerprint),
+    )
+
+
+def kept_to_proto(kept: Lease | PutStatus, leases: Leases) -> prefill_pb2.KeptCache:
+    if isinstance(kept, Lease):
+        return prefill_pb2.KeptCache(cache=lease_to_proto(kept, leases))
+    return prefill_pb2.KeptCache(refusal=kept.value)
+
+
+def found_to_proto(found: Found) -> cache_pb2.StoredCache:
+    """Of one that was found by its key."""
+    return cache_pb2.StoredCache(
+        key=found.key.digest,
+        tokens=found.cache.next_position,
+        cache_bytes=found.cache.nbytes,
+        policy=recorded_policy(found.cache.fingerprint),
+    )

@@ -1,0 +1,55 @@
+"""What the servicers of one prefill process share."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from kvstore.tiers import WriteMode
+from kvstore.wire import WireLimits
+from services.prefill.calibration.calibrations import Calibrations
+from services.prefill.computation import Computation
+from services.prefill.contexts import Contexts
+from services.prefill.keeper import Keeper
+from services.prefill.options import PrefillOptions
+from services.prefill.store import CacheStore
+from services.prefill.stores import memory_tier, tiers_below
+from services.prefill.turns import Turns
+from services.runtime.model import ServedModel
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class PrefillParts:
+    """Used on the event loop; the computation and the store have threads of their own."""
+
+    contexts: Contexts
+    keeper: Keeper
+    max_prompt_tokens: int
+
+
+def build_parts(served: ServedModel, options: PrefillOptions) -> PrefillParts:
+    """Everything that the process holds, tied together. Raises what `tiers_below` raises."""
+    store, longest = options.store, served.context_tokens
+    limits = WireLimits(max_tokens=longest, max_layers=len(served.shapes))
+    memory, below = memory_tier(store), tiers_below(store, limits)
+    keeper = Keeper(
+        CacheStore(
+            memory,
+            [memory, *below] if store.store_memory_bytes or not below else below,
+            mode=WriteMode(store.store_write),
+            timeout_seconds=store.store_timeout_seconds,
+        ),
+        served.fingerprint,
+        max_keep_seconds=store.max_keep_seconds,
+        max_leases=store.max_leases,
+        keeps_prompts=store.store_prompts,
+    )
+    calibrations = Calibrations(served, options.model.model_cache.expanduser())
+    contexts = Contexts(
+        served,
+        Computation(served, calibrations, chunk_tokens=options.chunk_tokens),
+        Turns(options.max_queued_requests),
+        keeper,
+        limit_bytes=options.outbox_bytes,
+        keeps_prompts=store.store_prompts,
+    )
+    return PrefillParts(contexts, keeper, min(options.max_prompt_tokens or longest, longest))
