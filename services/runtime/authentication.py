@@ -114,7 +114,7 @@ def _named_tenant(values: list[str | bytes]) -> str:
             return name
     raise InvalidRequest(
         "a tenant is 1 to 64 letters, digits, dots, dashes and underscores",
-        "BAD_TENANT",
+        "INVALID_TENANT",
         {"field": TENANT_KEY},
     )
 

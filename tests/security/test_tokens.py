@@ -105,7 +105,7 @@ def test_nobody_is_named_twice(static: Authentication) -> None:
     assert static.identify([token, tenant]).tenant == "acme"
     for other in ("acme", "globex"):
         for pairs in ([tenant, ("x-headwise-tenant", other)], [(tenant[0], other), tenant]):
-            assert _refusal(lambda p=pairs: static.identify([token, *p])).reason == "BAD_TENANT"
+            assert _refusal(lambda p=pairs: static.identify([token, *p])).reason == "INVALID_TENANT"
     both = [token, ("authorization", "Bearer service-token"), tenant]
     assert _refusal(lambda: static.identify(both)).reason == "TOKEN_MISSING"
 
