@@ -47,9 +47,10 @@ class Authentication:
 
     def identify(self, metadata: Iterable[tuple[str, str | bytes]]) -> Identity:
         """Who is calling. Raises `Unauthenticated`, `Forbidden` or `InvalidRequest`."""
-        pairs = dict(metadata)
-        named = _named_tenant(pairs.get(TENANT_KEY, ""))
-        tenant = self._tenant(_token(pairs.get(AUTHORIZATION_KEY, ""))) if self.required else named
+        pairs = list(metadata)
+        named = _named_tenant(_values(pairs, TENANT_KEY))
+        token = _token(_values(pairs, AUTHORIZATION_KEY))
+        tenant = self._tenant(token) if self.required else named
         if tenant == ANY_TENANT:
             tenant = named
         elif named not in ("", tenant):
@@ -100,22 +101,31 @@ def _watched(flag: str, name: str, read: Callable[[pathlib.Path], T]) -> Watched
         raise ServeError(f"{flag}: {path}: {said}") from error
 
 
-def _named_tenant(value: str | bytes) -> str:
-    if isinstance(value, str) and (not value or is_tenant_name(value)):
-        return value
+def _values(pairs: list[tuple[str, str | bytes]], key: str) -> list[str | bytes]:
+    return [value for name, value in pairs if name == key]
+
+
+def _named_tenant(values: list[str | bytes]) -> str:
+    """Empty where none is named. Two are refused: whoever reads one could read the other."""
+    match values:
+        case []:
+            return ""
+        case [str() as name] if is_tenant_name(name):
+            return name
     raise InvalidRequest(
         "a tenant is 1 to 64 letters, digits, dots, dashes and underscores",
-        "BAD_TENANT",
+        "INVALID_TENANT",
         {"field": TENANT_KEY},
     )
 
 
-def _token(value: str | bytes) -> str:
-    """What follows the scheme; "" where there is no token."""
-    if not isinstance(value, str) or value[: len(_SCHEME)].lower() != _SCHEME:
-        return ""
-    token = value[len(_SCHEME) :].strip()
-    return token if len(token) <= _LONGEST_TOKEN else ""
+def _token(values: list[str | bytes]) -> str:
+    """What follows the scheme; "" where there is no token, or more than one."""
+    match values:
+        case [str() as value] if value[: len(_SCHEME)].lower() == _SCHEME:
+            token = value[len(_SCHEME) :].strip()
+            return token if len(token) <= _LONGEST_TOKEN else ""
+    return ""
 
 
 def _refused() -> Unauthenticated:

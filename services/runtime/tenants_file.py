@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from typing import Any
 
 ANY_TENANT = "*"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -61,7 +61,7 @@ class TenantsFile:
 
 
 def is_tenant_name(name: str) -> bool:
-    """Letters, digits, dot, dash and underscore; at most 64."""
+    """As `kvstore.content_key` takes a namespace: no dot or dash first, at most 64 characters."""
     return _NAME.fullmatch(name) is not None
 
 

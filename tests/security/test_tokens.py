@@ -100,6 +100,16 @@ def test_another_tenants_name_is_forbidden(static: Authentication) -> None:
     assert "globex" not in str(error)
 
 
+def test_nobody_is_named_twice(static: Authentication) -> None:
+    token, tenant = ("authorization", "Bearer good-token"), ("x-headwise-tenant", "acme")
+    assert static.identify([token, tenant]).tenant == "acme"
+    for other in ("acme", "globex"):
+        for pairs in ([tenant, ("x-headwise-tenant", other)], [(tenant[0], other), tenant]):
+            assert _refusal(lambda p=pairs: static.identify([token, *p])).reason == "INVALID_TENANT"
+    both = [token, ("authorization", "Bearer service-token"), tenant]
+    assert _refusal(lambda: static.identify(both)).reason == "TOKEN_MISSING"
+
+
 @pytest.mark.parametrize("tenant", ["a b", "*", "-a", "x" * 65, "ä"])
 def test_a_tenants_name_is_plain(static: Authentication, tenant: str) -> None:
     error = _refusal(lambda: _identify(static, "service-token", tenant))
