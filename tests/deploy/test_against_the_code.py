@@ -28,19 +28,13 @@ from tests.deploy.rendered import OVERLAYS, ROOT, SERVICES, container, one, reso
 _COMMANDS: dict[str, click.Command] = {"prefill": prefill, "decode": decode}
 _KINDS = {"prefill": PrefillOptions, "decode": DecodeOptions}
 _DOCKER = ROOT / "deploy" / "docker"
-# flags of the tls component that may not be there yet
-_AWAITED = re.compile(
-    "--(tls-(certificate|key|client-ca)|health-port|prefill-(ca|certificate|key))="
-)
 _EACH = [(overlay, service) for overlay in OVERLAYS for service in SERVICES]
 
 
 def _parsed(service: str, arguments: list[str]) -> Any:
     """The configuration that these arguments give; click refuses what it does not know."""
     assert arguments[0] == service
-    known = {name for option in _COMMANDS[service].params for name in option.opts}
-    given = [a for a in arguments[1:] if a.split("=")[0] in known or not _AWAITED.match(a)]
-    context = _COMMANDS[service].make_context(service, given)
+    context = _COMMANDS[service].make_context(service, arguments[1:])
     return build(_KINDS[service], context.params)
 
 
@@ -59,7 +53,7 @@ def test_flags_ports_and_probes(overlay: str, service: str) -> None:
     assert ports["metrics"] == options.server.metrics_port
     probed = options.port
     if "--health-port=7090" in spec["args"]:
-        probed = ports["health"]
+        probed = ports["health"] = options.security.health_port
     for probe in ("startupProbe", "livenessProbe"):
         assert spec[probe]["grpc"] == {"port": probed, "service": LIVE}
     assert spec["readinessProbe"]["grpc"] == {"port": probed}

@@ -16,6 +16,7 @@ from tests.parts import part_is_missing
 _VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
 # of operators' own: their schemas are not among Kubernetes's
 _CUSTOM = {
+    "BackendTLSPolicy",
     "Certificate",
     "Gateway",
     "GRPCRoute",
@@ -95,3 +96,26 @@ def test_every_workload_has_what_keeps_it_up(overlay: str) -> None:
         pod = one(overlay, "Deployment", name)["spec"]["template"]["spec"]
         keys = [spread["topologyKey"] for spread in pod["topologySpreadConstraints"]]
         assert keys == ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]
+
+
+def test_whoever_speaks_to_a_private_port_in_production_has_a_certificate_of_its_authority() -> (
+    None
+):
+    issued = {
+        r["spec"]["secretName"]: r["spec"]["issuerRef"]["name"]
+        for r in resources("production")
+        if r["kind"] == "Certificate"
+    }
+    gateway = one("production", "Gateway", "headwise")["spec"]
+    client = gateway["tls"]["backend"]["clientCertificateRef"]["name"]
+    validation = one("production", "BackendTLSPolicy", "headwise-decode")["spec"]["validation"]
+    [authority] = validation["caCertificateRefs"]
+    assert issued[client] == issued[authority["name"]] == "headwise"
+    certificate = one("production", "Certificate", "headwise-decode")["spec"]
+    assert validation["hostname"] in certificate["dnsNames"]
+    for service in ("headwise-prefill", "headwise-decode"):
+        volumes = one("production", "Deployment", service)["spec"]["template"]["spec"]["volumes"]
+        [secret] = [v["secret"]["secretName"] for v in volumes if v["name"] == "tls"]
+        assert issued[secret] == "headwise"
+        ports = one("production", "Service", service)["spec"]["ports"]
+        assert not any("appProtocol" in port for port in ports)
