@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 from services.runtime.model import ServedModel
 
-# where the passages begin, in tokens of all topics by sorted name. The topics repeat one another:
-# none of these continuations shares a run of 16 tokens with its prompt
-OFFSETS = (20_000, 60_000, 100_000)
+# where the passages begin, in SmolLM2's tokens of all topics by sorted name. The topics repeat one
+# another: of prompts of 1,536 or 3,072 tokens none of the continuations shares a run of 16 tokens
+# with its prompt, up to 1,000 or 256 tokens of them
+OFFSETS = (20_000, 60_000, 100_000, 10_000, 30_000, 40_000, 70_000, 90_000)
 # here it does, for 140 of 256 tokens
 COPYING_OFFSET = 50_000
 # where in the prompt a pass key is hidden, as a share of its length

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from benchmarks.passages import Passage
-from benchmarks.prompt_record import PromptRecord, bytes_kept, rows_kept
-from benchmarks.settings import Setting
-from benchmarks.teacher_forcing import (
+from kvstore.calibration import Calibration
+from kvstore.pool import SequencePages
+from services.evaluation.passages import Passage
+from services.evaluation.prompt_record import PromptRecord, bytes_kept, rows_kept
+from services.evaluation.settings import Setting
+from services.evaluation.teacher_forcing import (
     Divergence,
     compare,
     dense_logits,
@@ -19,8 +21,6 @@ from benchmarks.teacher_forcing import (
     kept_logits,
     open_pages,
 )
-from kvstore.calibration import Calibration
-from kvstore.pool import SequencePages
 from services.runtime.model import ServedModel
 
 

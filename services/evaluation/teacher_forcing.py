@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.attention_hooks import DenseAttention, KeptAttention
 from kvstore.cache import RaggedLayer
 from kvstore.pool import BatchStep, PagePool, SequencePages, pages_bound
 from services.decode.step import BatchAttention
+from services.evaluation.attention_hooks import DenseAttention, KeptAttention
 from services.runtime.attention import AttentionHook, forward
 from services.runtime.model import ServedModel
 
