@@ -10,6 +10,7 @@ from headwise.version import __version__
 from services.commands.calibrate import calibrate
 from services.commands.decode import decode
 from services.commands.demo import demo
+from services.commands.eval import evaluate_policies
 from services.commands.generate import generate
 from services.commands.inspect import inspect_cache
 from services.commands.prefill import prefill
@@ -28,5 +29,5 @@ def command_line() -> None:
     refuse_unknown_variables(os.environ, KNOWN_VARIABLES)
 
 
-for _command in (prefill, decode, generate, demo, inspect_cache, calibrate):
+for _command in (prefill, decode, generate, demo, inspect_cache, calibrate, evaluate_policies):
     command_line.add_command(_command)
