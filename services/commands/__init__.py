@@ -14,6 +14,7 @@ from services.commands.eval import evaluate_policies
 from services.commands.generate import generate
 from services.commands.inspect import inspect_cache
 from services.commands.prefill import prefill
+from services.commands.tune import tune
 from services.commands.variables import KNOWN_VARIABLES
 from services.runtime.configuration import refuse_unknown_variables
 
@@ -29,5 +30,14 @@ def command_line() -> None:
     refuse_unknown_variables(os.environ, KNOWN_VARIABLES)
 
 
-for _command in (prefill, decode, generate, demo, inspect_cache, calibrate, evaluate_policies):
+for _command in (
+    prefill,
+    decode,
+    generate,
+    demo,
+    inspect_cache,
+    calibrate,
+    evaluate_policies,
+    tune,
+):
     command_line.add_command(_command)

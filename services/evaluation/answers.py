@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import time
 
-from kvstore.calibration import Calibration
-from kvstore.policies import Policy
 from kvstore.pool import SequencePages
-from services.evaluation.prompt_record import Compacted, PromptRecord
+from services.evaluation.prompt_record import Compacted
 from services.evaluation.tasks import Question, Task
 from services.evaluation.teacher_forcing import feed, open_fork, open_pages
 from services.runtime.model import ServedModel
@@ -51,36 +49,40 @@ def ask_in_turn(served: ServedModel, task: Task, compacted: Compacted) -> Answer
     return _ask(served, task, compacted, in_turn=True)
 
 
-def ask_aware(
-    served: ServedModel, task: Task, policy: Policy, calibration: Calibration
-) -> Answered:
-    """Query-aware: the first question is part of the prompt that is compacted."""
+def aware_prompt(task: Task) -> tuple[int, ...]:
+    """The text and its first question but for the last token, which is fed as it is in service."""
+    return (*task.context, *task.questions[0].token_ids[:-1])
+
+
+def ask_aware(served: ServedModel, task: Task, compacted: Compacted) -> Answered:
+    """Query-aware: the first question is part of what was compacted, `aware_prompt`."""
     question = task.questions[0]
-    prompt = (*task.context, *question.token_ids)
-    # as it is served: the last token is fed onto the cache
-    compacted = PromptRecord(served, prompt[:-1], calibration).compact_timed(policy)
-    asked = dataclasses.replace(question, token_ids=prompt[-1:])
+    asked = dataclasses.replace(question, token_ids=question.token_ids[-1:])
     return _ask(served, dataclasses.replace(task, questions=(asked,)), compacted, in_turn=False)
 
 
 def _ask(served: ServedModel, task: Task, compacted: Compacted, *, in_turn: bool) -> Answered:
     begin = time.perf_counter()
-    more = sum(len(question.token_ids) + question.answer_tokens for question in task.questions)
+    more = sum(
+        max(len(_known(served, question)), len(question.token_ids) + question.answer_tokens)
+        for question in task.questions
+    )
     (pages,) = open_pages(served, [compacted.layers], compacted.tokens, more, forks=1)
     loaded = time.perf_counter()
     scores: list[float] = []
     for question in task.questions:
         if in_turn and scores:
-            _feed_known(served, pages, task.questions[len(scores) - 1])
+            feed(served, [pages], _known(served, task.questions[len(scores) - 1]))
         scores.append(question.score(_answer(served, pages, question)))
     answered = time.perf_counter()
     pages.release()
     return Answered(tuple(scores), compacted.costs, loaded - begin, answered - loaded)
 
 
-def _feed_known(served: ServedModel, pages: SequencePages, question: Question) -> None:
+def _known(served: ServedModel, question: Question) -> tuple[int, ...]:
+    """The question with its right answer, as a later one finds them."""
     answer = served.tokenizer.encode(" " + ", ".join(question.answers), begins=False)
-    feed(served, [pages], (*question.token_ids, *answer))
+    return (*question.token_ids, *answer)
 
 
 def _answer(served: ServedModel, pages: SequencePages, question: Question) -> str:

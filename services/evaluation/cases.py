@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from kvstore.calibration import Calibration
-from services.evaluation.answers import ask_apart, ask_aware, ask_in_turn
+from services.evaluation.answers import ask_apart, ask_aware, ask_in_turn, aware_prompt
 from services.evaluation.cell_log import Values
 from services.evaluation.continuation import sample_continuation
 from services.evaluation.forced_runs import Measured, later_kept, ruled
@@ -137,9 +137,11 @@ class RetrievalCase:
         self, bench: Bench, settings: Sequence[Setting]
     ) -> Iterator[tuple[Setting, Values]]:
         record = bench.record(self.task.context)
+        aware_record = bench.record(aware_prompt(self.task))
         for setting in settings:
-            agnostic = ask_apart(bench.served, self.task, record.compact_timed(setting.policy))
-            aware = ask_aware(bench.served, self.task, setting.policy, bench.calibration)
+            policy = setting.policy
+            agnostic = ask_apart(bench.served, self.task, record.compact_timed(policy))
+            aware = ask_aware(bench.served, self.task, aware_record.compact_timed(policy))
             yield setting, {**agnostic.values, "aware_score": aware.score}
 
 

@@ -55,7 +55,7 @@ class Plan:
         """`text` is the user's own; passages and prompts of continuations are cut from it."""
         self._served = served
         self._sizes = sizes
-        self._own = served.tokenizer.encode(text) if text else []
+        self._own = text
 
     def cases(self, parts: Sequence[str]) -> list[Case]:
         """Those of some of `PARTS`. Raises `InvalidParameter` if the user's text is too short."""
@@ -65,7 +65,9 @@ class Plan:
 
     def _forced(self) -> Iterator[Case]:
         for tokens in self._sizes.contexts:
-            for name, passage in self._texts(tokens, self._sizes.fed, self._sizes.passages):
+            for name, passage in texts(
+                self._served, self._own, tokens, self._sizes.fed, self._sizes.passages
+            ):
                 yield ForcedCase(name, passage)
 
     def _needles(self) -> Iterator[Case]:
@@ -84,18 +86,24 @@ class Plan:
 
     def _long(self) -> Iterator[Case]:
         sizes = self._sizes
-        for name, passage in self._texts(sizes.long_prompt, 1, sizes.long_texts):
+        for name, passage in texts(self._served, self._own, sizes.long_prompt, 1, sizes.long_texts):
             yield LongCase(name, passage.prompt, sizes.generated)
 
-    def _texts(self, prompt: int, fed: int, count: int) -> Iterator[tuple[str, Passage]]:
-        if self._own:
-            # another text must not be taken for this one when a run goes on
-            text = f"own text {digest_tokens(self._own)[:8]}"
-            cut = cut_passages(self._own, prompt, fed, count)
-            yield from ((f"{text}, passage {n}", passage) for n, passage in enumerate(cut))
-            return
-        offsets = OFFSETS[:count]
-        for first, passage in zip(
-            offsets, passages(self._served, prompt, fed, offsets), strict=True
-        ):
-            yield f"topics from {first}", passage
+
+def texts(
+    served: ServedModel, own: str, prompt: int, fed: int, count: int
+) -> Iterator[tuple[str, Passage]]:
+    """Passages with names: of the user's `own` text, or where that is empty the fixed ones.
+
+    Raises `InvalidParameter` if the text is too short.
+    """
+    if own:
+        ids = served.tokenizer.encode(own)
+        # another text must not be taken for this one when a run goes on
+        text = f"own text {digest_tokens(ids)[:8]}"
+        cut = cut_passages(ids, prompt, fed, count)
+        yield from ((f"{text}, passage {n}", passage) for n, passage in enumerate(cut))
+        return
+    offsets = OFFSETS[:count]
+    found = passages(served, prompt, fed, offsets)
+    yield from zip([f"topics from {first}" for first in offsets], found, strict=True)

@@ -33,6 +33,11 @@ def parse_setting(text: str) -> Setting:
 
     Raises `UnknownPolicy` or `InvalidParameter`.
     """
+    return Setting(text, parse_policy(*parse_written(text)))
+
+
+def parse_written(text: str) -> tuple[str, dict[str, object]]:
+    """The policy's name and the parameters that are given. Raises `InvalidParameter`."""
     name, _, written = text.partition(":")
     parameters: dict[str, object] = {}
     for pair in _COMMA.split(written) if written else ():
@@ -40,7 +45,7 @@ def parse_setting(text: str) -> Setting:
         if not (key.strip() and equals):
             raise InvalidParameter("policy", f"{pair!r} of {text!r} is not name=value")
         parameters[key.strip()] = _value(value.strip())
-    return Setting(text, parse_policy(name, parameters))
+    return name, parameters
 
 
 def parse_settings(texts: Iterable[str]) -> tuple[Setting, ...]:
@@ -52,9 +57,10 @@ def parse_settings(texts: Iterable[str]) -> tuple[Setting, ...]:
     settings = tuple(parse_setting(text) for text in wanted if text and not text.startswith("#"))
     seen: dict[str, str] = {}
     for setting in settings:
-        other = seen.setdefault(setting.key, setting.name)
-        if other is not setting.name:
+        if setting.key in seen:
+            other = seen[setting.key]
             raise InvalidParameter("policy", f"{setting.name!r} is the same as {other!r}")
+        seen[setting.key] = setting.name
     if not settings:
         raise InvalidParameter("policy", "no setting is named")
     return settings

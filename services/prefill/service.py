@@ -13,7 +13,6 @@ import grpc
 from headwise.tracing import annotate, span
 from headwise.v1 import prefill_pb2, prefill_pb2_grpc
 from kvstore.cache import RaggedLayer
-from kvstore.policies import known_policies
 from kvstore.wire import CacheEncoder, Frame
 from services.prefill.calibration.calibrations import Calibrations
 from services.prefill.job import PrefillJob, parse_job
@@ -136,7 +135,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
     ) -> prefill_pb2.PrefillServiceDescribeResponse:
         return prefill_pb2.PrefillServiceDescribeResponse(
             model=describe_model(self._served),
-            policies=describe_policies(known_policies()),
+            policies=describe_policies(),
             default_policy=self._options.default_policy,
             limits=prefill_pb2.PrefillLimits(
                 max_prompt_tokens=self._max_prompt_tokens,
