@@ -21,7 +21,7 @@ class Preset:
 
 # what each costs, and of what these were chosen, is in docs/policies.md
 PRESETS = (
-    Preset("quality", "coverage", {"recovery": 0.99, "retrieval_ratio": 0.1}),
-    Preset("balanced", "coverage", {"recovery": 0.95, "retrieval_ratio": 0.15}),
+    Preset("quality", "coverage", {"recovery": 0.99, "retrieval_ratio": 0.08}),
+    Preset("balanced", "coverage", {"recovery": 0.95, "retrieval_ratio": 0.1}),
     Preset("small", "coverage", {"recovery": 0.85, "retrieval_ratio": 0.08}),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import pathlib
 from typing import TYPE_CHECKING
 
@@ -100,6 +101,14 @@ def evaluate_policies(
         raise click.ClickException(str(error)) from error
 
 
+def _require_pictures() -> None:
+    """Said before anything is measured, not after hours."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise click.ClickException(
+            "the report needs the eval extra: pip install 'headwise[serve,eval]'"
+        )
+
+
 def _run(options: EvalOptions, model: ModelOptions) -> None:
     from services.evaluation.bench import open_bench
     from services.evaluation.cell_log import CellLog
@@ -108,6 +117,7 @@ def _run(options: EvalOptions, model: ModelOptions) -> None:
     from services.evaluation.settings import parse_settings
     from services.evaluation.summary import summarise
 
+    _require_pictures()
     settings = parse_settings(options.written)
     sizes = QUICK if options.quick else Sizes()
     if options.contexts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -43,9 +44,9 @@ class Family:
 
     def _value(self, place: float) -> float:
         if self.parameter == "budget":
-            return round(_LEAST_BUDGET ** (1 - place), 4)
+            return round(math.pow(_LEAST_BUDGET, 1 - place), 4)
         nines = _LEAST_NINES + place * (_MOST_NINES - _LEAST_NINES)
-        return round(1 - 10**-nines, 5)
+        return round(1 - math.pow(10, -nines), 5)
 
 
 def family_of(policy: str, fixed: Mapping[str, object]) -> Family:
