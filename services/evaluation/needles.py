@@ -1,7 +1,7 @@
 """Single sentences hidden in real text, and asked for in their own words.
 
-SmolLM2's full cache finds them (the figure is in docs/policies.md), so that what a compact cache
-misses is its own loss.
+Their wording is chosen so that SmolLM2's full cache finds them, and what a compact cache misses is
+its own loss.
 """
 
 from __future__ import annotations
