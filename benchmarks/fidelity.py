@@ -21,9 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks import settings
 from benchmarks.fidelity_report import figures, tables
-from benchmarks.forced_runs import Measured, with_later_kept, with_rules
 from benchmarks.pass_key import found_keys
-from benchmarks.passages import COPYING_OFFSET, OFFSETS, hidden_keys, passages
+from services.evaluation.forced_runs import Measured, with_later_kept, with_rules
+from services.evaluation.passages import COPYING_OFFSET, OFFSETS, hidden_keys, passages
 from services.runtime.model import ServedModel, load_model
 
 # which of the passages is also fed further
@@ -32,11 +32,12 @@ _LONG_OFFSET = OFFSETS[2]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sizes:
-    """Tokens of a prompt, of its continuation, and of the longer one."""
+    """Tokens of a prompt, of its continuation, and of the longer one; how many passages."""
 
     prompt: int
     fed: int
     long: int
+    passages: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -53,7 +54,7 @@ class Report:
 
 def measure(served: ServedModel, sizes: Sizes, progress: Progress) -> Report:
     """All parts, one after another, each with a bar of its own."""
-    three = passages(served, sizes.prompt, sizes.fed)
+    texts = passages(served, sizes.prompt, sizes.fed, OFFSETS[: sizes.passages])
     copying = passages(served, sizes.prompt, sizes.fed, (COPYING_OFFSET,))
     long = passages(served, sizes.prompt, sizes.long, (_LONG_OFFSET,))
     cases = hidden_keys(served, sizes.prompt)
@@ -62,12 +63,12 @@ def measure(served: ServedModel, sizes: Sizes, progress: Progress) -> Report:
         task = progress.add_task(title, total=steps)
         return lambda: progress.advance(task)
 
-    later_kept = len(settings.LATER_KEPT) * len(three)
+    later_kept = len(settings.LATER_KEPT) * len(texts)
     policies = [setting.policy for setting in settings.PASS_KEY]
     found = found_keys(served, cases, policies, bar("pass keys", len(cases)))
     return Report(
-        with_later_kept(served, three, settings.LATER_KEPT, bar("later kept", later_kept)),
-        with_rules(served, three, settings.RULES_ON, bar("rules on", len(three) * sizes.fed)),
+        with_later_kept(served, texts, settings.LATER_KEPT, bar("later kept", later_kept)),
+        with_rules(served, texts, settings.RULES_ON, bar("rules on", len(texts) * sizes.fed)),
         with_rules(served, long, settings.LONG, bar("longer", sizes.long)),
         with_later_kept(served, long, settings.LONG, bar("longer, kept", len(settings.LONG))),
         with_later_kept(served, copying, settings.COPYING, bar("copying", len(settings.COPYING))),
@@ -80,7 +81,7 @@ def measure(served: ServedModel, sizes: Sizes, progress: Progress) -> Report:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    sizes = Sizes(options.prompt_tokens, options.fed_tokens, options.long_tokens)
+    sizes = Sizes(options.prompt_tokens, options.fed_tokens, options.long_tokens, options.passages)
     served = load_model(options.model)
     columns = (TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn()) as progress:
@@ -106,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--prompt-tokens", type=int, default=1536)
     parser.add_argument("--fed-tokens", type=int, default=256)
+    parser.add_argument("--passages", type=int, default=len(OFFSETS), help="the first so many")
     parser.add_argument("--long-tokens", type=int, default=512)
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--machine", default=f"{os.cpu_count()} CPU cores", help="its kind")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import rich.box
 from rich.table import Table
 
-from benchmarks.forced_runs import Measured
+from services.evaluation.forced_runs import Measured
 
 if TYPE_CHECKING:
     from benchmarks.fidelity import Report

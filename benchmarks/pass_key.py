@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from benchmarks.passages import HiddenKey
-from benchmarks.prompt_record import PromptRecord
-from benchmarks.teacher_forcing import feed, open_pages
 from kvstore.calibration import Calibration
 from kvstore.policies import Policy
 from kvstore.pool import SequencePages
+from services.evaluation.passages import HiddenKey
+from services.evaluation.prompt_record import PromptRecord
+from services.evaluation.teacher_forcing import feed, open_pages
 from services.runtime.model import ServedModel
 
 # five digits, a token each, and room for a space or a quotation mark before them

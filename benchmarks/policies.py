@@ -26,11 +26,11 @@ from benchmarks.fidelity_report import (
     measured_figures,
     measured_table,
 )
-from benchmarks.forced_runs import with_later_kept
 from benchmarks.pass_key import found_keys
-from benchmarks.passages import hidden_keys, passages
 from benchmarks.policy_settings import PASS_KEY, SIZES
 from kvstore.calibration import Calibration
+from services.evaluation.forced_runs import with_later_kept
+from services.evaluation.passages import OFFSETS, Passage, hidden_keys, passages
 from services.prefill.calibration.query_filters import measure_filters
 from services.prefill.calibration.retrieval_probe import probe_retrieval
 from services.runtime.model import ServedModel, load_model
@@ -39,10 +39,9 @@ _Bar = Callable[[str, int], Callable[[], None]]
 
 
 def compare_sizes(
-    served: ServedModel, calibration: Calibration, prompt: int, fed: int, bar: _Bar
+    served: ServedModel, calibration: Calibration, texts: Sequence[Passage], bar: _Bar
 ) -> tuple[Table, dict[str, Figure]]:
     """KL, perplexity and first choices of every setting, on all passages."""
-    texts = passages(served, prompt, fed)
     on_step = bar("sizes", len(SIZES) * len(texts))
     results = with_later_kept(served, texts, SIZES, on_step, calibration)
     figures: dict[str, Figure] = {}
@@ -75,10 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             task = progress.add_task(title, total=steps)
             return lambda: progress.advance(task)
 
-        prompt, fed = options.prompt_tokens, options.fed_tokens
+        prompt, offsets = options.prompt_tokens, OFFSETS[: options.passages]
+        texts = passages(served, prompt, options.fed_tokens, offsets)
         for part in options.parts:
             table, found = (
-                compare_sizes(served, calibration, prompt, fed, bar)
+                compare_sizes(served, calibration, texts, bar)
                 if part == "sizes"
                 else ask_for_keys(served, calibration, prompt, bar)
             )
@@ -98,6 +98,7 @@ def _write(options: argparse.Namespace, served: ServedModel, figures: dict[str, 
             "python": platform.python_version(),
             "prompt": options.prompt_tokens,
             "fed": options.fed_tokens,
+            "passages": options.passages,
         },
         "figures": figures,
     }
@@ -109,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--prompt-tokens", type=int, default=1536)
     parser.add_argument("--fed-tokens", type=int, default=256)
+    parser.add_argument("--passages", type=int, default=len(OFFSETS), help="the first so many")
     parser.add_argument("--probe-tokens", type=int, default=2048, help="of calibration's texts")
     parser.add_argument("--parts", nargs="+", choices=("sizes", "keys"), default=["sizes", "keys"])
     parser.add_argument("--json", type=Path, help="write the figures here")

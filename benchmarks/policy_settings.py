@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.settings import Setting
 from kvstore.policies import parse_policy
+from services.evaluation.settings import Setting
 
 
 def _setting(name: str, policy: str, **parameters: object) -> Setting:

@@ -16,10 +16,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.figures import Figure, add_options, report
-from benchmarks.passages import all_topics
 from kvstore.policies import Policy, parse_policy
 from kvstore.pool import PagePool, SequencePages, pages_bound
 from services.decode.options import DecodeOptions
+from services.evaluation.passages import all_topics
 from services.prefill.options import PrefillOptions
 from services.prefill.prefiller import Prefiller
 from services.runtime.model import ServedModel, load_model

@@ -1,22 +1,11 @@
-"""What is measured: policies under the names that the figures carry."""
+"""What is measured: policies under the names that the figures carry; `t95` is a recovery of .95."""
 
 from __future__ import annotations
 
-import dataclasses
-
-from kvstore.policies import Policy
 from kvstore.policies.coverage import Coverage
 from kvstore.policies.fastgen import FastGen
 from kvstore.policies.full import Full
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Setting:
-    """A policy and its name in tables and figures; `t95` is a recovery of .95."""
-
-    name: str
-    policy: Policy
-
+from services.evaluation.settings import Setting
 
 _FULL = Setting("full", Full())
 _FASTGEN = tuple(Setting(f"fastgen_t{t}", FastGen(recovery=t / 100)) for t in (80, 90, 95, 98))

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17headwise/v1/cache.proto\x12\x0bheadwise.v1\x1a\x1cgoogle/protobuf/struct.proto\"t\n\nCacheFrame\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.headwise.v1.FrameKind\x12\r\n\x05layer\x18\x02 \x01(\r\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x05 \x01(\x07\"w\n\x10ModelFingerprint\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x16\n\x0eweights_digest\x18\x03 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\"C\n\x06Policy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\nparameters\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"L\n\x11PolicyDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x08\x64\x65\x66\x61ults\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"^\n\nLayerShape\x12\x10\n\x08kv_heads\x18\x01 \x01(\r\x12\x13\n\x0bquery_heads\x18\x02 \x01(\r\x12\x11\n\thead_size\x18\x03 \x01(\r\x12\x16\n\x0esliding_window\x18\x04 \x01(\r\"\xb6\x01\n\x10ModelDescription\x12\x32\n\x0b\x66ingerprint\x18\x01 \x01(\x0b\x32\x1d.headwise.v1.ModelFingerprint\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x03 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x04 \x01(\r\x12\'\n\x06layers\x18\x05 \x03(\x0b\x32\x17.headwise.v1.LayerShape\"X\n\x08Versions\x12\x10\n\x08headwise\x18\x01 \x01(\t\x12\r\n\x05torch\x18\x02 \x01(\t\x12\x14\n\x0ctransformers\x18\x03 \x01(\t\x12\x15\n\rcache_formats\x18\x04 \x03(\r\"\x90\x01\n\x0bStoredCache\x12\x0e\n\x06handle\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\x04 \x01(\x04\x12\x1a\n\x12\x65xpires_in_seconds\x18\x05 \x01(\x01\x12#\n\x06policy\x18\x06 \x01(\x0b\x32\x13.headwise.v1.Policy*\xdf\x01\n\tFrameKind\x12\x1a\n\x16\x46RAME_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46RAME_KIND_HEADER\x10\x01\x12\x14\n\x10\x46RAME_KIND_INDEX\x10\x02\x12\x13\n\x0f\x46RAME_KIND_KEYS\x10\x03\x12\x15\n\x11\x46RAME_KIND_VALUES\x10\x04\x12\x18\n\x14\x46RAME_KIND_POSITIONS\x10\x05\x12\x15\n\x11\x46RAME_KIND_SCORES\x10\x06\x12\x14\n\x10\x46RAME_KIND_FLAGS\x10\x07\x12\x16\n\x12\x46RAME_KIND_TRAILER\x10\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17headwise/v1/cache.proto\x12\x0bheadwise.v1\x1a\x1cgoogle/protobuf/struct.proto\"t\n\nCacheFrame\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.headwise.v1.FrameKind\x12\r\n\x05layer\x18\x02 \x01(\r\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x05 \x01(\x07\"w\n\x10ModelFingerprint\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x16\n\x0eweights_digest\x18\x03 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\"C\n\x06Policy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\nparameters\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"_\n\x11PolicyDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x08\x64\x65\x66\x61ults\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x11\n\tpreset_of\x18\x03 \x01(\t\"^\n\nLayerShape\x12\x10\n\x08kv_heads\x18\x01 \x01(\r\x12\x13\n\x0bquery_heads\x18\x02 \x01(\r\x12\x11\n\thead_size\x18\x03 \x01(\r\x12\x16\n\x0esliding_window\x18\x04 \x01(\r\"\xb6\x01\n\x10ModelDescription\x12\x32\n\x0b\x66ingerprint\x18\x01 \x01(\x0b\x32\x1d.headwise.v1.ModelFingerprint\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x03 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x04 \x01(\r\x12\'\n\x06layers\x18\x05 \x03(\x0b\x32\x17.headwise.v1.LayerShape\"X\n\x08Versions\x12\x10\n\x08headwise\x18\x01 \x01(\t\x12\r\n\x05torch\x18\x02 \x01(\t\x12\x14\n\x0ctransformers\x18\x03 \x01(\t\x12\x15\n\rcache_formats\x18\x04 \x03(\r\"\x90\x01\n\x0bStoredCache\x12\x0e\n\x06handle\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\x04 \x01(\x04\x12\x1a\n\x12\x65xpires_in_seconds\x18\x05 \x01(\x01\x12#\n\x06policy\x18\x06 \x01(\x0b\x32\x13.headwise.v1.Policy*\xdf\x01\n\tFrameKind\x12\x1a\n\x16\x46RAME_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46RAME_KIND_HEADER\x10\x01\x12\x14\n\x10\x46RAME_KIND_INDEX\x10\x02\x12\x13\n\x0f\x46RAME_KIND_KEYS\x10\x03\x12\x15\n\x11\x46RAME_KIND_VALUES\x10\x04\x12\x18\n\x14\x46RAME_KIND_POSITIONS\x10\x05\x12\x15\n\x11\x46RAME_KIND_SCORES\x10\x06\x12\x14\n\x10\x46RAME_KIND_FLAGS\x10\x07\x12\x16\n\x12\x46RAME_KIND_TRAILER\x10\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headwise.v1.cache_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FRAMEKIND']._serialized_start=975
-  _globals['_FRAMEKIND']._serialized_end=1198
+  _globals['_FRAMEKIND']._serialized_start=994
+  _globals['_FRAMEKIND']._serialized_end=1217
   _globals['_CACHEFRAME']._serialized_start=70
   _globals['_CACHEFRAME']._serialized_end=186
   _globals['_MODELFINGERPRINT']._serialized_start=188
@@ -41,13 +41,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_POLICY']._serialized_start=309
   _globals['_POLICY']._serialized_end=376
   _globals['_POLICYDESCRIPTION']._serialized_start=378
-  _globals['_POLICYDESCRIPTION']._serialized_end=454
-  _globals['_LAYERSHAPE']._serialized_start=456
-  _globals['_LAYERSHAPE']._serialized_end=550
-  _globals['_MODELDESCRIPTION']._serialized_start=553
-  _globals['_MODELDESCRIPTION']._serialized_end=735
-  _globals['_VERSIONS']._serialized_start=737
-  _globals['_VERSIONS']._serialized_end=825
-  _globals['_STOREDCACHE']._serialized_start=828
-  _globals['_STOREDCACHE']._serialized_end=972
+  _globals['_POLICYDESCRIPTION']._serialized_end=473
+  _globals['_LAYERSHAPE']._serialized_start=475
+  _globals['_LAYERSHAPE']._serialized_end=569
+  _globals['_MODELDESCRIPTION']._serialized_start=572
+  _globals['_MODELDESCRIPTION']._serialized_end=754
+  _globals['_VERSIONS']._serialized_start=756
+  _globals['_VERSIONS']._serialized_end=844
+  _globals['_STOREDCACHE']._serialized_start=847
+  _globals['_STOREDCACHE']._serialized_end=991
 # @@protoc_insertion_point(module_scope)

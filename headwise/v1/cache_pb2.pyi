@@ -66,12 +66,14 @@ class Policy(_message.Message):
     def __init__(self, name: _Optional[str] = ..., parameters: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class PolicyDescription(_message.Message):
-    __slots__ = ("name", "defaults")
+    __slots__ = ("name", "defaults", "preset_of")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DEFAULTS_FIELD_NUMBER: _ClassVar[int]
+    PRESET_OF_FIELD_NUMBER: _ClassVar[int]
     name: str
     defaults: _struct_pb2.Struct
-    def __init__(self, name: _Optional[str] = ..., defaults: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    preset_of: str
+    def __init__(self, name: _Optional[str] = ..., defaults: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., preset_of: _Optional[str] = ...) -> None: ...
 
 class LayerShape(_message.Message):
     __slots__ = ("kv_heads", "query_heads", "head_size", "sliding_window")

@@ -1,4 +1,4 @@
-"""The policies there are, by name."""
+"""The policies and presets there are, by name."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from kvstore.policies.fastgen import FastGen
 from kvstore.policies.full import Full
 from kvstore.policies.h2o import H2O
 from kvstore.policies.parameters import from_parameters
+from kvstore.policies.presets import PRESETS
 from kvstore.policies.pyramid_infer import PyramidInfer
 from kvstore.policies.pyramidkv import PyramidKV
 from kvstore.policies.qfilters import QFilters
@@ -45,15 +46,18 @@ _KINDS: tuple[type[Policy], ...] = (
     Reconstruction,
 )
 _POLICIES = {kind.name: kind for kind in _KINDS}
+_PRESETS = {preset.name: preset for preset in PRESETS}
 
 
 def parse_policy(name: str, parameters: Mapping[str, object]) -> Policy:
-    """The policy `name` with JSON-typed parameters over its defaults.
+    """The policy or preset `name` with JSON-typed parameters over its defaults.
 
     Raises `UnknownPolicy`, or `InvalidParameter` with the field `policy.parameters.<key>`.
     """
+    if preset := _PRESETS.get(name):
+        return parse_policy(preset.policy, {**preset.parameters, **parameters})
     if name not in _POLICIES:
-        raise UnknownPolicy(name, tuple(_POLICIES))
+        raise UnknownPolicy(name, (*_POLICIES, *_PRESETS))
     policy: Policy = from_parameters(_POLICIES[name], parameters)
     return policy
 
@@ -61,3 +65,8 @@ def parse_policy(name: str, parameters: Mapping[str, object]) -> Policy:
 def known_policies() -> tuple[tuple[str, dict[str, object]], ...]:
     """Every policy's name with its default parameters."""
     return tuple((name, policy().parameters()) for name, policy in _POLICIES.items())
+
+
+def known_presets() -> tuple[tuple[str, Policy], ...]:
+    """Every preset's name with the policy that it stands for."""
+    return tuple((name, parse_policy(name, {})) for name in _PRESETS)

@@ -11,9 +11,11 @@ from services.commands.cache import cache
 from services.commands.calibrate import calibrate
 from services.commands.decode import decode
 from services.commands.demo import demo
+from services.commands.eval import evaluate_policies
 from services.commands.generate import generate
 from services.commands.inspect import inspect_cache
 from services.commands.prefill import prefill
+from services.commands.tune import tune
 from services.commands.variables import KNOWN_VARIABLES
 from services.runtime.configuration import refuse_unknown_variables
 
@@ -29,5 +31,15 @@ def command_line() -> None:
     refuse_unknown_variables(os.environ, KNOWN_VARIABLES)
 
 
-for _command in (prefill, decode, generate, cache, demo, inspect_cache, calibrate):
+for _command in (
+    prefill,
+    decode,
+    generate,
+    cache,
+    demo,
+    inspect_cache,
+    calibrate,
+    evaluate_policies,
+    tune,
+):
     command_line.add_command(_command)

@@ -10,7 +10,6 @@ import grpc
 from headwise.errors import Overloaded
 from headwise.v1 import prefill_pb2, prefill_pb2_grpc
 from kvstore.cache import CompactCache
-from kvstore.policies import known_policies
 from services.prefill.job import parse_job
 from services.prefill.messages import kept_to_proto
 from services.prefill.options import PrefillOptions
@@ -74,7 +73,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
     ) -> prefill_pb2.PrefillServiceDescribeResponse:
         return prefill_pb2.PrefillServiceDescribeResponse(
             model=describe_model(self._served),
-            policies=describe_policies(known_policies()),
+            policies=describe_policies(),
             default_policy=self._options.default_policy,
             limits=prefill_pb2.PrefillLimits(
                 max_prompt_tokens=self._parts.max_prompt_tokens,

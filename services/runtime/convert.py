@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -16,7 +16,7 @@ import headwise
 from headwise.v1 import cache_pb2, prefill_pb2
 from kvstore.cache import FORMAT_VERSION, Fingerprint, LayerShape, ModelFingerprint
 from kvstore.errors import CorruptCache, InvalidParameter
-from kvstore.policies import Policy, parse_policy
+from kvstore.policies import Policy, known_policies, known_presets, parse_policy
 from kvstore.wire import Frame, FrameKind
 from services.runtime.model import ServedModel
 
@@ -73,13 +73,19 @@ def recorded_policy(fingerprint: Fingerprint) -> cache_pb2.Policy:
     return cache_pb2.Policy(name=fingerprint.policy, parameters=_struct(parameters))
 
 
-def describe_policies(
-    policies: Iterable[tuple[str, Mapping[str, object]]],
-) -> list[cache_pb2.PolicyDescription]:
-    return [
+def describe_policies() -> list[cache_pb2.PolicyDescription]:
+    """Every policy, then every preset."""
+    policies = [
         cache_pb2.PolicyDescription(name=name, defaults=_struct(defaults))
-        for name, defaults in policies
+        for name, defaults in known_policies()
     ]
+    presets = [
+        cache_pb2.PolicyDescription(
+            name=name, defaults=_struct(policy.parameters()), preset_of=policy.name
+        )
+        for name, policy in known_presets()
+    ]
+    return policies + presets
 
 
 def describe_model(served: ServedModel) -> cache_pb2.ModelDescription:

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from benchmarks import fidelity, policies, policy_settings, settings
-from benchmarks.forced_runs import with_later_kept, with_rules
-from benchmarks.passages import OFFSETS, Passage, hidden_keys, passages
-from benchmarks.prompt_record import PromptRecord
-from benchmarks.settings import Setting
-from benchmarks.teacher_forcing import compare, dense_logits, kept_logits
 from kvstore.policies import known_policies
 from kvstore.policies.coverage import Coverage
 from kvstore.policies.fastgen import FastGen
 from kvstore.policies.full import Full
+from services.evaluation.forced_runs import with_later_kept, with_rules
+from services.evaluation.passages import OFFSETS, Passage, hidden_keys, passages
+from services.evaluation.prompt_record import PromptRecord
+from services.evaluation.settings import Setting
+from services.evaluation.teacher_forcing import compare, dense_logits, kept_logits
 from services.runtime.model import load_model
 
 
@@ -35,7 +35,7 @@ def passage():
 
 def test_the_benchmark_writes_every_figure(tiny_model, tmp_path):
     out = tmp_path / "figures.json"
-    sizes = ["--prompt-tokens", "80", "--fed-tokens", "4", "--long-tokens", "8"]
+    sizes = ["--prompt-tokens", "80", "--fed-tokens", "4", "--long-tokens", "8", "--passages", "3"]
     fidelity.main(["--model", str(tiny_model), *sizes, "--json", str(out)])
     document = json.loads(out.read_text())
     found = document["figures"]
@@ -113,8 +113,18 @@ def test_passages_and_hidden_keys_are_cut_to_size(served):
 
 def test_the_comparison_of_policies_writes_every_figure(tiny_model, tmp_path):
     out = tmp_path / "figures.json"
-    sizes = ["--prompt-tokens", "80", "--fed-tokens", "4", "--probe-tokens", "32"]
-    policies.main(["--model", str(tiny_model), *sizes, "--json", str(out)])
+    sizes = [
+        "--prompt-tokens",
+        "80",
+        "--fed-tokens",
+        "4",
+        "--probe-tokens",
+        "32",
+        "--passages",
+        "3",
+    ]
+    probed = ["--probe-tokens", "32"]
+    policies.main(["--model", str(tiny_model), *sizes, *probed, "--json", str(out)])
     found = json.loads(out.read_text())["figures"]
     assert len(found) == 6 * len(policy_settings.SIZES) + len(policy_settings.PASS_KEY)
     assert all(set(f) == {"value", "unit", "against", "target"} for f in found.values())

@@ -46,6 +46,15 @@ def test_a_compact_policy_keeps_ships_and_holds_less(tiny_pair: Pair) -> None:
     assert result.policy_parameters["recovery"] == 0.5
 
 
+def test_a_preset_is_described_used_and_recorded_as_its_policy(tiny_pair: Pair) -> None:
+    with Client(tiny_pair[1].target) as client:
+        (described,) = [p for p in client.describe().policies if p.name == "balanced"]
+        result = client.generate(_PROMPT, policy="balanced", max_tokens=4).result
+    assert described.preset_of == result.policy == "coverage"
+    assert dict(described.defaults.items()) == result.policy_parameters
+    assert result.policy_parameters["retrieval_ratio"] > 0
+
+
 def test_pages_are_back_when_an_answer_has_ended(tiny_pair: Pair) -> None:
     with Client(tiny_pair[1].target) as client:
         client.generate(_PROMPT, max_tokens=3).text()

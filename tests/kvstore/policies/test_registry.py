@@ -1,5 +1,6 @@
 """Policies by name, and parameters that are wrong."""
 
+import dataclasses
 import json
 import math
 
@@ -11,7 +12,7 @@ from kvstore.policies.budget import Budget
 from kvstore.policies.coverage import Coverage
 from kvstore.policies.fastgen import FastGen
 from kvstore.policies.h2o import H2O
-from kvstore.policies.registry import known_policies, parse_policy
+from kvstore.policies.registry import known_policies, known_presets, parse_policy
 
 
 def test_json_numbers_may_be_floats():
@@ -58,7 +59,27 @@ def test_an_unknown_policy_is_refused_by_name():
     with pytest.raises(UnknownPolicy) as caught:
         parse_policy("h3o", {})
     assert caught.value.name == "h3o"
-    assert caught.value.known == tuple(name for name, _ in known_policies())
+    known = (*known_policies(), *known_presets())
+    assert caught.value.known == tuple(name for name, _ in known)
+
+
+def test_a_preset_is_a_policy_with_parameters_and_gives_way_to_the_users():
+    balanced = parse_policy("balanced", {})
+    assert (balanced.name, balanced.recovery) == ("coverage", 0.95)
+    assert parse_policy("coverage", balanced.parameters()) == balanced
+    assert parse_policy("balanced", {"recovery": 0.9}) == dataclasses.replace(
+        balanced, recovery=0.9
+    )
+    with pytest.raises(InvalidParameter, match="budget"):
+        parse_policy("balanced", {"budget": 0.2})
+
+
+def test_presets_and_policies_share_no_name_and_get_smaller():
+    names = [name for name, _ in (*known_policies(), *known_presets())]
+    assert len(set(names)) == len(names)
+    assert [name for name, _ in known_presets()] == ["quality", "balanced", "small"]
+    recoveries = [policy.recovery for _, policy in known_presets()]
+    assert recoveries == sorted(recoveries, reverse=True)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,13 @@ import dataclasses
 import random
 from collections.abc import Sequence
 
+from kvstore.errors import InvalidParameter
 from services.runtime.model import ServedModel
 
-# where the passages begin, in tokens of all topics by sorted name. The topics repeat one another:
-# none of these continuations shares a run of 16 tokens with its prompt
-OFFSETS = (20_000, 60_000, 100_000)
+# where the passages begin, in SmolLM2's tokens of all topics by sorted name. The topics repeat one
+# another: of prompts of 1,536 or 3,072 tokens none of the continuations shares a run of 16 tokens
+# with its prompt, up to 1,000 or 256 tokens of them
+OFFSETS = (20_000, 60_000, 100_000, 10_000, 30_000, 40_000, 70_000, 90_000)
 # here it does, for 140 of 256 tokens
 COPYING_OFFSET = 50_000
 # where in the prompt a pass key is hidden, as a share of its length
@@ -41,13 +43,28 @@ def passages(
 ) -> tuple[Passage, ...]:
     """The passages that begin there."""
     ids = all_topics(served)
-    found = []
-    for first in offsets:
-        text = tuple(ids[first : first + prompt_tokens + fed_tokens + 1])
-        found.append(
-            Passage(text[:prompt_tokens], text[prompt_tokens:-1], text[prompt_tokens + 1 :])
-        )
-    return tuple(found)
+    return tuple(_cut(ids, first, prompt_tokens, fed_tokens) for first in offsets)
+
+
+def _cut(ids: Sequence[int], first: int, prompt_tokens: int, fed_tokens: int) -> Passage:
+    text = tuple(ids[first : first + prompt_tokens + fed_tokens + 1])
+    return Passage(text[:prompt_tokens], text[prompt_tokens:-1], text[prompt_tokens + 1 :])
+
+
+def cut_passages(
+    ids: Sequence[int], prompt_tokens: int, fed_tokens: int, count: int
+) -> tuple[Passage, ...]:
+    """At most `count` passages, spread over a text; as few as find room beside one another.
+
+    Raises `InvalidParameter` if the text has no room for one.
+    """
+    needed = prompt_tokens + fed_tokens + 1
+    room = min(count, len(ids) // needed)
+    if room < 1:
+        raise InvalidParameter("text", f"has {len(ids)} tokens, {needed} are needed")
+    return tuple(
+        _cut(ids, number * (len(ids) // room), prompt_tokens, fed_tokens) for number in range(room)
+    )
 
 
 def hidden_keys(served: ServedModel, prompt_tokens: int) -> tuple[HiddenKey, ...]:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.attention_hooks import DenseAttention, KeptAttention
 from kvstore.cache import RaggedLayer
 from kvstore.pool import BatchStep, PagePool, SequencePages, pages_bound
 from services.decode.step import BatchAttention
+from services.evaluation.attention_hooks import DenseAttention, KeptAttention
 from services.runtime.attention import AttentionHook, forward
 from services.runtime.model import ServedModel
 
@@ -53,12 +53,15 @@ def open_pages(
     caches: Sequence[Sequence[RaggedLayer]],
     first_position: int,
     more_tokens: int,
+    forks: int = 0,
 ) -> list[SequencePages]:
-    """Pages of one pool that hold these compact prompts, each with room for `more_tokens`."""
+    """Pages of one pool that hold these compact prompts, each with room for `more_tokens`.
+
+    So many `forks` may be open at once beside them, and as long as they (`open_fork`).
+    """
     bound = pages_bound(served.shapes, first_position + more_tokens, _PAGE_ROWS)
-    pool = PagePool(
-        served.shapes, pages=bound.rows * len(caches), page_rows=_PAGE_ROWS, dtype=served.dtype
-    )
+    pages = bound.rows * (len(caches) + forks)
+    pool = PagePool(served.shapes, pages=pages, page_rows=_PAGE_ROWS, dtype=served.dtype)
     batch = []
     for layers in caches:
         sequence = pool.open(first_position, bound)
@@ -66,6 +69,16 @@ def open_pages(
             sequence.load(index, layer)
         batch.append(sequence)
     return batch
+
+
+def open_fork(pages: SequencePages, more_tokens: int) -> SequencePages:
+    """Another sequence in the same state, with room for `more_tokens`."""
+    fork = pages.fork()
+    bound = pages_bound(pages.shapes, pages.length + more_tokens, _PAGE_ROWS)
+    # its marks are its own already, its rows are shared until it writes
+    own = fork.reservation.used.marks
+    fork.reservation.ensure(dataclasses.replace(bound, marks=bound.marks - own))
+    return fork
 
 
 def feed(served: ServedModel, batch: Sequence[SequencePages], block: Sequence[int]) -> torch.Tensor:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from benchmarks.passages import Passage
-from benchmarks.prompt_record import PromptRecord, bytes_kept, rows_kept
-from benchmarks.settings import Setting
-from benchmarks.teacher_forcing import (
+from kvstore.calibration import Calibration
+from kvstore.pool import SequencePages
+from services.evaluation.passages import Passage
+from services.evaluation.prompt_record import PromptRecord
+from services.evaluation.settings import Setting
+from services.evaluation.teacher_forcing import (
     Divergence,
     compare,
     dense_logits,
@@ -19,8 +21,6 @@ from benchmarks.teacher_forcing import (
     kept_logits,
     open_pages,
 )
-from kvstore.calibration import Calibration
-from kvstore.pool import SequencePages
 from services.runtime.model import ServedModel
 
 
@@ -28,14 +28,22 @@ from services.runtime.model import ServedModel
 class Measured:
     """One setting on one or several passages, ratios of the dense cache.
 
-    `rows` and `bytes` at the prompt's end, `final_rows` when the continuation has been fed.
+    `rows` and `bytes` at the prompt's end, `final_rows` when the continuation has been fed;
+    `costs` what `Compacted.costs` says, on average.
     """
 
     name: str
-    rows: float
-    bytes: float
     final_rows: float
     divergence: Divergence
+    costs: Mapping[str, float]
+
+    @property
+    def rows(self) -> float:
+        return self.costs["rows"]
+
+    @property
+    def bytes(self) -> float:
+        return self.costs["bytes"]
 
 
 def with_later_kept(
@@ -52,7 +60,7 @@ def with_later_kept(
         exact = dense_logits(served, passage.prompt, passage.fed)
         parts.append([])
         for setting in settings:
-            parts[-1].append(_later_kept(served, passage, record, exact, setting))
+            parts[-1].append(later_kept(served, passage, record, exact, setting))
             on_step()
     return _joined(parts)
 
@@ -66,58 +74,59 @@ def with_rules(
 ) -> list[Measured]:
     """Each head's rule applies after every fed token; one step a passage and token.
 
-    The settings are fed together as a batch, each from a cache of its own.
+    Each setting is fed from a cache of its own.
     """
     parts = []
     for passage in passages:
         record = PromptRecord(served, passage.prompt, calibration)
-        parts.append(_ruled(served, passage, record, settings, on_step))
+        exact = dense_logits(served, passage.prompt, passage.fed)
+        parts.append(ruled(served, passage, record, exact, settings, on_step))
     return _joined(parts)
 
 
-def _later_kept(
+def later_kept(
     served: ServedModel,
     passage: Passage,
     record: PromptRecord,
     exact: torch.Tensor,
     setting: Setting,
 ) -> Measured:
+    """Every fed token stays; `exact` are the passage's dense logits `[m, V]`."""
     prompt, fed = len(passage.prompt), len(passage.fed)
-    layers = record.compact(setting.policy)
-    logits = kept_logits(served, layers, prompt, passage.fed)
-    rows = rows_kept(layers, prompt)
+    compacted = record.compact_timed(setting.policy)
+    logits = kept_logits(served, compacted.layers, prompt, passage.fed)
+    costs = compacted.costs
     return Measured(
         setting.name,
-        rows,
-        bytes_kept(layers, prompt),
-        (rows * prompt + fed) / (prompt + fed),
+        (costs["rows"] * prompt + fed) / (prompt + fed),
         compare(exact, logits, passage.targets),
+        costs,
     )
 
 
-def _ruled(
+def ruled(
     served: ServedModel,
     passage: Passage,
     record: PromptRecord,
+    exact: torch.Tensor,
     settings: Sequence[Setting],
     on_step: Callable[[], None],
 ) -> list[Measured]:
-    prompt = len(passage.prompt)
-    layers = [record.compact(setting.policy) for setting in settings]
-    batch = open_pages(served, layers, prompt, len(passage.fed))
+    """The rules apply after every fed token; the settings are fed together as a batch."""
+    made = [record.compact_timed(setting.policy) for setting in settings]
+    layers = [compacted.layers for compacted in made]
+    batch = open_pages(served, layers, len(passage.prompt), len(passage.fed))
     logits = []
     for token in passage.fed:
         logits.append(feed(served, batch, (token,)))
         on_step()
     by_setting = torch.stack(logits, 1)
-    exact = dense_logits(served, passage.prompt, passage.fed)
     return [
         Measured(
             setting.name,
-            rows_kept(layers[number], prompt),
-            bytes_kept(layers[number], prompt),
             _rows_held(batch[number]),
             compare(exact, by_setting[number], passage.targets),
+            made[number].costs,
         )
         for number, setting in enumerate(settings)
     ]
@@ -133,10 +142,9 @@ def _joined(parts: Sequence[Sequence[Measured]]) -> list[Measured]:
     return [
         Measured(
             same[0].name,
-            sum(one.rows for one in same) / len(same),
-            sum(one.bytes for one in same) / len(same),
             sum(one.final_rows for one in same) / len(same),
             join([one.divergence for one in same]),
+            {what: sum(one.costs[what] for one in same) / len(same) for what in same[0].costs},
         )
         for same in zip(*parts, strict=True)
     ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
+import time
 from typing import ClassVar
 
 from kvstore.cache import LayerShape, RaggedLayer
@@ -53,6 +55,43 @@ class _Recorder:
         return {}
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Compacted:
+    """A prompt's compact layers, and the seconds of the prefill that made them.
+
+    `prefill_seconds` the model alone, `profile_seconds` what the policy asked to be measured,
+    `compact_seconds` its decision and the copy of the rows. The first two are those of the one
+    prefill that all policies with the same requests share.
+    """
+
+    layers: list[RaggedLayer]
+    tokens: int
+    prefill_seconds: float
+    profile_seconds: float
+    compact_seconds: float
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """Real size and time, as every measurement of quality is accompanied by them."""
+        return {
+            "rows": rows_kept(self.layers, self.tokens),
+            "bytes": bytes_kept(self.layers, self.tokens),
+            "kept_bytes": sum(layer.nbytes for layer in self.layers),
+            "prefill_seconds": self.prefill_seconds,
+            "profile_seconds": self.profile_seconds,
+            "compact_seconds": self.compact_seconds,
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _Profiled:
+    """The layers' profiles, and what the prefill that made them took."""
+
+    profiles: list[AttentionProfile | None]
+    prefill_seconds: float
+    profile_seconds: float
+
+
 class PromptRecord:
     """What the prefill of one prompt knows; policies that ask for the same profile share it."""
 
@@ -67,10 +106,14 @@ class PromptRecord:
         self._token_ids = token_ids
         self._facts = PromptFacts(len(token_ids), served.tokenizer.classify(token_ids))
         self._dense: dict[int, RaggedLayer] = {}
-        self._profiles: dict[_Requests, list[AttentionProfile | None]] = {}
+        self._profiled: dict[_Requests, _Profiled] = {}
 
     def compact(self, policy: Policy) -> list[RaggedLayer]:
         """The layers that a prefill with `policy` would ship."""
+        return self.compact_timed(policy).layers
+
+    def compact_timed(self, policy: Policy) -> Compacted:
+        """The same, and what it took."""
         planner = CachePlanner(
             policy,
             self._facts,
@@ -78,10 +121,19 @@ class PromptRecord:
             self._served.dtype.itemsize,
             self._calibration,
         )
+        profiled = self._profiled_for(policy)
+        begin = time.perf_counter()
         plans: dict[int, LayerPlan] = {}
-        for profile in self._profiles_for(policy):
+        for profile in profiled.profiles:
             plans.update(planner.add(profile))
-        return [self._compact_layer(plan, self._dense[index]) for index, plan in plans.items()]
+        layers = [self._compact_layer(plan, self._dense[index]) for index, plan in plans.items()]
+        return Compacted(
+            layers,
+            self._facts.tokens,
+            profiled.prefill_seconds,
+            profiled.profile_seconds,
+            time.perf_counter() - begin,
+        )
 
     def _compact_layer(self, plan: LayerPlan, everything: RaggedLayer) -> RaggedLayer:
         dense = (plan.shape.kv_heads, self._facts.tokens, plan.shape.head_size)
@@ -89,25 +141,31 @@ class PromptRecord:
             everything.keys.view(dense), everything.values.view(dense), plan, self._facts.classes
         )
 
-    def _profiles_for(self, policy: Policy) -> list[AttentionProfile | None]:
+    def _profiled_for(self, policy: Policy) -> _Profiled:
         shapes, tokens = self._served.shapes, self._facts.tokens
         requests = tuple(policy.profile_request(tokens, shape) for shape in shapes)
-        if self._dense and not any(requests):
-            return [None] * len(shapes)
-        if requests not in self._profiles:
-            recorder = _Recorder(policy)
-            prefiller = Prefiller(
-                self._served,
-                self._token_ids,
-                recorder,
-                chunk_tokens=_CHUNK_TOKENS,
-                emit=self._dense.__setitem__,
-                progress=lambda done: None,
-                stop=threading.Event(),
-            )
-            prefiller.run()
-            self._profiles[requests] = recorder.profiles
-        return self._profiles[requests]
+        if requests not in self._profiled and not any(requests) and self._profiled:
+            # nothing to measure: any prefill will do
+            seconds = next(iter(self._profiled.values())).prefill_seconds
+            self._profiled[requests] = _Profiled([None] * len(shapes), seconds, 0.0)
+        if requests not in self._profiled:
+            self._profiled[requests] = self._prefill(policy)
+        return self._profiled[requests]
+
+    def _prefill(self, policy: Policy) -> _Profiled:
+        recorder = _Recorder(policy)
+        prefiller = Prefiller(
+            self._served,
+            self._token_ids,
+            recorder,
+            chunk_tokens=_CHUNK_TOKENS,
+            emit=self._dense.__setitem__,
+            progress=lambda done: None,
+            stop=threading.Event(),
+        )
+        prefiller.run()
+        seconds = prefiller.clock.seconds
+        return _Profiled(recorder.profiles, seconds("prefill"), seconds("profile"))
 
 
 def rows_kept(layers: list[RaggedLayer], tokens: int) -> float:

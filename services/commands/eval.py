@@ -1,0 +1,163 @@
+"""`headwise eval`: what policies cost in quality, bytes and time."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import pathlib
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from services.runtime.configuration import build, options_of
+from services.runtime.options import ModelOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from services.evaluation.cases import Bench, Case
+    from services.evaluation.cell_log import CellLog
+    from services.evaluation.settings import Setting
+    from services.evaluation.summary import Summary
+
+_READ = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
+_PARTS = ("forced", "needles", "ruler", "conversation", "long")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EvalOptions:
+    """What to measure and where to put it."""
+
+    policies: tuple[str, ...]
+    settings_file: pathlib.Path | None
+    parts: tuple[str, ...]
+    quick: bool
+    contexts: tuple[int, ...]
+    passages: int
+    text_file: pathlib.Path | None
+    out: pathlib.Path
+
+    @property
+    def written(self) -> list[str]:
+        """The settings as they were written; without any the presets, beside the full cache."""
+        lines = self.settings_file.read_text().splitlines() if self.settings_file else []
+        return [*self.policies, *lines] or ["full", "quality", "balanced", "small"]
+
+
+@click.command("eval")
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    help="Setting to measure, policy:name=value,name=value; repeatable.",
+)
+@click.option("--settings", "settings_file", type=_READ, help="File with a setting on each line.")
+@click.option("--part", "parts", multiple=True, type=click.Choice(_PARTS), help="Only this part.")
+@click.option("--quick", is_flag=True, help="Few and short texts: minutes instead of hours.")
+@click.option(
+    "--context",
+    "contexts",
+    multiple=True,
+    type=click.IntRange(16),
+    help="Tokens of the prompts whose continuation is forced; repeatable.",
+)
+@click.option("--passages", default=0, type=click.IntRange(0), help="Texts of each; 0 for all.")
+@click.option("--text", "text_file", type=_READ, help="Your own text instead of Python's manual.")
+@click.option(
+    "--out",
+    default="evaluation",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=pathlib.Path),
+    help="Folder for the log, report.html and figures.json. A run that was cut off goes on.",
+)
+@options_of(ModelOptions)
+def evaluate_policies(
+    policies: tuple[str, ...],
+    settings_file: pathlib.Path | None,
+    parts: tuple[str, ...],
+    quick: bool,
+    contexts: tuple[int, ...],
+    passages: int,
+    text_file: pathlib.Path | None,
+    out: pathlib.Path,
+    **values: object,
+) -> None:
+    """Measure what policies cost: divergence, retrieval, conversations, long texts, bytes, time.
+
+    Every finished measurement is a line of OUT/cells.jsonl. The same command again measures only
+    what is not there yet, and writes the report anew.
+    """
+    from kvstore.errors import KVStoreError
+    from services.runtime.model_errors import ModelError
+
+    options = EvalOptions(
+        policies, settings_file, parts or _PARTS, quick, contexts, passages, text_file, out
+    )
+    try:
+        _run(options, build(ModelOptions, values))
+    except (ModelError, KVStoreError, OSError, UnicodeError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _require_pictures() -> None:
+    """Said before anything is measured, not after hours."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise click.ClickException(
+            "the report needs the eval extra: pip install 'headwise[serve,eval]'"
+        )
+
+
+def _run(options: EvalOptions, model: ModelOptions) -> None:
+    from services.evaluation.bench import open_bench
+    from services.evaluation.cell_log import CellLog
+    from services.evaluation.plan import QUICK, Plan, Sizes
+    from services.evaluation.run import fitting
+    from services.evaluation.settings import parse_settings
+    from services.evaluation.summary import summarise
+
+    _require_pictures()
+    settings = parse_settings(options.written)
+    sizes = QUICK if options.quick else Sizes()
+    if options.contexts:
+        sizes = dataclasses.replace(sizes, contexts=options.contexts)
+    if options.passages:
+        sizes = dataclasses.replace(sizes, passages=options.passages)
+    bench = open_bench(model, settings)
+    log = CellLog(options.out / "cells.jsonl", bench.served.fingerprint)
+    text = options.text_file.read_text() if options.text_file else ""
+    planned = Plan(bench.served, sizes, text).cases(options.parts)
+    cases = fitting(planned, bench.served)
+    _measure(bench, cases, settings, log)
+    _write(options.out, bench, summarise(cases, settings, log, len(planned) - len(cases)))
+
+
+def _measure(
+    bench: Bench, cases: Sequence[Case], settings: Sequence[Setting], log: CellLog
+) -> None:
+    from services.evaluation.run import evaluate
+
+    columns = (TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn()) as progress:
+        bars = {
+            part: progress.add_task(
+                part, total=sum(case.part == part for case in cases) * len(settings)
+            )
+            for part in dict.fromkeys(case.part for case in cases)
+        }
+        evaluate(
+            bench, cases, settings, log, lambda part, cells: progress.advance(bars[part], cells)
+        )
+
+
+def _write(out: pathlib.Path, bench: Bench, summary: Summary) -> None:
+    import json
+
+    from services.evaluation.conditions import conditions
+    from services.evaluation.report import as_document, as_html
+
+    told = conditions(bench.served)
+    (out / "figures.json").write_text(json.dumps(as_document(summary, told), indent=2) + "\n")
+    (out / "report.html").write_text(as_html(summary, told))
+    Console().print(f"report   {out / 'report.html'}", soft_wrap=True)

@@ -1,0 +1,137 @@
+"""`headwise tune`: the setting that keeps within a bound on the user's own model and text."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from services.runtime.configuration import build, options_of
+from services.runtime.options import ModelOptions
+
+if TYPE_CHECKING:
+    from services.evaluation.settings import Setting
+    from services.evaluation.tuning import Family, Trials, Tried
+
+_READ = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TuneOptions:
+    """One of the two bounds, the family, and what to measure it on."""
+
+    max_kl: float | None
+    max_bytes: float | None
+    policy: str
+    text_file: pathlib.Path | None
+    context: int
+    fed: int
+    passages: int
+
+
+@click.command()
+@click.option("--max-kl", type=click.FloatRange(0, min_open=True), help="Mean KL at most, in nats.")
+@click.option(
+    "--max-bytes",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Bytes at most, as a share of the dense cache's.",
+)
+@click.option(
+    "--policy",
+    default="coverage:retrieval_ratio=.1",
+    show_default=True,
+    help="Family to search: a policy with recovery or budget left open.",
+)
+@click.option("--text", "text_file", type=_READ, help="Your own text instead of Python's manual.")
+@click.option(
+    "--context", default=1536, show_default=True, type=click.IntRange(16), help="Prompt tokens."
+)
+@click.option(
+    "--fed",
+    default=128,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Tokens of each text's continuation that are predicted.",
+)
+@click.option(
+    "--passages", default=3, show_default=True, type=click.IntRange(1), help="Texts to measure on."
+)
+@options_of(ModelOptions)
+def tune(
+    max_kl: float | None,
+    max_bytes: float | None,
+    policy: str,
+    text_file: pathlib.Path | None,
+    context: int,
+    fed: int,
+    passages: int,
+    **values: object,
+) -> None:
+    """Find the smallest cache within --max-kl, or the best one within --max-bytes.
+
+    Measured as it is served, each head's rule at work while the text's own continuation is fed.
+    """
+    from kvstore.errors import KVStoreError
+    from services.runtime.model_errors import ModelError
+
+    if (max_kl is None) == (max_bytes is None):
+        raise click.UsageError("give either --max-kl or --max-bytes")
+    options = TuneOptions(max_kl, max_bytes, policy, text_file, context, fed, passages)
+    try:
+        found = _search(options, build(ModelOptions, values))
+    except (ModelError, KVStoreError, OSError, UnicodeError) as error:
+        raise click.ClickException(str(error)) from error
+    if found is None:
+        raise click.ClickException("no setting of this family keeps within the bound")
+    _show(found)
+
+
+def _search(options: TuneOptions, model: ModelOptions) -> Tried | None:
+    from services.evaluation.bench import open_bench
+    from services.evaluation.plan import texts
+    from services.evaluation.settings import parse_written
+    from services.evaluation.tuning import Trials, family_of
+
+    family = family_of(*parse_written(options.policy))
+    bench = open_bench(model, [family.at(1.0)])
+    text = options.text_file.read_text() if options.text_file else ""
+    sizes = options.context, options.fed, options.passages
+    passages = [passage for _, passage in texts(bench.served, text, *sizes)]
+    return _bisect(options, family, Trials(bench, passages), len(passages) * options.fed)
+
+
+def _bisect(options: TuneOptions, family: Family, trials: Trials, tokens: int) -> Tried | None:
+    from services.evaluation.tuning import STEPS, best_within_bytes, smallest_within_kl
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn()) as progress:
+        bar = progress.add_task("tokens", total=(STEPS + 1) * tokens)
+
+        def measure(setting: Setting) -> Tried:
+            tried = trials.measure(setting, lambda: progress.advance(bar))
+            progress.console.print(_line(tried), soft_wrap=True)
+            return tried
+
+        if options.max_kl is not None:
+            return smallest_within_kl(family, options.max_kl, measure)
+        assert options.max_bytes is not None
+        return best_within_bytes(family, options.max_bytes, measure)
+
+
+def _line(tried: Tried) -> str:
+    return f"KL {tried.kl:.4f}  bytes {tried.bytes:.3f}  {tried.setting.name}"
+
+
+def _show(found: Tried) -> None:
+    policy, _, written = found.setting.name.partition(":")
+    given = found.setting.policy.parameters()
+    named = (pair.partition("=")[0] for pair in written.split(","))
+    flags = " ".join(f"-p {key}={json.dumps(given[key])}" for key in named)
+    console = Console()
+    console.print(f"found    {_line(found)}", soft_wrap=True)
+    console.print(f"use it   headwise generate --policy {policy} {flags}", soft_wrap=True)

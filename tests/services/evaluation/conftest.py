@@ -1,0 +1,10 @@
+"""The tiny model, loaded once for all tests of the evaluation."""
+
+import pytest
+
+from services.runtime.model import load_model
+
+
+@pytest.fixture(scope="session")
+def served(tiny_model):
+    return load_model(str(tiny_model))

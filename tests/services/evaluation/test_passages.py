@@ -1,0 +1,30 @@
+"""The fixed texts: no continuation may be a copy of what its prompt holds."""
+
+import types
+
+import pytest
+
+from services.evaluation.passages import COPYING_OFFSET, OFFSETS, passages
+from services.runtime.model import load_tokenizer
+
+pytestmark = pytest.mark.model
+
+
+def repeated(passage, length=16):
+    """Runs of `length` tokens that end in the continuation and occur in the prompt."""
+    text = passage.prompt + passage.fed + passage.targets[-1:]
+    prompt = len(passage.prompt)
+    runs = {text[first : first + length] for first in range(prompt - length + 1)}
+    later = range(prompt - length + 2, len(text) - length + 1)
+    return sum(text[first : first + length] in runs for first in later)
+
+
+def test_no_continuation_repeats_its_prompt(smollm2):
+    # of the model only the tokenizer is asked
+    served = types.SimpleNamespace(tokenizer=load_tokenizer(smollm2))
+    assert len(set(OFFSETS)) == 8
+    for prompt, fed in ((1536, 256), (1536, 1000), (3072, 256)):
+        found = [repeated(passage) for passage in passages(served, prompt, fed)]
+        assert found == [0] * len(OFFSETS)
+    (copying,) = passages(served, 1536, 256, (COPYING_OFFSET,))
+    assert repeated(copying) > 100
