@@ -25,7 +25,7 @@ def hadamard(size: int) -> torch.Tensor:
     matrix = torch.ones(1, 1)
     while len(matrix) < block:
         matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
-    return torch.block_diag(*[matrix / math.sqrt(block)] * (size // block))
+    return torch.kron(torch.eye(size // block), matrix / math.sqrt(block))
 
 
 def rotate(rows: torch.Tensor) -> torch.Tensor:

@@ -108,9 +108,7 @@ def test_a_row_is_coded_alone() -> None:
 
 
 def test_bytes_count_scales() -> None:
-    sizes = {
-        codec: RowLayout(codec, 64, torch.float16).row_bytes for codec in (*CODED, "model")
-    }
+    sizes = {codec: RowLayout(codec, 64, torch.float16).row_bytes for codec in (*CODED, "model")}
     assert sizes == {"fp8": 66, "int8": 66, "int4": 36, "model": 128}
     assert RowLayout(ElementCodec.INT4, 5, torch.float16).row_bytes == 3 + 4
     assert RowCoding(RowCodec.parse("int8/int4"), 64, torch.float16).row_bytes == 102
