@@ -67,7 +67,9 @@ class Sampling:
 class GenerateOptions(TypedDict, total=False):
     """Keywords of `generate`, the same for both clients.
 
-    `policy`: a name or a `Policy`; absent, the server's default. `sampling`: absent, greedy.
+    `policy`: a name or a `Policy`; absent, the server's default. `codec`: how the kept rows are
+    stored: "model", "fp8", "int8", "int4", or two of these for keys and values, "int8/int4";
+    absent, as the model computes them. `sampling`: absent, greedy.
     `max_tokens`: absent or 0, the server's default. `stop`: texts that end the answer.
     `stop_token_ids`: tokens that do, beside the model's own. `ignore_eos`: go on after those.
     `report_heads`: add what every KV head kept to the result. `session_id`: go on from this
@@ -76,6 +78,7 @@ class GenerateOptions(TypedDict, total=False):
     """
 
     policy: Policy | str
+    codec: str
     sampling: Sampling
     max_tokens: int
     stop: Sequence[str]
@@ -93,10 +96,14 @@ def generate_request(
     unknown = options.keys() - GenerateOptions.__annotations__.keys()
     if unknown:
         raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
-    plain = {name: value for name, value in options.items() if name not in ("policy", "sampling")}
+    own_messages = ("policy", "codec", "sampling")
+    plain = {name: value for name, value in options.items() if name not in own_messages}
     request = decode_pb2.GenerateRequest(**cast(Any, plain))
     policy = options.get("policy") or Policy()
     request.policy.CopyFrom((Policy(policy) if isinstance(policy, str) else policy).to_proto())
+    if options.get("codec"):
+        keys, _, values = options["codec"].partition("/")
+        request.codec.CopyFrom(cache_pb2.RowCodec(keys=keys, values=values))
     request.sampling.CopyFrom((options.get("sampling") or Sampling()).to_proto())
     _set_prompt(request, prompt)
     return request

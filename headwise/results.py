@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from google.protobuf.json_format import MessageToDict
 
-from headwise.v1 import decode_pb2
+from headwise.v1 import cache_pb2, decode_pb2
 
 
 class FinishReason(enum.StrEnum):
@@ -101,7 +101,8 @@ class HeadReport:
 class Result:
     """How an answer ended, and what it took.
 
-    `session_id` is what a next turn may go on from; empty unless it was to be kept.
+    `session_id` is what a next turn may go on from; empty unless it was to be kept. `codec` is how
+    the rows are stored, `int8`, or `int8/int4` for keys and values.
     """
 
     finish_reason: FinishReason
@@ -114,6 +115,7 @@ class Result:
     heads: tuple[HeadReport, ...] = ()
     index: int = 0
     session_id: str = ""
+    codec: str = "model"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -162,7 +164,13 @@ def result_from_proto(result: decode_pb2.Result) -> Result:
         ),
         index=result.index,
         session_id=result.session_id,
+        codec=_codec(result.codec),
     )
+
+
+def _codec(codec: cache_pb2.RowCodec) -> str:
+    keys = codec.keys or "model"
+    return f"{keys}/{codec.values}" if codec.values not in ("", keys) else keys
 
 
 def _memory(report: decode_pb2.MemoryReport) -> MemoryReport:

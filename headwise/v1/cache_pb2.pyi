@@ -110,3 +110,11 @@ class Versions(_message.Message):
     transformers: str
     cache_formats: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, headwise: _Optional[str] = ..., torch: _Optional[str] = ..., transformers: _Optional[str] = ..., cache_formats: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class RowCodec(_message.Message):
+    __slots__ = ("keys", "values")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    keys: str
+    values: str
+    def __init__(self, keys: _Optional[str] = ..., values: _Optional[str] = ...) -> None: ...

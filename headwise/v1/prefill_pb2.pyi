@@ -8,14 +8,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PrefillRequest(_message.Message):
-    __slots__ = ("token_ids", "policy", "expected_model")
+    __slots__ = ("token_ids", "policy", "expected_model", "codec")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_MODEL_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     policy: _cache_pb2.Policy
     expected_model: _cache_pb2.ModelFingerprint
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., policy: _Optional[_Union[_cache_pb2.Policy, _Mapping]] = ..., expected_model: _Optional[_Union[_cache_pb2.ModelFingerprint, _Mapping]] = ...) -> None: ...
+    codec: _cache_pb2.RowCodec
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., policy: _Optional[_Union[_cache_pb2.Policy, _Mapping]] = ..., expected_model: _Optional[_Union[_cache_pb2.ModelFingerprint, _Mapping]] = ..., codec: _Optional[_Union[_cache_pb2.RowCodec, _Mapping]] = ...) -> None: ...
 
 class PrefillResponse(_message.Message):
     __slots__ = ("frame", "progress", "report")
@@ -68,9 +70,11 @@ class PrefillServiceDescribeResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[_cache_pb2.ModelDescription, _Mapping]] = ..., policies: _Optional[_Iterable[_Union[_cache_pb2.PolicyDescription, _Mapping]]] = ..., default_policy: _Optional[str] = ..., limits: _Optional[_Union[PrefillLimits, _Mapping]] = ..., versions: _Optional[_Union[_cache_pb2.Versions, _Mapping]] = ...) -> None: ...
 
 class PrefillLimits(_message.Message):
-    __slots__ = ("max_prompt_tokens", "max_queued_requests")
+    __slots__ = ("max_prompt_tokens", "max_queued_requests", "codecs")
     MAX_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    CODECS_FIELD_NUMBER: _ClassVar[int]
     max_prompt_tokens: int
     max_queued_requests: int
-    def __init__(self, max_prompt_tokens: _Optional[int] = ..., max_queued_requests: _Optional[int] = ...) -> None: ...
+    codecs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, max_prompt_tokens: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., codecs: _Optional[_Iterable[str]] = ...) -> None: ...

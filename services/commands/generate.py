@@ -39,6 +39,7 @@ def parse_parameters(pairs: tuple[str, ...]) -> dict[str, object]:
 @click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
 @click.option("--policy", default="", help="Policy; empty for the server's default.")
 @click.option("--parameter", "-p", multiple=True, help="Policy parameter, name=value; repeatable.")
+@click.option("--codec", default="", help="How kept rows are stored: int8, or int8/int4.")
 @click.option(
     "--max-tokens", type=_UINT32, default=0, help="Tokens at most; 0 for the server's default."
 )
@@ -61,6 +62,7 @@ def generate(
     chat: bool,
     policy: str,
     parameter: tuple[str, ...],
+    codec: str,
     max_tokens: int,
     temperature: float,
     top_k: int,
@@ -86,6 +88,7 @@ def generate(
             generation = client.generate(
                 [Message("user", text)] if chat else text,
                 policy=Policy(policy, parse_parameters(parameter)),
+                codec=codec,
                 sampling=Sampling(temperature, top_k, top_p, seed, n=answers),
                 max_tokens=max_tokens,
                 stop=stop,

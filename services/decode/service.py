@@ -46,6 +46,7 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
                 max_queued=options.max_queued,
                 max_sessions=options.max_sessions,
                 max_session_seconds=limits.max_session_seconds,
+                codecs=limits.codecs,
             ),
             versions=describe_versions(),
         )

@@ -21,6 +21,7 @@ from headwise.errors import (
 )
 from headwise.reading import read_message
 from headwise.v1 import cache_pb2, prefill_pb2, prefill_pb2_grpc
+from kvstore.codecs import MODEL_ROWS
 from kvstore.errors import CorruptCache
 from kvstore.pool import PageCount, SequencePages
 from kvstore.wire import CacheDecoder, WireLimits
@@ -29,7 +30,7 @@ from services.decode.link_options import LinkOptions
 from services.decode.observations import watched_call, watched_transfer
 from services.decode.reception import Reception
 from services.decode.report import Received
-from services.runtime.convert import model_from_proto, model_to_proto
+from services.runtime.convert import codec_to_proto, model_from_proto, model_to_proto
 from services.runtime.model import ServedModel
 
 _METHOD = "/headwise.v1.PrefillService/Prefill"
@@ -95,6 +96,7 @@ class PrefillSource:
             token_ids=token_ids,
             policy=policy,
             expected_model=model_to_proto(self._served.fingerprint),
+            codec=None if pages.codec == MODEL_ROWS else codec_to_proto(pages.codec),
         )
         call = self._call(request, timeout_seconds)
         try:
@@ -113,7 +115,9 @@ class PrefillSource:
     async def _receive(
         self, call: Any, token_ids: Sequence[int], pages: SequencePages, claim: Claim
     ) -> Received:
-        decoder = CacheDecoder(self._limits, self._served.fingerprint, self._served.shapes)
+        decoder = CacheDecoder(
+            self._limits, self._served.fingerprint, self._served.shapes, pages.codec
+        )
         reception = Reception(decoder, token_ids, pages)
         async for message in self._messages(call):
             layer = reception.take(message)

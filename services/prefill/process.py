@@ -7,7 +7,7 @@ from kvstore.errors import UnknownPolicy
 from kvstore.policies import parse_policy
 from services.prefill.options import PrefillOptions
 from services.prefill.service import PrefillServicer
-from services.runtime.model_options import load_served_model
+from services.runtime.model_options import load_served_model, require_codecs
 from services.runtime.serve_error import ServeError
 from services.runtime.server import Server
 
@@ -15,6 +15,7 @@ from services.runtime.server import Server
 async def serve_prefill(options: PrefillOptions) -> None:
     """Serve until SIGTERM. Raises `ServeError` where the configuration cannot be served."""
     _require_policy(options.default_policy)
+    require_codecs(options.model)
     server = Server(
         options.server,
         options.security,

@@ -24,6 +24,7 @@ from services.prefill.stopped import PrefillStopped
 from services.prefill.turns import Turns
 from services.runtime import metrics
 from services.runtime.convert import (
+    allowed_codecs,
     describe_model,
     describe_policies,
     describe_versions,
@@ -42,6 +43,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
     def __init__(self, served: ServedModel, options: PrefillOptions) -> None:
         self._served = served
         self._options = options
+        self._codecs = allowed_codecs(options.model.codecs)
         self._calibrations = Calibrations(served, options.model.model_cache.expanduser())
         self._max_prompt_tokens = min(
             options.max_prompt_tokens or served.context_tokens, served.context_tokens
@@ -59,6 +61,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
             self._served,
             default_policy=self._options.default_policy,
             max_prompt_tokens=self._max_prompt_tokens,
+            codecs=self._codecs,
         )
         current_allowance().take_prompt(len(job.token_ids))
         async with self._turns.turn() as queue_seconds:
@@ -116,6 +119,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
                 progress=progress,
                 stop=outbox.stopped,
                 calibration=self._calibrations.needed_by(job.policy),
+                codec=job.codec,
             )
             send(encoder.header())
             with span("compute", prompt_tokens=total, queue_seconds=queue_seconds):
@@ -141,6 +145,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
             limits=prefill_pb2.PrefillLimits(
                 max_prompt_tokens=self._max_prompt_tokens,
                 max_queued_requests=self._options.max_queued_requests,
+                codecs=self._codecs,
             ),
             versions=describe_versions(),
         )
