@@ -46,6 +46,7 @@ bench: $(READY)  ## what profiling and policies cost, how fast decode and the st
 	$(BIN)/python -m benchmarks.profile_cost
 	$(BIN)/python -m benchmarks.fidelity
 	$(BIN)/python -m benchmarks.policies
+	$(BIN)/python -m benchmarks.codecs
 	$(BIN)/python -m benchmarks.decode_throughput
 	$(BIN)/python -m benchmarks.decode_vs_openvino --venv build/openvino
 	$(BIN)/python -m benchmarks.store
