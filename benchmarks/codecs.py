@@ -108,7 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = joined(parts)
         if options.json:
             # after each passage: what was measured is not lost
-            options.json.write_text(json.dumps(_document(options, served, parts, found), indent=2))
+            document = _document(options, served, parts, found)
+            options.json.write_text(json.dumps(document, indent=2) + "\n")
     Console().print(table_of(found), best_at_sizes(found))
 
 
