@@ -74,8 +74,7 @@ def fill(
 
 def payload_bytes(pool: PagePool) -> int:
     """Keys and values of the rows held, and nothing else."""
-    keys = pool.storage.columns.keys
-    return pool.rows * 2 * keys.shape[1] * keys.element_size()
+    return pool.rows * pool.storage.plain.coding.row_bytes
 
 
 def table_of(pool: PagePool, held: Sequence[SequencePages]) -> Table:

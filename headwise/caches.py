@@ -33,6 +33,7 @@ class CacheCalls:
         *,
         keep_for_seconds: float,
         policy: Policy | str = "",
+        codec: str = "",
         timeout_seconds: float | None = None,
     ) -> StoredCache:
         """Prefill a document or the messages a conversation begins with, and keep the cache.
@@ -40,7 +41,7 @@ class CacheCalls:
         What will be asked about it is not known yet: the policy `full` forgets nothing. Raises
         `Overloaded` if no store has room.
         """
-        request = keep_request(context, policy, keep_for_seconds)
+        request = keep_request(context, policy, codec, keep_for_seconds)
         return self._ask(self._stub.KeepCache, request, timeout_seconds)
 
     def describe(self, handle: str) -> StoredCache:
@@ -82,9 +83,10 @@ class AsyncCacheCalls:
         *,
         keep_for_seconds: float,
         policy: Policy | str = "",
+        codec: str = "",
         timeout_seconds: float | None = None,
     ) -> StoredCache:
-        request = keep_request(context, policy, keep_for_seconds)
+        request = keep_request(context, policy, codec, keep_for_seconds)
         return await self._ask(self._stub.KeepCache, request, timeout_seconds)
 
     async def describe(self, handle: str) -> StoredCache:

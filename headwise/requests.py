@@ -67,7 +67,9 @@ class Sampling:
 class GenerateOptions(TypedDict, total=False):
     """Keywords of `generate`, the same for both clients.
 
-    `policy`: a name or a `Policy`; absent, the server's default. `sampling`: absent, greedy.
+    `policy`: a name or a `Policy`; absent, the server's default. `codec`: how the kept rows are
+    stored: "model", "fp8", "int8", "int4", or two of these for keys and values, "int8/int4";
+    absent, as the model computes them. `sampling`: absent, greedy.
     `max_tokens`: absent or 0, the server's default. `stop`: texts that end the answer.
     `stop_token_ids`: tokens that do, beside the model's own. `ignore_eos`: go on after those.
     `report_heads`: add what every KV head kept to the result. `session_id`: go on from this
@@ -77,6 +79,7 @@ class GenerateOptions(TypedDict, total=False):
     """
 
     policy: Policy | str
+    codec: str
     sampling: Sampling
     max_tokens: int
     stop: Sequence[str]
@@ -95,21 +98,32 @@ def generate_request(
     unknown = options.keys() - GenerateOptions.__annotations__.keys()
     if unknown:
         raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
-    plain = {name: value for name, value in options.items() if name not in ("policy", "sampling")}
+    own_messages = ("policy", "codec", "sampling")
+    plain = {name: value for name, value in options.items() if name not in own_messages}
     request = decode_pb2.GenerateRequest(**cast(Any, plain))
     request.policy.CopyFrom(_policy(options.get("policy") or ""))
+    if options.get("codec"):
+        request.codec.CopyFrom(_codec(options["codec"]))
     request.sampling.CopyFrom((options.get("sampling") or Sampling()).to_proto())
     _set_prompt(request, prompt)
     return request
 
 
 def keep_request(
-    context: Prompt, policy: Policy | str, keep_for_seconds: float
+    context: Prompt, policy: Policy | str, codec: str, keep_for_seconds: float
 ) -> store_pb2.KeepCacheRequest:
     """ValueError or TypeError where a value cannot even be written down."""
     request = store_pb2.KeepCacheRequest(keep_for_seconds=keep_for_seconds, policy=_policy(policy))
+    if codec:
+        request.codec.CopyFrom(_codec(codec))
     _set_prompt(request, context)
     return request
+
+
+def _codec(spelling: str) -> cache_pb2.RowCodec:
+    """Of "int8", or "int8/int4" for keys and values."""
+    keys, _, values = spelling.partition("/")
+    return cache_pb2.RowCodec(keys=keys, values=values)
 
 
 def _policy(policy: Policy | str) -> cache_pb2.Policy:

@@ -105,7 +105,8 @@ class HeadReport:
 class Result:
     """How an answer ended, and what it took.
 
-    `session_id` is what a next turn may go on from; empty unless it was to be kept.
+    `session_id` is what a next turn may go on from; empty unless it was to be kept. `codec` is how
+    the rows are stored, `int8`, or `int8/int4` for keys and values.
     """
 
     finish_reason: FinishReason
@@ -118,6 +119,7 @@ class Result:
     heads: tuple[HeadReport, ...] = ()
     index: int = 0
     session_id: str = ""
+    codec: str = "model"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -146,6 +148,7 @@ class StoredCache:
     cache_bytes: int
     expires_in_seconds: float
     policy: str
+    codec: str = "model"
 
 
 def delta_from_proto(delta: decode_pb2.Delta) -> Delta:
@@ -164,6 +167,7 @@ def stored_from_proto(cache: cache_pb2.StoredCache) -> StoredCache:
         cache_bytes=cache.cache_bytes,
         expires_in_seconds=cache.expires_in_seconds,
         policy=cache.policy.name,
+        codec=_codec(cache.codec),
     )
 
 
@@ -193,7 +197,13 @@ def result_from_proto(result: decode_pb2.Result) -> Result:
         ),
         index=result.index,
         session_id=result.session_id,
+        codec=_codec(result.codec),
     )
+
+
+def _codec(codec: cache_pb2.RowCodec) -> str:
+    keys = codec.keys or "model"
+    return f"{keys}/{codec.values}" if codec.values not in ("", keys) else keys
 
 
 def _memory(report: decode_pb2.MemoryReport) -> MemoryReport:

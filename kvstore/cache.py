@@ -10,11 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
+from kvstore.codecs import MODEL_ROWS, RowCodec, RowCoding, decode_rows
 from kvstore.errors import FingerprintMismatch
 from kvstore.rules import RetentionRule
 
-# 1: the first format
+# the first format, in which rows that the model computed are still written
 FORMAT_VERSION = 1
+# with a codec in the header
+CODED_FORMAT_VERSION = 2
 
 POSITION_BYTES = 4
 SCORE_BYTES = 4
@@ -78,6 +81,12 @@ class Fingerprint:
     policy: str
     policy_parameters: str
     format_version: int = FORMAT_VERSION
+    codec: str = MODEL_ROWS.name
+
+    def coded_as(self, codec: RowCodec) -> Fingerprint:
+        """That of the same cache with its rows under this codec."""
+        version = FORMAT_VERSION if codec == MODEL_ROWS else CODED_FORMAT_VERSION
+        return dataclasses.replace(self, format_version=version, codec=codec.name)
 
 
 def canonical_json(value: Mapping[str, object]) -> str:
@@ -94,9 +103,10 @@ def digest_tokens(token_ids: Sequence[int]) -> str:
 class HeadRows:
     """A KV head's rows: views into a layer's tensors, or copies out of the pool.
 
-    `keys`, `values` `[R, D]` (keys after RoPE); `positions` int32 `[R]`, the original positions;
-    `scores` f32 `[R]` and `flags` uint8 `[R]` only where the head's rule needs them;
-    `log_weights` f32 `[R]`, added to the rows' logits, only where rows were merged.
+    `keys`, `values` `[R, D]` (keys after RoPE), or uint8 `[R, width]` under a `coding`;
+    `positions` int32 `[R]`, the original positions; `scores` f32 `[R]` and `flags` uint8 `[R]` only
+    where the head's rule needs them; `log_weights` f32 `[R]`, added to the rows' logits, only where
+    rows were merged.
     """
 
     rule: RetentionRule
@@ -106,17 +116,30 @@ class HeadRows:
     scores: torch.Tensor | None = None
     flags: torch.Tensor | None = None
     log_weights: torch.Tensor | None = None
+    coding: RowCoding | None = None
 
     @property
     def rows(self) -> int:
         return int(self.positions.shape[0])
+
+    def decoded(self) -> HeadRows:
+        """The same rows as f32 `[R, D]`."""
+        if self.coding is None:
+            return self
+        return dataclasses.replace(
+            self,
+            keys=decode_rows(self.keys, self.coding.keys),
+            values=decode_rows(self.values, self.coding.values),
+            coding=None,
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class RaggedLayer:
     """One layer's kept rows, the heads one after another, each head's rows by ascending position.
 
-    `keys`, `values` `[R, D]`; `positions` int32 `[R]`; `head_offsets` H + 1 row numbers.
+    `keys`, `values` `[R, D]` of the model's dtype, or uint8 `[R, width]` as `coding` says;
+    `positions` int32 `[R]`; `head_offsets` H + 1 row numbers.
     `scores` f32 and `flags` uint8 hold the rows of just those heads whose rule needs them, in
     head order. `recovered` is the share of each head's attention mass that its kept rows cover.
     `log_weights`: f32 of each head whose rows were merged, or nothing at all.
@@ -131,6 +154,7 @@ class RaggedLayer:
     scores: torch.Tensor
     flags: torch.Tensor
     log_weights: tuple[torch.Tensor | None, ...] = ()
+    coding: RowCoding | None = None
 
     @classmethod
     def of_heads(cls, heads: Sequence[HeadRows]) -> RaggedLayer:
@@ -147,6 +171,7 @@ class RaggedLayer:
             torch.cat(scores).cpu() if scores else torch.empty(0),
             torch.cat(flags).cpu() if flags else torch.empty(0, dtype=torch.uint8),
             tuple(None if h.log_weights is None else h.log_weights.cpu().clone() for h in heads),
+            heads[0].coding,
         )
 
     @property
@@ -155,7 +180,13 @@ class RaggedLayer:
 
     @property
     def head_size(self) -> int:
-        return int(self.keys.shape[1])
+        return self.coding.head_size if self.coding else int(self.keys.shape[1])
+
+    @property
+    def dense_row_bytes(self) -> int:
+        """Bytes of one key and value in the model's dtype."""
+        dtype = self.coding.dtype if self.coding else self.keys.dtype
+        return 2 * self.head_size * dtype.itemsize
 
     @property
     def rows(self) -> int:
@@ -180,7 +211,7 @@ class RaggedLayer:
             part = slice(first, last)
             weights = self.log_weights[head] if self.log_weights else None
             keys, values, positions = self.keys[part], self.values[part], self.positions[part]
-            yield HeadRows(rule, keys, values, positions, scores, flags, weights)
+            yield HeadRows(rule, keys, values, positions, scores, flags, weights, self.coding)
 
     @property
     def nbytes(self) -> int:
@@ -203,10 +234,9 @@ class CompactCache:
 
     @property
     def dense_nbytes(self) -> int:
-        """Bytes of keys and values if every head kept every token, in the same dtype."""
+        """Bytes of keys and values if every head kept every token, in the model's dtype."""
         return sum(
-            2 * layer.kv_heads * self.next_position * layer.head_size * layer.keys.element_size()
-            for layer in self.layers
+            layer.kv_heads * self.next_position * layer.dense_row_bytes for layer in self.layers
         )
 
     @property

@@ -5,14 +5,19 @@ from __future__ import annotations
 import torch
 
 from kvstore.cache import RaggedLayer
+from kvstore.codecs import MODEL_ROWS, RowCodec, RowCoding, encode_rows
 from kvstore.kernels.compact.op import gather_rows
 from kvstore.plans import LayerPlan
 
 
 def compact_layer(
-    k: torch.Tensor, v: torch.Tensor, plan: LayerPlan, classes: torch.Tensor
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: LayerPlan,
+    classes: torch.Tensor,
+    codec: RowCodec = MODEL_ROWS,
 ) -> RaggedLayer:
-    """Gather what `plan` keeps of `k`, `v` `[H, T, D]`; `classes` uint8 `[T]`.
+    """Gather what `plan` keeps of `k`, `v` `[H, T, D]`, and code it; `classes` uint8 `[T]`.
 
     The layer owns its memory: `k` and `v` can be freed. Scores and flags are stored only for the
     heads whose rule needs them.
@@ -20,6 +25,8 @@ def compact_layer(
     heads = plan.heads
     rows = [head.rows.to(k.device) for head in heads]
     keys, values = gather_rows(k, v, rows)
+    coding = RowCoding(codec, k.shape[2], k.dtype)
+    keys, values = encode_rows(keys, coding.keys), encode_rows(values, coding.values)
     offsets = [0]
     for chosen in rows:
         offsets.append(offsets[-1] + chosen.numel())
@@ -41,6 +48,7 @@ def compact_layer(
         recovered=tuple(head.recovered for head in heads),
         scores=_joined(scores, torch.float32, k.device),
         flags=_joined(flags, torch.uint8, k.device),
+        coding=None if coding.plain else coding,
     )
 
 

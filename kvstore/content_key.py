@@ -7,10 +7,12 @@ import hashlib
 import re
 
 from kvstore.cache import Fingerprint, canonical_json
+from kvstore.codecs import MODEL_ROWS
 from kvstore.errors import InvalidParameter
 
 DEFAULT_NAMESPACE = "default"
-NO_CODEC = "none"
+# what keys of caches with the model's own rows have always said
+_NO_CODEC = "none"
 
 # names a folder, so neither a dot at the head nor a separator; a digit of SHA-256 is lower case
 _NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
@@ -39,13 +41,8 @@ class ContentKey:
             raise InvalidParameter("digest", "must be 64 lower-case hex digits")
 
     @classmethod
-    def of(
-        cls,
-        fingerprint: Fingerprint,
-        namespace: str = DEFAULT_NAMESPACE,
-        codec: str = NO_CODEC,
-    ) -> ContentKey:
-        """The key of the caches with this fingerprint, rows stored by this codec.
+    def of(cls, fingerprint: Fingerprint, namespace: str = DEFAULT_NAMESPACE) -> ContentKey:
+        """The key of the caches with this fingerprint.
 
         `model_id` and `revision` are left out: they are names, and the same weights may have two.
         The digest is the same in every process and on every machine.
@@ -59,7 +56,7 @@ class ContentKey:
             "token_digest": fingerprint.token_digest,
             "policy": fingerprint.policy,
             "policy_parameters": fingerprint.policy_parameters,
-            "codec": codec,
+            "codec": _NO_CODEC if fingerprint.codec == MODEL_ROWS.name else fingerprint.codec,
             "format_version": fingerprint.format_version,
         }
         return cls(namespace, hashlib.sha256(canonical_json(contents).encode()).hexdigest())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -101,17 +101,22 @@ class LayerPlan:
         return sum(head.rows.numel() for head in self.heads)
 
 
+def _f32_row_bytes(shape: LayerShape) -> int:
+    return 2 * shape.head_size * 4
+
+
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class CacheFacts:
     """What a policy may know of the cache it plans.
 
+    `row_bytes`: what a key and a value take together as they are shipped, coded or not.
     `whole`: (layer, head) of the heads that keep everything, whatever the policy decides for them.
     `filters` f32 `[H, D]` a layer, where the policy's calibration has them: the direction of each
     KV head's queries.
     """
 
     shapes: tuple[LayerShape, ...]
-    element_bytes: int = 4
+    row_bytes: Callable[[LayerShape], int] = _f32_row_bytes
     whole: frozenset[tuple[int, int]] = frozenset()
     filters: tuple[torch.Tensor, ...] | None = None
 

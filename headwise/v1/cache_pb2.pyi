@@ -114,17 +114,27 @@ class Versions(_message.Message):
     def __init__(self, headwise: _Optional[str] = ..., torch: _Optional[str] = ..., transformers: _Optional[str] = ..., cache_formats: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StoredCache(_message.Message):
-    __slots__ = ("handle", "key", "tokens", "cache_bytes", "expires_in_seconds", "policy")
+    __slots__ = ("handle", "key", "tokens", "cache_bytes", "expires_in_seconds", "policy", "codec")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_IN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
     handle: str
     key: str
     tokens: int
     cache_bytes: int
     expires_in_seconds: float
     policy: Policy
-    def __init__(self, handle: _Optional[str] = ..., key: _Optional[str] = ..., tokens: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., expires_in_seconds: _Optional[float] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ...) -> None: ...
+    codec: RowCodec
+    def __init__(self, handle: _Optional[str] = ..., key: _Optional[str] = ..., tokens: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., expires_in_seconds: _Optional[float] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., codec: _Optional[_Union[RowCodec, _Mapping]] = ...) -> None: ...
+
+class RowCodec(_message.Message):
+    __slots__ = ("keys", "values")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    keys: str
+    values: str
+    def __init__(self, keys: _Optional[str] = ..., values: _Optional[str] = ...) -> None: ...

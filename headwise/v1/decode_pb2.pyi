@@ -18,7 +18,7 @@ FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("text", "tokens", "chat", "policy", "sampling", "max_tokens", "stop", "stop_token_ids", "ignore_eos", "report_heads", "session_id", "keep_session_seconds", "cache_handle")
+    __slots__ = ("text", "tokens", "chat", "policy", "sampling", "max_tokens", "stop", "stop_token_ids", "ignore_eos", "report_heads", "session_id", "keep_session_seconds", "codec", "cache_handle")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class GenerateRequest(_message.Message):
     REPORT_HEADS_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     KEEP_SESSION_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
     CACHE_HANDLE_FIELD_NUMBER: _ClassVar[int]
     text: str
     tokens: TokenIds
@@ -44,8 +45,9 @@ class GenerateRequest(_message.Message):
     report_heads: bool
     session_id: str
     keep_session_seconds: float
+    codec: _cache_pb2.RowCodec
     cache_handle: str
-    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[ChatMessages, _Mapping]] = ..., policy: _Optional[_Union[_cache_pb2.Policy, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ..., report_heads: bool = ..., session_id: _Optional[str] = ..., keep_session_seconds: _Optional[float] = ..., cache_handle: _Optional[str] = ...) -> None: ...
+    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[ChatMessages, _Mapping]] = ..., policy: _Optional[_Union[_cache_pb2.Policy, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ..., report_heads: bool = ..., session_id: _Optional[str] = ..., keep_session_seconds: _Optional[float] = ..., codec: _Optional[_Union[_cache_pb2.RowCodec, _Mapping]] = ..., cache_handle: _Optional[str] = ...) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
@@ -128,7 +130,7 @@ class TopLogprob(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., logprob: _Optional[float] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("finish_reason", "usage", "prompt_memory", "final_memory", "timings", "heads", "policy", "index", "session_id")
+    __slots__ = ("finish_reason", "usage", "prompt_memory", "final_memory", "timings", "heads", "policy", "index", "session_id", "codec")
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_MEMORY_FIELD_NUMBER: _ClassVar[int]
@@ -138,6 +140,7 @@ class Result(_message.Message):
     POLICY_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
     finish_reason: FinishReason
     usage: Usage
     prompt_memory: MemoryReport
@@ -147,7 +150,8 @@ class Result(_message.Message):
     policy: _cache_pb2.Policy
     index: int
     session_id: str
-    def __init__(self, finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., prompt_memory: _Optional[_Union[MemoryReport, _Mapping]] = ..., final_memory: _Optional[_Union[MemoryReport, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., heads: _Optional[_Iterable[_Union[HeadReport, _Mapping]]] = ..., policy: _Optional[_Union[_cache_pb2.Policy, _Mapping]] = ..., index: _Optional[int] = ..., session_id: _Optional[str] = ...) -> None: ...
+    codec: _cache_pb2.RowCodec
+    def __init__(self, finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., prompt_memory: _Optional[_Union[MemoryReport, _Mapping]] = ..., final_memory: _Optional[_Union[MemoryReport, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., heads: _Optional[_Iterable[_Union[HeadReport, _Mapping]]] = ..., policy: _Optional[_Union[_cache_pb2.Policy, _Mapping]] = ..., index: _Optional[int] = ..., session_id: _Optional[str] = ..., codec: _Optional[_Union[_cache_pb2.RowCodec, _Mapping]] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "completion_tokens", "session_tokens", "context_tokens")
@@ -242,7 +246,7 @@ class DecodeServiceDescribeResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[_cache_pb2.ModelDescription, _Mapping]] = ..., policies: _Optional[_Iterable[_Union[_cache_pb2.PolicyDescription, _Mapping]]] = ..., default_policy: _Optional[str] = ..., limits: _Optional[_Union[DecodeLimits, _Mapping]] = ..., versions: _Optional[_Union[_cache_pb2.Versions, _Mapping]] = ...) -> None: ...
 
 class DecodeLimits(_message.Message):
-    __slots__ = ("max_sequence_tokens", "default_max_tokens", "max_sequences", "pool_bytes", "max_queued", "max_sessions", "max_session_seconds", "max_contexts")
+    __slots__ = ("max_sequence_tokens", "default_max_tokens", "max_sequences", "pool_bytes", "max_queued", "max_sessions", "max_session_seconds", "max_contexts", "codecs")
     MAX_SEQUENCE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
@@ -251,6 +255,7 @@ class DecodeLimits(_message.Message):
     MAX_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     MAX_SESSION_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MAX_CONTEXTS_FIELD_NUMBER: _ClassVar[int]
+    CODECS_FIELD_NUMBER: _ClassVar[int]
     max_sequence_tokens: int
     default_max_tokens: int
     max_sequences: int
@@ -259,7 +264,8 @@ class DecodeLimits(_message.Message):
     max_sessions: int
     max_session_seconds: float
     max_contexts: int
-    def __init__(self, max_sequence_tokens: _Optional[int] = ..., default_max_tokens: _Optional[int] = ..., max_sequences: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., max_queued: _Optional[int] = ..., max_sessions: _Optional[int] = ..., max_session_seconds: _Optional[float] = ..., max_contexts: _Optional[int] = ...) -> None: ...
+    codecs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, max_sequence_tokens: _Optional[int] = ..., default_max_tokens: _Optional[int] = ..., max_sequences: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., max_queued: _Optional[int] = ..., max_sessions: _Optional[int] = ..., max_session_seconds: _Optional[float] = ..., max_contexts: _Optional[int] = ..., codecs: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Session(_message.Message):
     __slots__ = ("session_id", "tokens", "expires_in_seconds", "busy", "memory", "policy")

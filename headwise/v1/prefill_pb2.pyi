@@ -8,16 +8,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PrefillRequest(_message.Message):
-    __slots__ = ("token_ids", "policy", "expected_model", "keep_for_seconds")
+    __slots__ = ("token_ids", "policy", "expected_model", "codec", "keep_for_seconds")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_MODEL_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
     KEEP_FOR_SECONDS_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     policy: _cache_pb2.Policy
     expected_model: _cache_pb2.ModelFingerprint
+    codec: _cache_pb2.RowCodec
     keep_for_seconds: float
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., policy: _Optional[_Union[_cache_pb2.Policy, _Mapping]] = ..., expected_model: _Optional[_Union[_cache_pb2.ModelFingerprint, _Mapping]] = ..., keep_for_seconds: _Optional[float] = ...) -> None: ...
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., policy: _Optional[_Union[_cache_pb2.Policy, _Mapping]] = ..., expected_model: _Optional[_Union[_cache_pb2.ModelFingerprint, _Mapping]] = ..., codec: _Optional[_Union[_cache_pb2.RowCodec, _Mapping]] = ..., keep_for_seconds: _Optional[float] = ...) -> None: ...
 
 class PrefillResponse(_message.Message):
     __slots__ = ("frame", "progress", "report", "kept")
@@ -82,11 +84,13 @@ class PrefillServiceDescribeResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[_cache_pb2.ModelDescription, _Mapping]] = ..., policies: _Optional[_Iterable[_Union[_cache_pb2.PolicyDescription, _Mapping]]] = ..., default_policy: _Optional[str] = ..., limits: _Optional[_Union[PrefillLimits, _Mapping]] = ..., versions: _Optional[_Union[_cache_pb2.Versions, _Mapping]] = ...) -> None: ...
 
 class PrefillLimits(_message.Message):
-    __slots__ = ("max_prompt_tokens", "max_queued_requests", "max_keep_seconds")
+    __slots__ = ("max_prompt_tokens", "max_queued_requests", "max_keep_seconds", "codecs")
     MAX_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     MAX_KEEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CODECS_FIELD_NUMBER: _ClassVar[int]
     max_prompt_tokens: int
     max_queued_requests: int
     max_keep_seconds: float
-    def __init__(self, max_prompt_tokens: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_keep_seconds: _Optional[float] = ...) -> None: ...
+    codecs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, max_prompt_tokens: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_keep_seconds: _Optional[float] = ..., codecs: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -8,18 +8,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class KeepCacheRequest(_message.Message):
-    __slots__ = ("text", "tokens", "chat", "policy", "keep_for_seconds")
+    __slots__ = ("text", "tokens", "chat", "policy", "keep_for_seconds", "codec")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     KEEP_FOR_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
     text: str
     tokens: _decode_pb2.TokenIds
     chat: _decode_pb2.ChatMessages
     policy: _cache_pb2.Policy
     keep_for_seconds: float
-    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Union[_decode_pb2.TokenIds, _Mapping]] = ..., chat: _Optional[_Union[_decode_pb2.ChatMessages, _Mapping]] = ..., policy: _Optional[_Union[_cache_pb2.Policy, _Mapping]] = ..., keep_for_seconds: _Optional[float] = ...) -> None: ...
+    codec: _cache_pb2.RowCodec
+    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Union[_decode_pb2.TokenIds, _Mapping]] = ..., chat: _Optional[_Union[_decode_pb2.ChatMessages, _Mapping]] = ..., policy: _Optional[_Union[_cache_pb2.Policy, _Mapping]] = ..., keep_for_seconds: _Optional[float] = ..., codec: _Optional[_Union[_cache_pb2.RowCodec, _Mapping]] = ...) -> None: ...
 
 class KeepCacheResponse(_message.Message):
     __slots__ = ("cache", "reused")

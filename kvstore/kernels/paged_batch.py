@@ -8,19 +8,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kvstore.codecs import encode_rows
+from kvstore.kernels.row_pages import RowIndex, RowPages
 from kvstore.rule_table import may_evict, needs_scores
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class PageColumns:
-    """The pool's memory. Row pages: `keys`, `values` `[N, D]`, which sequences may share.
+class MarkColumns:
+    """The pool's memory of marks: what is known of rows beside their keys and values.
 
-    Mark pages, one sequence's own: `positions` int32, `scores` f32, `flags` uint8 and
-    `log_weights` f32 `[M]` (empty as long as no head has any). Both kinds have `page_rows` rows.
+    A page is one sequence's own: `positions` int32, `scores` f32, `flags` uint8 and `log_weights`
+    f32 `[M]` (empty as long as no head has any), `page_rows` rows a page.
     """
 
-    keys: torch.Tensor
-    values: torch.Tensor
     positions: torch.Tensor
     scores: torch.Tensor
     flags: torch.Tensor
@@ -28,7 +28,7 @@ class PageColumns:
     page_rows: int
 
     def flat(self, pages: NDArray[np.int32], slots: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Flat rows of a head's slots, by its pages of either kind."""
+        """Flat rows of a head's slots, by its pages of marks."""
         starts = pages[slots // self.page_rows].astype(np.int64) * self.page_rows
         rows: NDArray[np.int64] = starts + slots % self.page_rows
         return rows
@@ -38,11 +38,12 @@ class PageColumns:
 class HeadTables:
     """All sequences' tables, at addresses that never change. H is the most heads of any layer.
 
-    Slot n of a head lies at row `n % page_rows` of its page `n // page_rows`, which begins at flat
-    row `page · page_rows`. Slots 0 to `rows` − 1 are held, in no order of position. `pages` int32
-    `[S, L, H, P]`; `marks` likewise, of heads that are `marked` bool `[S, L, H]`; in any other head
-    slot n is position n. `weighted` bool: its rows have log-weights. `rows` int32 `[S, L, H]`,
-    `rules` `[S, L, H]` of `RULE_DTYPE`, `lengths` int64 `[S]`: tokens seen, and `kv_heads` `[L]`.
+    Slot n of a head lies in its page `n // page_rows` at row `n % page_rows`. Slots 0 to `rows` − 1
+    are held, in no order of position. `pages` int32 `[S, L, H, P]`, whose `page_rows` int64 `[S]`
+    follow from the sequence's coding; `marks` likewise, with the columns' rows a page, of heads
+    that are `marked` bool `[S, L, H]`; in any other head slot n is position n. `weighted` bool: its
+    rows have log-weights. `rows` int32 `[S, L, H]`, `rules` `[S, L, H]` of `RULE_DTYPE`, `lengths`
+    int64 `[S]`: tokens seen, and `kv_heads` `[L]`.
     """
 
     kv_heads: NDArray[np.int32]
@@ -53,13 +54,15 @@ class HeadTables:
     weighted: NDArray[np.bool_]
     rules: NDArray[np.void]
     lengths: NDArray[np.int64]
+    page_rows: NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class FedRows:
     """Rows of fed tokens until their block ends: `keys`, `values` `[L, H, C, D]`, `flags` `[C]`.
 
-    A block occupies cells that follow one another.
+    A block occupies cells that follow one another. Rows of a sequence whose codec rotates lie here
+    rotated.
     """
 
     keys: torch.Tensor
@@ -67,10 +70,10 @@ class FedRows:
     flags: NDArray[np.uint8]
 
     @classmethod
-    def of(cls, columns: PageColumns, tables: HeadTables, cells: int) -> FedRows:
-        """Room for `cells` tokens."""
-        size = (*tables.rows.shape[1:], cells, columns.keys.shape[1])
-        new = columns.keys.new_empty
+    def of(cls, plain: RowPages, tables: HeadTables, cells: int) -> FedRows:
+        """Room for `cells` tokens; `plain`: pages of the model's own rows."""
+        size = (*tables.rows.shape[1:], cells, plain.coding.head_size)
+        new = plain.keys.new_empty
         return cls(new(size), new(size), np.zeros(cells, np.uint8))
 
     def put(self, layer: int, cells: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
@@ -81,14 +84,28 @@ class FedRows:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class PagedBatch:
-    """B sequences, and what each feeds: a block of tokens, or a piece of one.
+class ArrivingRows:
+    """Blocks' rows as they will be held, `[L, H, C, width]` of the codec's storage dtype.
 
+    `cells` int64 `[B]`: where each block begins.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    cells: NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class PagedBatch:
+    """B sequences of one coding, and what each feeds: a block of tokens, or a piece of one.
+
+    Their rows lie in `store`, their marks in `columns`.
     int64 `[B]` each: `slots`, the sequences' places in the tables; `cells`, where their blocks
     begin; `before`, tokens of the block that earlier pieces fed; `counts`, tokens fed now.
     """
 
-    columns: PageColumns
+    store: RowPages
+    columns: MarkColumns
     tables: HeadTables
     fed: FedRows
     slots: NDArray[np.int64]
@@ -99,7 +116,7 @@ class PagedBatch:
     @property
     def on_cpu_in_f32(self) -> bool:
         """What the compiled CPU kernels are written for."""
-        keys = self.columns.keys
+        keys = self.fed.keys
         return keys.device.type == "cpu" and keys.dtype == torch.float32
 
     @property
@@ -135,12 +152,27 @@ class PagedBatch:
             counts=self.counts[chosen],
         )
 
-    def held(self, b: int, layer: int, head: int) -> torch.Tensor:
-        """Flat rows of what a head holds, int64 `[R]`."""
+    def held(self, b: int, layer: int, head: int) -> RowIndex:
+        """Where what a head holds lies in the store, `[R]`."""
         tables, slot = self.tables, self.slots[b]
         slots = np.arange(tables.rows[slot, layer, head], dtype=np.int64)
-        rows = self.columns.flat(tables.pages[slot, layer, head], slots)
-        return torch.from_numpy(rows).to(self.columns.keys.device)
+        return self.store.index(tables.pages[slot, layer, head], slots)
+
+    def arriving(self) -> ArrivingRows:
+        """The blocks' rows, coded."""
+        coding, fed = self.store.coding, self.fed
+        if coding.plain:
+            return ArrivingRows(fed.keys, fed.values, self.cells)
+        spans = [
+            np.arange(first, first + count)
+            for first, count in zip(self.cells, self.blocks, strict=True)
+        ]
+        cells = torch.from_numpy(np.concatenate(spans)).to(fed.keys.device)
+        return ArrivingRows(
+            encode_rows(fed.keys[:, :, cells], coding.keys, turned=True),
+            encode_rows(fed.values[:, :, cells], coding.values, turned=True),
+            np.cumsum(self.blocks) - self.blocks,
+        )
 
     def positions(self, b: int, layer: int, head: int) -> torch.Tensor:
         """Original positions of what a head holds, int32 `[R]`."""

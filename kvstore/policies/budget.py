@@ -61,7 +61,7 @@ def share_of_others(
     for index, shape in enumerate(cache.shapes):
         visible = visible_rows(prompt, shape)
         heads = sum(1 for layer, _ in cache.whole if layer == index)
-        unit = _row_bytes(shape, cache.element_bytes) if budget.bytes else 1
+        unit = cache.row_bytes(shape) + POSITION_BYTES if budget.bytes else 1
         whole += heads * visible * unit
         score = SCORE_BYTES if budget.bytes and scored else 0
         others += (shape.kv_heads - heads) * visible * (unit + score)
@@ -76,7 +76,3 @@ def rows_per_head(
     share = share_of_others(budget, prompt, layer.cache, scored=scored)
     visible = visible_rows(prompt, layer.shape)
     return min(visible, max(floor_rows, math.floor(share * visible + RATIO_ROUNDING)))
-
-
-def _row_bytes(shape: LayerShape, element_bytes: int) -> int:
-    return 2 * shape.head_size * element_bytes + POSITION_BYTES

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kvstore.cache import LayerShape
 from kvstore.calibration import Calibration
@@ -23,7 +23,7 @@ class CachePlanner:
     """One prompt's planning. Whatever the policy decides, retrieval heads keep everything.
 
     Source of the latter: RazorAttention (arXiv 2407.15891). Raises `MissingCalibration` where the
-    policy needs an artefact that `calibration` has not.
+    policy needs an artefact that `calibration` has not. `row_bytes`: of a key and a value together.
     """
 
     def __init__(
@@ -31,14 +31,14 @@ class CachePlanner:
         policy: Policy,
         prompt: PromptFacts,
         shapes: tuple[LayerShape, ...],
-        element_bytes: int,
+        row_bytes: Callable[[LayerShape], int],
         calibration: Calibration,
     ) -> None:
         self._policy = policy
         self._prompt = prompt
         self._cache = CacheFacts(
             shapes,
-            element_bytes,
+            row_bytes,
             calibration.retrieval_heads(policy.retrieval_ratio),
             calibration.filters,
         )

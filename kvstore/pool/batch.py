@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kvstore.codecs.rotation import rotate
 from kvstore.kernels.paged_batch import FedRows, PagedBatch, StepScratch
 from kvstore.kernels.ragged_attention import ragged_attention
 from kvstore.kernels.retain import carry, decide
@@ -48,11 +49,48 @@ class _Change:
     need: PageCount
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """The sequences of one coding: their `places` in the batch, the tokens they feed, the cells."""
+
+    places: NDArray[np.int64]
+    tokens: torch.Tensor
+    cells: torch.Tensor
+    batch: PagedBatch
+    scratch: StepScratch
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float,
+        sliding_window: int | None,
+    ) -> torch.Tensor:
+        """`q`, and what is returned, `[N, HQ, D]` of this part's tokens; `k`, `v` `[H, N, D]`.
+
+        Where the codec rotates, everything is rotated on the way in, and what comes out of values
+        is rotated back.
+        """
+        coding = self.batch.store.coding
+        if coding.keys.rotated:
+            q, k = rotate(q), rotate(k)
+        if coding.values.rotated:
+            v = rotate(v)
+        self.batch.fed.put(layer, self.cells, k, v)
+        out = ragged_attention(
+            q, self.batch, layer, self.scratch, scale=scale, sliding_window=sliding_window
+        )
+        return rotate(out) if coding.values.rotated else out
+
+
 class BatchStep:
     """Feeds each of B sequences of one pool a piece of a block, at their own positions.
 
-    No cache changes before the whole forward pass has succeeded: `attend` every layer, `decide`,
-    then `commit` those for whom there is room. What is not committed may be fed again.
+    Sequences may differ in codec. No cache changes before the whole forward pass has succeeded:
+    `attend` every layer, `decide`, then `commit` those for whom there is room. What is not
+    committed may be fed again.
     """
 
     def __init__(self, fed: FedRows, pieces: Sequence[Piece], classes: NDArray[np.uint8]) -> None:
@@ -62,6 +100,7 @@ class BatchStep:
         assert all(block.sequence.pool is pool for block in blocks), "one pool for the batch"
         self._pieces = tuple(pieces)
         self._batch = PagedBatch(
+            pool.storage.plain,
             pool.storage.columns,
             pool.tables,
             fed,
@@ -72,8 +111,8 @@ class BatchStep:
         )
         cells = self._batch.token_cells()
         fed.flags[cells] = classes
-        self._cells = torch.from_numpy(cells).to(fed.keys.device)
         self._scratch = StepScratch.of(self._batch)
+        self._parts = tuple(self._of_one_coding())
         self._remember_received()
         self._changes: dict[int, _Change] = {}
 
@@ -98,15 +137,15 @@ class BatchStep:
         sliding_window: int | None,
     ) -> torch.Tensor:
         """`q [HQ, N, D]`, `k`, `v [H, N, D]` of all fed tokens; returns `[N, HQ, D]`."""
-        self._batch.fed.put(layer, self._cells, k, v)
-        return ragged_attention(
-            q.transpose(0, 1),
-            self._batch,
-            layer,
-            self._scratch,
-            scale=scale,
-            sliding_window=sliding_window,
-        )
+        (first, *others), queries = self._parts, q.transpose(0, 1)
+        if not others:
+            return first.attend(layer, queries, k, v, scale, sliding_window)
+        out = torch.empty_like(queries)
+        for part in self._parts:
+            at = part.tokens
+            some = queries[at], k[:, at], v[:, at]
+            out[at] = part.attend(layer, *some, scale, sliding_window)
+        return out
 
     def decide(self) -> None:
         """After the last layer: find what every whole block changes. Nothing changes yet."""
@@ -140,9 +179,12 @@ class BatchStep:
             for page in change.copies:
                 block.sequence.tables.make_private(*page)
             block.sequence.tables.extend(change.rows)
-        chosen = np.array(places, np.int64)
-        rows_after = np.stack([change.rows for _, change in changes])
-        carry(self._batch.of(chosen), self._scratch.of_sequences(chosen), rows_after)
+        for part in self._parts:
+            chosen = np.intersect1d(part.places, places)
+            if len(chosen):
+                batch = dataclasses.replace(self._batch.of(chosen), store=part.batch.store)
+                rows_after = np.stack([self._changes[place].rows for place in chosen.tolist()])
+                carry(batch, self._scratch.of_sequences(chosen), rows_after)
         for place, (block, change) in zip(places, changes, strict=True):
             block.sequence.tables.settle(change.rows)
             block.sequence.length += int(self._batch.blocks[place])
@@ -151,6 +193,22 @@ class BatchStep:
         """`decide` and `commit` all; raises `PoolExhausted` before any change."""
         self.decide()
         self.commit(sorted(self._changes))
+
+    def _of_one_coding(self) -> Iterator[_Part]:
+        """The sequences of each coding, in the order of their first."""
+        tokens = np.repeat(np.arange(len(self._pieces)), self._batch.counts)
+        stores = [piece.block.sequence.store for piece in self._pieces]
+        for store in dict.fromkeys(stores):
+            places = np.array([n for n, one in enumerate(stores) if one is store], np.int64)
+            batch = dataclasses.replace(self._batch.of(places), store=store)
+            device = batch.fed.keys.device
+            yield _Part(
+                places,
+                torch.from_numpy(np.flatnonzero(np.isin(tokens, places))).to(device),
+                torch.from_numpy(batch.token_cells()).to(device),
+                batch,
+                self._scratch.of_sequences(places),
+            )
 
     def _remember_received(self) -> None:
         """What earlier pieces of the blocks gave to the rows."""
@@ -179,12 +237,13 @@ class BatchStep:
         self, place: int, rows_after: NDArray[np.int32]
     ) -> list[tuple[int, int, int]]:
         """Pages that will be written and that others read: layer, head and number in its table."""
-        tables = self._pieces[place].block.sequence.tables
+        sequence = self._pieces[place].block.sequence
+        tables, page_rows = sequence.tables, sequence.store.page_rows
         found = []
         for layer, count in enumerate(tables.kv_heads.tolist()):
             for head in range(count):
                 written = self._written(place, layer, head, int(rows_after[layer, head]))
-                have = -(-int(tables.rows[layer, head]) // self._batch.columns.page_rows)
+                have = -(-int(tables.rows[layer, head]) // page_rows)
                 for number in written:
                     page = int(tables.pages[layer, head, number])
                     if number < have and tables.is_shared(page):
@@ -203,5 +262,6 @@ class BatchStep:
             refilled = holes[:arriving]
             from_tail = holes[arriving:][holes[arriving:] < after]
             slots = np.concatenate((refilled, from_tail, np.arange(held, after)))
-        numbers: list[int] = np.unique(slots // self._batch.columns.page_rows).tolist()
+        page_rows = self._pieces[place].block.sequence.store.page_rows
+        numbers: list[int] = np.unique(slots // page_rows).tolist()
         return numbers

@@ -13,10 +13,16 @@ def pages_for(rows: int, page_rows: int) -> int:
     return -(-rows // page_rows)
 
 
-def pages_bound(shapes: Sequence[LayerShape], tokens: int, page_rows: int) -> PageCount:
-    """Pages that suffice for `tokens` tokens whatever the rules: every head keeps every row."""
-    pages = sum(shape.kv_heads for shape in shapes) * pages_for(tokens, page_rows)
-    return PageCount(pages, pages)
+def pages_bound(
+    shapes: Sequence[LayerShape], tokens: int, page_rows: int, coded_page_rows: int | None = None
+) -> PageCount:
+    """Pages that suffice for `tokens` tokens whatever the rules: every head keeps every row.
+
+    `coded_page_rows`: what a row page holds, where that is not `page_rows`.
+    """
+    heads = sum(shape.kv_heads for shape in shapes)
+    rows = pages_for(tokens, coded_page_rows or page_rows)
+    return PageCount(heads * rows, heads * pages_for(tokens, page_rows))
 
 
 def rows_bound(rule: RetentionRule, rows: int, length: int, final_length: int) -> int:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 
 from kvstore.cache import LayerShape
+from kvstore.codecs import MODEL_ROWS, ElementCodec, RowCodec
 from kvstore.errors import InvalidParameter, PoolExhausted
 from kvstore.kernels.paged_batch import FedRows
 from kvstore.pool.accounts import PageAccounts
-from kvstore.pool.bounds import pages_for
+from kvstore.pool.bounds import pages_bound, pages_for
 from kvstore.pool.claim import Claim
 from kvstore.pool.reservation import PageCount, Reservation
 from kvstore.pool.sequence import SequencePages
@@ -20,13 +21,15 @@ from kvstore.pool.tables import head_tables
 
 
 class PagePool:
-    """`pages` pages of keys and values, `page_rows` rows of one KV head each, allocated once.
+    """`pages` pages of keys and values, each of one KV head, allocated once.
 
-    As many mark pages (`mark_pages` says otherwise) hold positions, scores and flags of the heads
-    whose rule needs them. Pages are used only out of a reservation, so what was promised never
-    runs out of room. At most `sequences` are open at once, each of `sequence_tokens` tokens at
-    most (0: what the pages hold). `open` and the figures may be used from any thread. `poison`
-    fills rows that are not in use with NaN, for tests. All layers have one head size.
+    A page holds `page_rows` rows as the model computes them, and of coded rows as many as fit into
+    the same bytes: which, every sequence says for itself, so all share one pool. As many mark pages
+    (`mark_pages` says otherwise) hold positions, scores and flags of the heads whose rule needs
+    them. Pages are used only out of a reservation, so what was promised never runs out of room. At
+    most `sequences` are open at once, each of `sequence_tokens` tokens at most (0: what the pages
+    hold). `open` and the figures may be used from any thread. `poison` fills rows that are not in
+    use with NaN, for tests. All layers have one head size.
     """
 
     def __init__(
@@ -55,23 +58,30 @@ class PagePool:
         self.storage = PageStorage(
             pages, self.mark_pages, page_rows, sizes.pop(), dtype, torch.device(device), poison
         )
-        most = min(pages, pages_for(sequence_tokens, page_rows)) if sequence_tokens else pages
-        self.tables = head_tables(shapes, sequences, most)
+        most = min(pages, self._most_pages(sequence_tokens)) if sequence_tokens else pages
+        self.tables = head_tables(shapes, sequences, most, page_rows)
         self._rows = PageAccounts(pages, self.storage.forget_row_pages)
         self._marks = PageAccounts(self.mark_pages, self.storage.forget_mark_pages)
         self._lock = threading.Lock()
         self._free_slots = list(range(sequences))[::-1]
 
-    def open(self, length: int = 0, promise: PageCount | None = None) -> SequencePages:
+    def open(
+        self,
+        length: int = 0,
+        promise: PageCount | None = None,
+        codec: RowCodec = MODEL_ROWS,
+    ) -> SequencePages:
         """An empty sequence that has seen `length` tokens, with pages promised to it.
 
-        Raises `PoolExhausted`, and then nothing changed.
+        Its rows are held under `codec`. Raises `PoolExhausted`, and then nothing changed.
         """
+        store = self.storage.store(codec)
         reservation = Reservation(Claim(self._rows), Claim(self._marks))
         reservation.ensure(promise or PageCount())
         with self._lock:
             if self._free_slots:
-                return SequencePages(self, self._free_slots.pop(), reservation, length)
+                slot = self._free_slots.pop()
+                return SequencePages(self, slot, reservation, length, store)
         reservation.release()
         raise PoolExhausted(1, 0)
 
@@ -82,7 +92,14 @@ class PagePool:
 
     def new_fed_rows(self, cells: int) -> FedRows:
         """Room for the rows of `cells` fed tokens."""
-        return FedRows.of(self.storage.columns, self.tables, cells)
+        return FedRows.of(self.storage.plain, self.tables, cells)
+
+    def bound(self, tokens: int, codec: RowCodec = MODEL_ROWS) -> PageCount:
+        """Pages that suffice for a sequence of `tokens` tokens under this codec; see `pages_bound`.
+
+        Raises `InvalidParameter` for a codec of which a page holds no row.
+        """
+        return pages_bound(self.shapes, tokens, self.page_rows, self.storage.store(codec).page_rows)
 
     @property
     def free_pages(self) -> int:
@@ -121,8 +138,8 @@ class PagePool:
     @property
     def slack_rows(self) -> int:
         """Rows of used pages that hold nothing, shared pages counted for each sequence."""
-        rows = self.tables.rows
-        return int((-rows % self.page_rows).sum())
+        tables = self.tables
+        return int((-tables.rows % tables.page_rows[:, None, None]).sum())
 
     @property
     def fragmentation(self) -> float:
@@ -139,9 +156,13 @@ class PagePool:
     @property
     def dense_bytes(self) -> int:
         """Bytes of keys and values if every head held every token its sequence has seen."""
-        keys = self.storage.columns.keys
-        row = 2 * keys.shape[1] * keys.element_size()
+        row = self.storage.plain.coding.row_bytes
         return int(self.tables.lengths.sum()) * sum(s.kv_heads for s in self.shapes) * row
+
+    def _most_pages(self, tokens: int) -> int:
+        """Pages that a head of so many tokens may take, whatever the codec."""
+        codecs = [RowCodec(codec, codec) for codec in ElementCodec]
+        return max(pages_for(tokens, self.storage.store(codec).page_rows) for codec in codecs)
 
     @property
     def capacity_bytes(self) -> int:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from kvstore.cache import HeadRows, LayerShape, RaggedLayer
+from kvstore.codecs import MODEL_ROWS, RowCodec, RowCoding
 from kvstore.errors import InvalidParameter
+from kvstore.kernels.row_pages import RowPages
 from kvstore.pool.bounds import pages_for, rows_bound
 from kvstore.pool.reservation import PageCount, Reservation
-from kvstore.pool.storage import read_rows
 from kvstore.pool.tables import PageTables
 from kvstore.rule_table import decode, encode, may_evict
 
@@ -22,15 +23,24 @@ class SequencePages:
     """A sequence's tables of pages per (layer, KV head), within its reservation.
 
     `length` is the number of tokens seen: the cache's `next_position` at first, then what was
-    fed. A layer that was never loaded starts empty, with full heads. Not for use from several
-    threads at once; the reservation belongs to the sequence and is released with it.
+    fed. A layer that was never loaded starts empty, with full heads. Rows are held in `store`,
+    under its coding, and what is fed is coded when it is retained. Not for use from several threads
+    at once; the reservation belongs to the sequence and is released with it.
     """
 
-    def __init__(self, pool: PagePool, slot: int, reservation: Reservation, length: int) -> None:
+    def __init__(
+        self,
+        pool: PagePool,
+        slot: int,
+        reservation: Reservation,
+        length: int,
+        store: RowPages,
+    ) -> None:
         self.pool = pool
         self.slot = slot
         self.reservation = reservation
-        self.tables = PageTables(pool.tables, slot, reservation, pool.storage)
+        self.store = store
+        self.tables = PageTables(pool.tables, slot, reservation, pool.storage, store)
         self.length = length
         # a fork and its origin look for shared pages before they write, all others need not
         self.may_share = False
@@ -39,6 +49,10 @@ class SequencePages:
     @property
     def shapes(self) -> tuple[LayerShape, ...]:
         return self.pool.shapes
+
+    @property
+    def codec(self) -> RowCodec:
+        return self.store.coding.codec
 
     @property
     def length(self) -> int:
@@ -50,10 +64,12 @@ class SequencePages:
 
     def need(self, layer: RaggedLayer) -> PageCount:
         """Pages that `load` will use."""
-        page_rows = self.pool.page_rows
-        pages = [pages_for(rows, page_rows) for rows in layer.head_row_counts()]
-        marks = [n for n, head in zip(pages, layer.heads(), strict=True) if self._marked(head)]
-        return PageCount(sum(pages), sum(marks))
+        rows, marks = self.store.page_rows, self.pool.page_rows
+        counts = layer.head_row_counts()
+        marked = [n for n, head in zip(counts, layer.heads(), strict=True) if self._marked(head)]
+        return PageCount(
+            sum(pages_for(n, rows) for n in counts), sum(pages_for(n, marks) for n in marked)
+        )
 
     def load(self, layer_index: int, layer: RaggedLayer) -> None:
         """Fill an empty layer. Raises `PoolExhausted` or `InvalidParameter` before any change."""
@@ -76,7 +92,7 @@ class SequencePages:
 
         Raises `PoolExhausted` if there is no room for marks of its own, which are not shared.
         """
-        child = self.pool.open(self.length, PageCount(0, self.reservation.used.marks))
+        child = self.pool.open(self.length, PageCount(0, self.reservation.used.marks), self.codec)
         try:
             child.tables.copy_from(self.tables)
         except BaseException:
@@ -88,8 +104,7 @@ class SequencePages:
     def heads(self, layer_index: int) -> tuple[HeadRows, ...]:
         """The layer's rows, each head's in no order of position.
 
-        Views where a head's pages follow one another, else gathered copies; to be used before the
-        next step, which overwrites victims in place.
+        Copies, coded as they are held.
         """
         return tuple(
             self._read(layer_index, head) for head in range(self.shapes[layer_index].kv_heads)
@@ -118,8 +133,7 @@ class SequencePages:
     @property
     def dense_bytes(self) -> int:
         """Bytes of keys and values if every head held every token seen."""
-        keys = self.pool.storage.columns.keys
-        row = 2 * keys.shape[1] * keys.element_size()
+        row = self.pool.storage.plain.coding.row_bytes
         return sum(shape.kv_heads for shape in self.shapes) * self.length * row
 
     def pages_bound(self, final_length: int) -> PageCount:
@@ -129,8 +143,11 @@ class SequencePages:
             for head, rows in enumerate(counts):
                 rule = decode(self.tables.rules[layer, head])
                 most = rows_bound(rule, rows, length, final_length)
-                pages = pages_for(most, self.pool.page_rows)
-                bounds += PageCount(pages, pages * bool(self.tables.marked[layer, head]))
+                marks = pages_for(most, self.pool.page_rows)
+                bounds += PageCount(
+                    pages_for(most, self.store.page_rows),
+                    marks * bool(self.tables.marked[layer, head]),
+                )
         return bounds
 
     def release(self) -> None:
@@ -151,38 +168,41 @@ class SequencePages:
 
     def _require_fit(self, layer_index: int, layer: RaggedLayer) -> None:
         assert not self.tables.rows[layer_index].any(), "a layer loads once"
-        shape, dtype = self.shapes[layer_index], self.pool.storage.columns.keys.dtype
+        shape, coding = self.shapes[layer_index], self.store.coding
         if (layer.kv_heads, layer.head_size) != (shape.kv_heads, shape.head_size):
             got = f"{layer.kv_heads} heads of size {layer.head_size}"
             raise InvalidParameter(f"layers[{layer_index}]", f"{got}, the model has {shape}")
-        if layer.keys.dtype != dtype:
-            raise InvalidParameter(
-                f"layers[{layer_index}]", f"{layer.keys.dtype}, the pool has {dtype}"
-            )
+        given = layer.coding or RowCoding(MODEL_ROWS, layer.head_size, layer.keys.dtype)
+        if given != coding:
+            got, wanted = (f"{c.codec.name} rows of {c.dtype}" for c in (given, coding))
+            raise InvalidParameter(f"layers[{layer_index}]", f"{got}, the sequence has {wanted}")
 
     def _read(self, layer: int, head: int) -> HeadRows:
         tables, columns = self.tables, self.pool.storage.columns
         rule, slots = decode(tables.rules[layer, head]), range(int(tables.rows[layer, head]))
         rows = tables.index(layer, head, slots)
-        positions = torch.arange(len(slots), dtype=torch.int32, device=columns.keys.device)
+        positions = torch.arange(len(slots), dtype=torch.int32, device=columns.positions.device)
         scores = flags = log_weights = None
         if tables.marked[layer, head]:
             marks = tables.mark_index(layer, head, slots)
-            positions = read_rows(columns.positions, marks)
-            scores = read_rows(columns.scores, marks) if rule.needs_scores else None
-            flags = read_rows(columns.flags, marks) if rule.needs_flags else None
+            positions = columns.positions[marks]
+            scores = columns.scores[marks] if rule.needs_scores else None
+            flags = columns.flags[marks] if rule.needs_flags else None
             if tables.weighted[layer, head]:
-                log_weights = read_rows(columns.log_weights, marks)
-        keys, values = read_rows(columns.keys, rows), read_rows(columns.values, rows)
-        return HeadRows(rule, keys, values, positions, scores, flags, log_weights)
+                log_weights = columns.log_weights[marks]
+        store = self.store
+        keys, values = store.keys[rows], store.values[rows]
+        coding = None if store.coding.plain else store.coding
+        return HeadRows(rule, keys, values, positions, scores, flags, log_weights, coding)
 
     def _write(self, layer: int, head: int, source: HeadRows) -> None:
         if source.log_weights is not None:
             self.pool.storage.keep_log_weights()
         columns, slots = self.pool.storage.columns, range(source.rows)
         rows = self.tables.index(layer, head, slots)
-        columns.keys[rows] = source.keys.to(columns.keys.device)
-        columns.values[rows] = source.values.to(columns.keys.device)
+        store = self.store
+        store.keys[rows] = source.keys.to(store.keys.device)
+        store.values[rows] = source.values.to(store.keys.device)
         if self.tables.marked[layer, head]:
             marks = self.tables.mark_index(layer, head, slots)
             for column, given in (

@@ -5,24 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from kvstore.cache import FLAG_BYTES, LOG_WEIGHT_BYTES, POSITION_BYTES, SCORE_BYTES
-from kvstore.kernels.paged_batch import PageColumns
+from kvstore.codecs import MODEL_ROWS, RowCodec, RowCoding
+from kvstore.kernels.paged_batch import MarkColumns
+from kvstore.kernels.row_pages import PageDivision, RowPages
 
-RowIndex = slice | torch.Tensor
-"""Flat rows: a slice where they follow one another, else int64."""
-
-
-def read_rows(column: torch.Tensor, index: RowIndex) -> torch.Tensor:
-    """These rows: a view of a slice, else a copy."""
-    return column[index] if isinstance(index, slice) else column.index_select(0, index)
+# repeated, NaN in every float dtype, and so is what the scale of a coded row then is
+_NAN_BYTE = 255
 
 
 def row_page_bytes(page_rows: int, head_size: int, dtype: torch.dtype) -> int:
-    """Bytes of one page of keys and values."""
+    """Bytes of one page, which has room for `page_rows` keys and values of the model's dtype."""
     return page_rows * 2 * head_size * dtype.itemsize
 
 
@@ -34,7 +29,8 @@ def mark_page_bytes(page_rows: int) -> int:
 class PageStorage:
     """Row pages and as many mark pages as were asked for.
 
-    With `poison` every row that is not in use holds NaN (keys, values, scores) and impossible
+    A row page is so many bytes; what lies in it follows from the coding of the sequence that has
+    it. With `poison` every row that is not in use holds NaN (keys, values, scores) and impossible
     positions, so that reading one shows.
     """
 
@@ -48,11 +44,13 @@ class PageStorage:
         device: torch.device,
         poison: bool,
     ) -> None:
-        rows, marks = pages * page_rows, mark_pages * page_rows
+        marks = mark_pages * page_rows
+        self.row_page_bytes = row_page_bytes(page_rows, head_size, dtype)
         # not zeroed: rows are written before they are read, and untouched CPU pages cost nothing
-        self.columns = PageColumns(
-            keys=torch.empty(rows, head_size, dtype=dtype, device=device),
-            values=torch.empty(rows, head_size, dtype=dtype, device=device),
+        self.arena = torch.empty(pages * self.row_page_bytes, dtype=torch.uint8, device=device)
+        self._head_size, self._dtype = head_size, dtype
+        self._stores: dict[RowCodec, RowPages] = {}
+        self.columns = MarkColumns(
             positions=torch.empty(marks, dtype=torch.int32, device=device),
             scores=torch.empty(marks, dtype=torch.float32, device=device),
             flags=torch.empty(marks, dtype=torch.uint8, device=device),
@@ -60,13 +58,21 @@ class PageStorage:
             page_rows=page_rows,
         )
         self._poison = poison
-        self.forget_rows(slice(0, rows))
+        self.forget_row_pages(range(pages))
         self.forget_marks(slice(0, marks))
 
     @property
-    def row_page_bytes(self) -> int:
-        columns = self.columns
-        return row_page_bytes(columns.page_rows, columns.keys.shape[1], columns.keys.dtype)
+    def plain(self) -> RowPages:
+        """The pages as rows of the model's own."""
+        return self.store(MODEL_ROWS)
+
+    def store(self, codec: RowCodec) -> RowPages:
+        """The pages as rows of this codec. Raises `InvalidParameter` if a page holds none."""
+        if codec not in self._stores:
+            coding = RowCoding(codec, self._head_size, self._dtype)
+            division = PageDivision.of(coding, self.row_page_bytes)
+            self._stores[codec] = RowPages.of(self.arena, division)
+        return self._stores[codec]
 
     @property
     def mark_page_bytes(self) -> int:
@@ -81,28 +87,17 @@ class PageStorage:
             weights = torch.zeros(len(positions), device=positions.device)
             self.columns = dataclasses.replace(self.columns, log_weights=weights)
 
-    def index(self, rows: NDArray[np.int64]) -> RowIndex:
-        """The cheapest index of these flat rows: a slice reads as a view, a tensor as a copy."""
-        if not len(rows):
-            return slice(0, 0)
-        if (np.diff(rows) == 1).all():
-            return slice(int(rows[0]), int(rows[-1]) + 1)
-        return torch.from_numpy(rows).to(self.columns.keys.device)
-
     def copy_row_page(self, source: int, target: int) -> None:
-        size, columns = self.columns.page_rows, self.columns
-        for column in (columns.keys, columns.values):
-            column[target * size : (target + 1) * size] = column[
-                source * size : (source + 1) * size
-            ]
+        pages = self.arena.view(-1, self.row_page_bytes)
+        pages[target] = pages[source]
 
-    def forget_rows(self, rows: RowIndex) -> None:
-        """Keys and values no longer in use; costs nothing unless poisoned."""
+    def forget_rows(self, store: RowPages, page: int, rows: slice) -> None:
+        """Keys and values of a page no longer in use; costs nothing unless poisoned."""
         if self._poison:
-            self.columns.keys[rows] = torch.nan
-            self.columns.values[rows] = torch.nan
+            for held in (store.keys, store.values):
+                held.view(torch.uint8)[page, rows] = _NAN_BYTE
 
-    def forget_marks(self, marks: RowIndex) -> None:
+    def forget_marks(self, marks: slice | torch.Tensor) -> None:
         """Marks no longer in use, likewise."""
         if self._poison:
             self.columns.scores[marks] = torch.nan
@@ -112,7 +107,7 @@ class PageStorage:
     def forget_row_pages(self, pages: Iterable[int]) -> None:
         if self._poison:
             for page in pages:
-                self.forget_rows(self._span(page))
+                self.arena.view(-1, self.row_page_bytes)[page] = _NAN_BYTE
 
     def forget_mark_pages(self, pages: Iterable[int]) -> None:
         if self._poison:

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from kvstore.cache import LayerShape
 from kvstore.kernels.paged_batch import HeadTables
+from kvstore.kernels.row_pages import RowIndex, RowPages
 from kvstore.pool.claim import Claim
 from kvstore.pool.reservation import PageCount, Reservation
-from kvstore.pool.storage import PageStorage, RowIndex
+from kvstore.pool.storage import PageStorage
 from kvstore.rule_table import full_rules
 
 
-def head_tables(shapes: Sequence[LayerShape], sequences: int, pages: int) -> HeadTables:
+def head_tables(
+    shapes: Sequence[LayerShape], sequences: int, pages: int, page_rows: int
+) -> HeadTables:
     """Tables for so many sequences of at most `pages` pages a head; untouched ones cost nothing."""
     kv_heads = np.array([shape.kv_heads for shape in shapes], np.int32)
     size = (sequences, len(shapes), int(kv_heads.max(initial=0)))
@@ -28,6 +32,7 @@ def head_tables(shapes: Sequence[LayerShape], sequences: int, pages: int) -> Hea
         weighted=np.zeros(size, np.bool_),
         rules=full_rules(size),
         lengths=np.zeros(sequences, np.int64),
+        page_rows=np.full(sequences, page_rows, np.int64),
     )
 
 
@@ -39,8 +44,14 @@ class PageTables:
     """
 
     def __init__(
-        self, tables: HeadTables, slot: int, reservation: Reservation, storage: PageStorage
+        self,
+        tables: HeadTables,
+        slot: int,
+        reservation: Reservation,
+        storage: PageStorage,
+        store: RowPages,
     ) -> None:
+        tables.page_rows[slot] = store.page_rows
         self.kv_heads = tables.kv_heads
         self.pages = tables.pages[slot]
         self.marks = tables.marks[slot]
@@ -50,32 +61,31 @@ class PageTables:
         self.rules = tables.rules[slot]
         self._reservation = reservation
         self._storage = storage
-        self._page_rows = storage.columns.page_rows
+        self._store = store
+        self._page_rows = store.page_rows
+        self._mark_rows = storage.columns.page_rows
 
     def need(self, rows: NDArray[np.int32]) -> PageCount:
         """Pages missing for `rows` `[L, H]`."""
         more = (self._pages_of(rows) - self._pages_of(self.rows)).clip(0)
-        return PageCount(int(more.sum()), int(more[self.marked].sum()))
+        more_marks = (self._mark_pages_of(rows) - self._mark_pages_of(self.rows)).clip(0)
+        return PageCount(int(more.sum()), int(more_marks.sum()))
 
     def extend(self, rows: NDArray[np.int32]) -> None:
         """Take the pages that `rows` `[L, H]` need; the rows held stay as they are."""
-        have, need = self._pages_of(self.rows), self._pages_of(rows)
-        for layer, head in np.argwhere(need > have).tolist():
-            span = slice(int(have[layer, head]), int(need[layer, head]))
-            self._take(self.pages[layer, head], span, self._reservation.rows)
-            if self.marked[layer, head]:
-                self._take(self.marks[layer, head], span, self._reservation.marks)
+        for pages, claim, have, need in self._kinds(rows):
+            for layer, head in np.argwhere(need > have).tolist():
+                span = slice(int(have[layer, head]), int(need[layer, head]))
+                self._take(pages[layer, head], span, claim)
 
     def settle(self, rows: NDArray[np.int32]) -> None:
         """Hold exactly `rows` `[L, H]` from now on; pages no longer needed go back."""
-        have, need = self._pages_of(self.rows), self._pages_of(rows)
         for layer, head in np.argwhere(rows < self.rows).tolist():
             self._forget(layer, head, int(rows[layer, head]))
-        for layer, head in np.argwhere(need < have).tolist():
-            surplus = slice(int(need[layer, head]), int(have[layer, head]))
-            self._reservation.rows.give_back(self.pages[layer, head, surplus].tolist())
-            if self.marked[layer, head]:
-                self._reservation.marks.give_back(self.marks[layer, head, surplus].tolist())
+        for pages, claim, have, need in self._kinds(rows):
+            for layer, head in np.argwhere(need < have).tolist():
+                surplus = slice(int(need[layer, head]), int(have[layer, head]))
+                claim.give_back(pages[layer, head, surplus].tolist())
         self.rows[...] = rows
 
     def make_private(self, layer: int, head: int, number: int) -> None:
@@ -97,7 +107,7 @@ class PageTables:
         used = int(other._pages_of(other.rows).max(initial=0))
         self.pages[..., :used] = other.pages[..., :used]
         for layer, head, slots in other.marked_heads():
-            count = -(-len(slots) // self._page_rows)
+            count = -(-len(slots) // self._mark_rows)
             self._take(self.marks[layer, head], slice(0, count), self._reservation.marks)
             mine_at, theirs_at = (t.mark_index(layer, head, slots) for t in (self, other))
             columns = self._storage.columns
@@ -123,12 +133,14 @@ class PageTables:
         return self._reservation.rows.is_shared(page)
 
     def index(self, layer: int, head: int, slots: range) -> RowIndex:
-        """Flat rows of these slots' keys and values: a slice where they follow one another."""
-        return self._index(self.pages[layer, head], slots)
+        """Where these slots' keys and values lie in the sequence's store."""
+        return self._store.index(self.pages[layer, head], np.arange(slots.start, slots.stop))
 
-    def mark_index(self, layer: int, head: int, slots: range) -> RowIndex:
-        """Flat rows of these slots' marks."""
-        return self._index(self.marks[layer, head], slots)
+    def mark_index(self, layer: int, head: int, slots: range) -> torch.Tensor:
+        """Flat rows of these slots' marks, int64."""
+        columns, numbers = self._storage.columns, np.arange(slots.start, slots.stop)
+        flat = columns.flat(self.marks[layer, head], numbers)
+        return torch.from_numpy(flat).to(columns.positions.device)
 
     def clear(self) -> None:
         """Forget everything, after the reservation was released."""
@@ -137,9 +149,14 @@ class PageTables:
         self.weighted[...] = False
         self.rules[...] = full_rules(self.rows.shape)
 
-    def _index(self, pages: NDArray[np.int32], slots: range) -> RowIndex:
-        numbers = np.arange(slots.start, slots.stop)
-        return self._storage.index(self._storage.columns.flat(pages, numbers))
+    def _kinds(
+        self, rows: NDArray[np.int32]
+    ) -> Iterator[tuple[NDArray[np.int32], Claim, NDArray[np.int32], NDArray[np.int32]]]:
+        """Of row pages and of mark pages: table, claim, pages held, and pages that `rows` need."""
+        claims = self._reservation
+        yield self.pages, claims.rows, self._pages_of(self.rows), self._pages_of(rows)
+        have, need = self._mark_pages_of(self.rows), self._mark_pages_of(rows)
+        yield self.marks, claims.marks, have, need
 
     def _take(self, pages: NDArray[np.int32], span: slice, claim: Claim) -> None:
         after = int(pages[span.start - 1]) if span.start else None
@@ -147,14 +164,18 @@ class PageTables:
 
     def _forget(self, layer: int, head: int, rows: int) -> None:
         """Slots from `rows` on are not held any more."""
-        last = int(self.rows[layer, head])
-        slots = range(rows, min(last, -(-rows // self._page_rows) * self._page_rows))
-        if slots and not self._reservation.rows.is_shared(
-            int(self.pages[layer, head, rows // self._page_rows])
-        ):
-            self._storage.forget_rows(self.index(layer, head, slots))
+        last, size = int(self.rows[layer, head]), self._page_rows
+        # pages beyond the first are given back as they are
+        first, end = rows % size, min(last - rows // size * size, size)
+        page = int(self.pages[layer, head, rows // size])
+        if first and not self._reservation.rows.is_shared(page):
+            self._storage.forget_rows(self._store, page, slice(first, end))
+        slots = range(rows, min(last, -(-rows // self._mark_rows) * self._mark_rows))
         if slots and self.marked[layer, head]:
             self._storage.forget_marks(self.mark_index(layer, head, slots))
 
     def _pages_of(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
         return -(-rows // self._page_rows)
+
+    def _mark_pages_of(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
+        return np.where(self.marked, -(-rows // self._mark_rows), 0)

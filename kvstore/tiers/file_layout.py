@@ -14,9 +14,10 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from kvstore.cache import CompactCache, Fingerprint, canonical_json
+from kvstore.codecs import MODEL_ROWS
 from kvstore.errors import CorruptCache
 from kvstore.wire.frames import crc32c
-from kvstore.wire.header import identity_fields, read_identity
+from kvstore.wire.header import MAX_WIDTH, identity_fields, read_identity
 from kvstore.wire.index import LayerIndex, index_fields, read_index
 from kvstore.wire.sections import Section
 from kvstore.wire.strict_json import ObjectReader
@@ -49,8 +50,11 @@ class FileMetadata:
     def describing(cls, cache: CompactCache) -> FileMetadata:
         """Without the digest. Raises ValueError for numbers that JSON cannot spell."""
         indexes = [index_fields(LayerIndex.of(layer)) for layer in cache.layers]
-        header = canonical_json(identity_fields(cache.fingerprint, cache.next_position))
-        return cls(header, canonical_json({"layers": indexes}))
+        identity = identity_fields(cache.fingerprint, cache.next_position)
+        if cache.fingerprint.codec != MODEL_ROWS.name:
+            # coded rows do not show it
+            identity["head_sizes"] = [layer.head_size for layer in cache.layers]
+        return cls(canonical_json(identity), canonical_json({"layers": indexes}))
 
     @classmethod
     def of(cls, metadata: Mapping[str, str] | None) -> FileMetadata:
@@ -71,12 +75,15 @@ class FileMetadata:
             digest.update(_DIGEST_RECORD.pack(nbytes, checksum))
         return dataclasses.replace(self, sha256=digest.hexdigest())
 
-    def identity(self) -> tuple[Fingerprint, int]:
-        """Whose cache, and how many tokens."""
+    def identity(self) -> tuple[Fingerprint, int, tuple[int, ...] | None]:
+        """Whose cache, how many tokens, and the layers' head sizes where the rows are coded."""
         reader = ObjectReader.parse(self.header.encode(), "header")
         fingerprint, tokens = read_identity(reader)
+        sizes = None
+        if fingerprint.codec != MODEL_ROWS.name:
+            sizes = reader.integers("head_sizes", 1, MAX_WIDTH)
         reader.close()
-        return fingerprint, tokens
+        return fingerprint, tokens, sizes
 
     def indexes(self) -> tuple[LayerIndex, ...]:
         """One a layer."""

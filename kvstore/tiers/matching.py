@@ -23,6 +23,8 @@ def mismatch(found: Fingerprint, expected: Expected) -> Miss | None:
         return Miss(MissReason.OTHER_POLICY, f"a cache of policy {found.policy!r}")
     if found.token_digest != expected.token_digest:
         return Miss(MissReason.CORRUPT, "a cache of other tokens")
+    if found.codec != expected.codec:
+        return Miss(MissReason.OTHER_FORMAT, f"a cache whose rows are coded as {found.codec}")
     return None
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from kvstore.cache import CompactCache, Fingerprint, ModelFingerprint
+from kvstore.codecs import RowCodec, RowCoding
 from kvstore.errors import CorruptCache, FingerprintMismatch, InvalidParameter
 from kvstore.tiers.file_layout import FileMetadata, checksum_of, tensor_name
 from kvstore.tiers.safetensors_head import SafetensorsHead, TensorPlace, places_of
@@ -85,11 +86,12 @@ class CacheReader:
     ) -> None:
         parsed = SafetensorsHead.parse(head)
         self._metadata = FileMetadata.of(parsed.metadata)
-        self._fingerprint, self._tokens = self._metadata.identity()
+        self._fingerprint, self._tokens, sizes = self._metadata.identity()
         self._indexes = self._metadata.indexes()
         limits.admit(self._tokens, len(self._indexes))
         if expected_model is not None:
             expected_model.require_same(self._fingerprint.model)
+        self._codings = self._codings_of(parsed.places, sizes)
         self._layers = self._placed_layers(parsed.places)
         self.body_bytes = parsed.body_bytes
         limits.admit_bytes(self.body_bytes)
@@ -108,8 +110,10 @@ class CacheReader:
         if self._metadata.sealed(sums) != self._metadata:
             raise CorruptCache("the digest of the file does not match")
         layers = tuple(
-            layer_of(index, {kind: _view(body, place) for kind, place in places.items()})
-            for index, places in zip(self._indexes, self._layers, strict=True)
+            layer_of(index, coding, {kind: _view(body, place) for kind, place in places.items()})
+            for index, coding, places in zip(
+                self._indexes, self._codings, self._layers, strict=True
+            )
         )
         for layer in layers:
             require_contents(layer, self._tokens)
@@ -119,26 +123,38 @@ class CacheReader:
         self, places: Mapping[str, TensorPlace]
     ) -> list[dict[FrameKind, TensorPlace]]:
         """Each layer's places in the order of its sections; there must be just those."""
-        dtype = row_dtype(self._fingerprint.model.dtype)
         layers = [
-            _places_of_layer(places, number, index, dtype, self._tokens)
-            for number, index in enumerate(self._indexes)
+            _places_of_layer(places, number, index, coding, self._tokens)
+            for number, (index, coding) in enumerate(zip(self._indexes, self._codings, strict=True))
         ]
         if sum(map(len, layers)) != len(places):
             raise CorruptCache("the file has other tensors than its index")
         return layers
+
+    def _codings_of(
+        self, places: Mapping[str, TensorPlace], sizes: tuple[int, ...] | None
+    ) -> list[RowCoding]:
+        """Each layer's coding; its head size is that of the keys where they are not coded."""
+        dtype, layers = row_dtype(self._fingerprint.model.dtype), len(self._indexes)
+        codec = RowCodec.parse(self._fingerprint.codec)
+        if sizes is None:
+            sizes = tuple(_key_width(places, number) for number in range(layers))
+        if len(sizes) != layers:
+            raise CorruptCache(f"{len(sizes)} head sizes for {layers} layers")
+        return [RowCoding(codec, size, dtype) for size in sizes]
 
 
 def _contents(cache: CompactCache) -> tuple[FileMetadata, dict[str, torch.Tensor]]:
     """What to write: metadata still without digest, and every tensor by name, checked."""
     try:
         metadata = FileMetadata.describing(cache)
-        identity, tokens = metadata.identity()
-        dtype = row_dtype(identity.model.dtype)
+        identity, tokens, _ = metadata.identity()
+        dtype, codec = row_dtype(identity.model.dtype), RowCodec.parse(identity.codec)
         tensors: dict[str, torch.Tensor] = {}
         for number, (layer, index) in enumerate(zip(cache.layers, metadata.indexes(), strict=True)):
-            sections = sections_of(index, layer.head_size, dtype)
-            require_writable(layer, sections)
+            coding = RowCoding(codec, layer.head_size, dtype)
+            sections = sections_of(index, coding)
+            require_writable(layer, sections, coding)
             require_heads(index, layer.kv_heads, tokens)
             require_contents(layer, tokens)
             tensors |= {tensor_name(number, s): section_tensor(layer, s) for s in sections}
@@ -152,23 +168,27 @@ def _places_of_layer(
     places: Mapping[str, TensorPlace],
     layer: int,
     index: LayerIndex,
-    dtype: torch.dtype,
+    coding: RowCoding,
     tokens: int,
 ) -> dict[FrameKind, TensorPlace]:
     """Where a layer lies, once the stored tensors are seen to have their shape and dtype."""
     if not index.rows:
         raise CorruptCache(f"layer {layer} has no heads")
     require_heads(index, len(index.rows), tokens)
-    keys = places.get(f"layers.{layer}.keys")
-    if keys is None or len(keys.shape) != 2 or not 0 < keys.shape[1] <= MAX_WIDTH:
-        raise CorruptCache(f"layer {layer} has no keys of two axes")
     found = {}
-    for section in sections_of(index, keys.shape[1], dtype):
+    for section in sections_of(index, coding):
         place = places.get(tensor_name(layer, section))
         if place is None or (place.shape, place.dtype) != (section.shape, section.dtype):
             raise CorruptCache(f"{tensor_name(layer, section)} is not what the index says")
         found[section.kind] = place
     return found
+
+
+def _key_width(places: Mapping[str, TensorPlace], layer: int) -> int:
+    keys = places.get(f"layers.{layer}.keys")
+    if keys is None or len(keys.shape) != 2 or not 0 < keys.shape[1] <= MAX_WIDTH:
+        raise CorruptCache(f"layer {layer} has no keys of two axes")
+    return keys.shape[1]
 
 
 def _view(body: torch.Tensor, place: TensorPlace) -> torch.Tensor:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import torch
 
 from kvstore.cache import LayerShape, RaggedLayer
+from kvstore.codecs import RowCoding
 from kvstore.errors import CorruptCache, FingerprintMismatch, InvalidParameter
 from kvstore.wire.index import ALL_CLASSES, LayerIndex
 from kvstore.wire.sections import Section, section_tensor
 
 
-def require_writable(layer: RaggedLayer, sections: tuple[Section, ...]) -> None:
+def require_writable(layer: RaggedLayer, sections: tuple[Section, ...], coding: RowCoding) -> None:
     """Raise `InvalidParameter` where a tensor is not what the layer's own index announces."""
     if layer.head_offsets[0] != 0:
         raise InvalidParameter("layer.head_offsets", "must begin with 0")
+    if layer.coding != (None if coding.plain else coding):
+        raise InvalidParameter("layer.coding", f"is not that of the header, {coding.codec.name}")
     for section in sections:
         tensor = section_tensor(layer, section)
         if tuple(tensor.shape) != section.shape or tensor.dtype != section.dtype:

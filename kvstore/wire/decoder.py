@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kvstore.cache import LayerShape, ModelFingerprint, RaggedLayer
-from kvstore.errors import CorruptCache
+from kvstore.codecs import RowCodec, RowCoding
+from kvstore.errors import CorruptCache, FingerprintMismatch
 from kvstore.wire.checks import require_contents, require_heads, require_same_shapes
 from kvstore.wire.frames import Frame, FrameKind
 from kvstore.wire.header import CacheHeader, parse_header
@@ -28,8 +29,10 @@ class CacheDecoder:
         limits: WireLimits,
         expected_model: ModelFingerprint | None = None,
         expected_shapes: tuple[LayerShape, ...] | None = None,
+        expected_codec: RowCodec | None = None,
     ) -> None:
         self._limits = limits
+        self._expected_codec = expected_codec
         self._expected_model = expected_model
         self._expected_shapes = expected_shapes
         self._header: CacheHeader | None = None
@@ -92,6 +95,9 @@ class CacheDecoder:
         if self._expected_model is not None:
             self._expected_model.require_same(header.fingerprint.model)
         row_dtype(header.fingerprint.model.dtype)
+        codec, expected = header.codec, self._expected_codec
+        if expected is not None and codec != expected:
+            raise FingerprintMismatch("codec", expected.name, codec.name)
         if self._expected_shapes is not None:
             require_same_shapes(self._expected_shapes, header.shapes)
         self._tally = StreamTally(frame.payload)
@@ -103,12 +109,13 @@ class CacheDecoder:
         index = read_index(ObjectReader.parse(frame.payload, "index"))
         require_heads(index, shape.kv_heads, header.tokens)
         dtype = row_dtype(header.fingerprint.model.dtype)
-        sections = sections_of(index, shape.head_size, dtype)
+        coding = RowCoding(header.codec, shape.head_size, dtype)
+        sections = sections_of(index, coding)
         self._cache_bytes += sum(section.nbytes for section in sections)
         self._limits.admit_bytes(self._cache_bytes)
         self._tally.add(frame)
         self._rows += index.total_rows
-        self._receiver = LayerReceiver(self._next_layer, index, sections)
+        self._receiver = LayerReceiver(self._next_layer, index, coding, sections)
         return self._completed(self._receiver)
 
     def _take_rows(self, receiver: LayerReceiver, frame: Frame) -> RaggedLayer | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from kvstore.cache import RaggedLayer
+from kvstore.codecs import RowCoding
 from kvstore.errors import CorruptCache, InvalidParameter
 from kvstore.wire.checks import require_heads, require_writable
 from kvstore.wire.frames import MAX_PAYLOAD_BYTES, Frame, FrameKind
@@ -59,8 +60,9 @@ class CacheEncoder:
             require_heads(announced, shape.kv_heads, self._header.tokens)
         except CorruptCache as error:
             raise InvalidParameter("layer", str(error)) from error
-        sections = sections_of(announced, shape.head_size, self._dtype)
-        require_writable(layer, sections)
+        coding = RowCoding(self._header.codec, shape.head_size, self._dtype)
+        sections = sections_of(announced, coding)
+        require_writable(layer, sections, coding)
         index_frame = _control_frame(FrameKind.INDEX, payload, index)
         self._next_layer += 1
         return self._frames(index_frame, layer, sections)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 from kvstore.cache import (
+    CODED_FORMAT_VERSION,
     FORMAT_VERSION,
     Fingerprint,
     LayerShape,
     ModelFingerprint,
     canonical_json,
 )
+from kvstore.codecs import MODEL_ROWS, ElementCodec, RowCodec
 from kvstore.errors import CorruptCache, FingerprintMismatch, InvalidParameter
 from kvstore.wire.strict_json import ObjectReader
 
@@ -27,6 +29,10 @@ class CacheHeader:
     fingerprint: Fingerprint
     shapes: tuple[LayerShape, ...]
     tokens: int
+
+    @property
+    def codec(self) -> RowCodec:
+        return RowCodec.parse(self.fingerprint.codec)
 
 
 def encode_header(header: CacheHeader) -> bytes:
@@ -56,16 +62,34 @@ def identity_fields(fingerprint: Fingerprint, tokens: int) -> dict[str, object]:
     """The part of the header that does not depend on how the layers are stored."""
     fields = dataclasses.asdict(fingerprint)
     # a reader looks at the version before anything else, so it stands at the top
-    return {"format_version": fields.pop("format_version"), "fingerprint": fields, "tokens": tokens}
+    version, codec = fields.pop("format_version"), RowCodec.parse(fields.pop("codec"))
+    identity = {"format_version": version, "fingerprint": fields, "tokens": tokens}
+    if codec != MODEL_ROWS:
+        identity["codec"] = {"keys": codec.keys.value, "values": codec.values.value}
+    return identity
 
 
 def read_identity(reader: ObjectReader) -> tuple[Fingerprint, int]:
     """The fingerprint and the number of tokens; checks the format version first."""
     version = reader.integer("format_version", 0, MAX_COUNT)
-    if version != FORMAT_VERSION:
-        raise FingerprintMismatch("format_version", str(FORMAT_VERSION), str(version))
+    if version not in (FORMAT_VERSION, CODED_FORMAT_VERSION):
+        raise FingerprintMismatch("format_version", str(CODED_FORMAT_VERSION), str(version))
     fingerprint = _read_fingerprint(reader.member("fingerprint"))
+    if version == CODED_FORMAT_VERSION:
+        fingerprint = fingerprint.coded_as(_read_codec(reader.member("codec")))
     return fingerprint, reader.integer("tokens", 0, MAX_COUNT)
+
+
+def _read_codec(reader: ObjectReader) -> RowCodec:
+    keys, values = reader.text("keys"), reader.text("values")
+    reader.close()
+    try:
+        codec = RowCodec(ElementCodec(keys), ElementCodec(values))
+    except ValueError as error:
+        raise CorruptCache("header names an unknown codec") from error
+    if codec == MODEL_ROWS:
+        raise CorruptCache("rows of the model itself are of the first format")
+    return codec
 
 
 def _read_fingerprint(reader: ObjectReader) -> Fingerprint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from kvstore.cache import RaggedLayer
+from kvstore.codecs import RowCoding
 from kvstore.errors import CorruptCache
 from kvstore.wire.frames import Frame, FrameKind
 from kvstore.wire.index import LayerIndex
@@ -14,9 +15,12 @@ from kvstore.wire.sections import Section, byte_view, layer_of
 class LayerReceiver:
     """Holds the tensors of a layer whose index was checked and whose size was admitted."""
 
-    def __init__(self, layer: int, index: LayerIndex, sections: tuple[Section, ...]) -> None:
+    def __init__(
+        self, layer: int, index: LayerIndex, coding: RowCoding, sections: tuple[Section, ...]
+    ) -> None:
         self._layer = layer
         self._index = index
+        self._coding = coding
         self._tensors: dict[FrameKind, torch.Tensor] = {
             section.kind: torch.empty(section.shape, dtype=section.dtype) for section in sections
         }
@@ -47,7 +51,7 @@ class LayerReceiver:
     def finish(self) -> RaggedLayer:
         """The layer; only once `full`."""
         assert self.full
-        return layer_of(self._index, self._tensors)
+        return layer_of(self._index, self._coding, self._tensors)
 
     def _open_section(self) -> None:
         self._received_bytes = 0

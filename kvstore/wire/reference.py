@@ -12,6 +12,7 @@ import struct
 import torch
 
 from kvstore.cache import CompactCache, Fingerprint, LayerShape, ModelFingerprint, RaggedLayer
+from kvstore.codecs import RowCodec, RowCoding
 from kvstore.rules import RetentionRule, ScoreUpdate, TokenClass
 from kvstore.wire.frames import Frame, FrameKind
 
@@ -50,15 +51,16 @@ def decode_cache(frames: list[Frame]) -> CompactCache:
         identity["policy"],
         identity["policy_parameters"],
         header["format_version"],
+        _codec_name(header.get("codec", {"keys": "model", "values": "model"})),
     )
     layers = []
     for number, shape in enumerate(header["layers"]):
         own = [f for f in frames[1:-1] if f.layer == number]
-        layers.append(_layer(own, shape["head_size"], fingerprint.model.dtype))
+        layers.append(_layer(own, shape["head_size"], fingerprint))
     return CompactCache(fingerprint, tuple(layers), header["tokens"])
 
 
-def _layer(frames: list[Frame], head_size: int, dtype_name: str) -> RaggedLayer:
+def _layer(frames: list[Frame], head_size: int, fingerprint: Fingerprint) -> RaggedLayer:
     index = json.loads(frames[0].payload)
     offsets = [0]
     for rows in index["rows"]:
@@ -68,22 +70,46 @@ def _layer(frames: list[Frame], head_size: int, dtype_name: str) -> RaggedLayer:
         fields["protected"] = TokenClass(fields["protected"])
         fields["score_update"] = ScoreUpdate(fields["score_update"])
         rules.append(RetentionRule(**fields))
-    dtype = getattr(torch, dtype_name)
+    dtype = getattr(torch, fingerprint.model.dtype)
+    coding = RowCoding(RowCodec.parse(fingerprint.codec), head_size, dtype)
+    coded = fingerprint.codec != "model"
+    keys, values = (
+        _tensor(frames, kind, dtype if name == "model" else torch.uint8).reshape(
+            -1, head_size if name == "model" else _row_bytes(name, head_size)
+        )
+        for kind, name in (
+            (FrameKind.KEYS, coding.codec.keys),
+            (FrameKind.VALUES, coding.codec.values),
+        )
+    )
     return RaggedLayer(
-        keys=_tensor(frames, FrameKind.KEYS, dtype).reshape(-1, head_size),
-        values=_tensor(frames, FrameKind.VALUES, dtype).reshape(-1, head_size),
+        keys=keys,
+        values=values,
         positions=_tensor(frames, FrameKind.POSITIONS, torch.int32),
         head_offsets=tuple(offsets),
         rules=tuple(rules),
         recovered=tuple(index["recovered"]),
         scores=_tensor(frames, FrameKind.SCORES, torch.float32),
         flags=_tensor(frames, FrameKind.FLAGS, torch.uint8),
+        coding=coding if coded else None,
     )
+
+
+def _row_bytes(codec: str, head_size: int) -> int:
+    return {"fp8": head_size + 2, "int8": head_size + 2, "int4": (head_size + 1) // 2 + 4}[codec]
+
+
+def _codec_name(codec: dict[str, str]) -> str:
+    keys, values = codec["keys"], codec["values"]
+    return keys if keys == values else f"{keys}/{values}"
 
 
 def _header(cache: CompactCache, shapes: tuple[LayerShape, ...]) -> dict[str, object]:
     identity, model = cache.fingerprint, cache.fingerprint.model
+    keys, _, values = identity.codec.partition("/")
+    codec = {"keys": keys, "values": values or keys}
     return {
+        **({} if identity.codec == "model" else {"codec": codec}),
         "format_version": identity.format_version,
         "fingerprint": {
             "model": {name: getattr(model, name) for name in model.__slots__},

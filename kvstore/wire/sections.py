@@ -9,6 +9,7 @@ import sys
 import torch
 
 from kvstore.cache import RaggedLayer
+from kvstore.codecs import RowCoding
 from kvstore.errors import CorruptCache
 from kvstore.wire.frames import FrameKind
 from kvstore.wire.index import LayerIndex
@@ -44,12 +45,12 @@ def row_dtype(name: str) -> torch.dtype:
     return ROW_DTYPES[name]
 
 
-def sections_of(index: LayerIndex, head_size: int, dtype: torch.dtype) -> tuple[Section, ...]:
+def sections_of(index: LayerIndex, coding: RowCoding) -> tuple[Section, ...]:
     """All five sections in stream order, the empty ones included."""
-    rows = (index.total_rows, head_size)
+    rows, keys, values = index.total_rows, coding.keys, coding.values
     return (
-        Section(FrameKind.KEYS, dtype, rows),
-        Section(FrameKind.VALUES, dtype, rows),
+        Section(FrameKind.KEYS, keys.storage_dtype, (rows, keys.width)),
+        Section(FrameKind.VALUES, values.storage_dtype, (rows, values.width)),
         Section(FrameKind.POSITIONS, torch.int32, (index.total_rows,)),
         Section(FrameKind.SCORES, torch.float32, (index.scored_rows,)),
         Section(FrameKind.FLAGS, torch.uint8, (index.flagged_rows,)),
@@ -69,7 +70,9 @@ def byte_view(tensor: torch.Tensor) -> memoryview:
     return tensor.view(-1).view(torch.uint8).numpy().data
 
 
-def layer_of(index: LayerIndex, tensors: dict[FrameKind, torch.Tensor]) -> RaggedLayer:
+def layer_of(
+    index: LayerIndex, coding: RowCoding, tensors: dict[FrameKind, torch.Tensor]
+) -> RaggedLayer:
     """Put a received layer together."""
     return RaggedLayer(
         keys=tensors[FrameKind.KEYS],
@@ -80,4 +83,5 @@ def layer_of(index: LayerIndex, tensors: dict[FrameKind, torch.Tensor]) -> Ragge
         recovered=index.recovered,
         scores=tensors[FrameKind.SCORES],
         flags=tensors[FrameKind.FLAGS],
+        coding=None if coding.plain else coding,
     )

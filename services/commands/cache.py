@@ -31,6 +31,7 @@ def cache() -> None:
 @click.option("--system", is_flag=True, help="Put it into the chat template, as system prompt.")
 @click.option("--policy", default="full", show_default=True, help="How it is compacted.")
 @click.option("--parameter", "-p", multiple=True, help="Policy parameter, name=value; repeatable.")
+@click.option("--codec", default="", help="How rows are coded: model, fp8, int8, int4, int8/int4.")
 @connection_options
 def keep(
     file: TextIO,
@@ -38,6 +39,7 @@ def keep(
     system: bool,
     policy: str,
     parameter: tuple[str, ...],
+    codec: str,
     connection: ConnectionFlags,
 ) -> None:
     """Prefill FILE (- is standard input) and keep its cache; the handle goes to standard output."""
@@ -47,6 +49,7 @@ def keep(
             [Message("system", text)] if system else text,
             keep_for_seconds=seconds,
             policy=Policy(policy, parse_parameters(parameter)),
+            codec=codec,
         )
     click.echo(stored.handle)
     _describe(stored, sys.stderr)

@@ -23,6 +23,7 @@ _UINT32 = click.IntRange(0, 2**32 - 1)
 @click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
 @click.option("--policy", default="", help="Policy; empty for the server's default.")
 @click.option("--parameter", "-p", multiple=True, help="Policy parameter, name=value; repeatable.")
+@click.option("--codec", default="", help="How kept rows are stored: int8, or int8/int4.")
 @click.option(
     "--max-tokens", type=_UINT32, default=0, help="Tokens at most; 0 for the server's default."
 )
@@ -45,6 +46,7 @@ def generate(
     chat: bool,
     policy: str,
     parameter: tuple[str, ...],
+    codec: str,
     max_tokens: int,
     temperature: float,
     top_k: int,
@@ -66,6 +68,7 @@ def generate(
         generation = client.generate(
             [Message("user", text)] if chat else text,
             policy=Policy(policy, parse_parameters(parameter)),
+            codec=codec,
             sampling=Sampling(temperature, top_k, top_p, seed, n=answers),
             max_tokens=max_tokens,
             stop=stop,

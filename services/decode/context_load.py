@@ -8,6 +8,7 @@ from services.decode.admission import Admission
 from services.decode.expectation import SizeExpectation
 from services.decode.report import Received
 from services.decode.source import PrefillSource
+from services.runtime.convert import recorded_codec
 
 
 class ContextLoader:
@@ -29,15 +30,17 @@ class ContextLoader:
         self, handle: str, stored: cache_pb2.StoredCache, namespace: str
     ) -> tuple[SequencePages, Received]:
         """Raises what admission and the fetch raise."""
-        expected = self._expectation.pages(stored.policy, stored.tokens, 0)
+        codec = recorded_codec(stored.codec)
+        expected = self._expectation.pages(stored.policy, stored.tokens, 0, codec)
         pages = await self._admission.admit(
-            1, None, lambda: self._pool.open(stored.tokens, expected)
+            1, None, lambda: self._pool.open(stored.tokens, expected, codec)
         )
         try:
             received = await self._source.fetch(
                 handle, stored, pages, namespace, self._admission.claim
             )
-            self._expectation.saw_prompt(stored.policy, stored.tokens, pages.reservation.used)
+            used = pages.reservation.used
+            self._expectation.saw_prompt(stored.policy, stored.tokens, used, codec)
             pages.reservation.keep(PageCount())
         except BaseException:
             pages.release()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from headwise.v1 import cache_pb2
-from kvstore.cache import LayerShape
-from kvstore.pool import PageCount, pages_bound
+from kvstore.codecs import RowCodec
+from kvstore.pool import PageCount, PagePool
 
 # a cache larger than expected waits for room while it arrives, a smaller one gives the rest back
 _MARGIN = 1.15
@@ -18,22 +18,25 @@ _POLICIES = 256
 class SizeExpectation:
     """Learns what share of the dense pages each policy's caches take, and how long answers are."""
 
-    def __init__(self, shapes: tuple[LayerShape, ...], page_rows: int) -> None:
-        self._shapes = shapes
-        self._page_rows = page_rows
+    def __init__(self, pool: PagePool) -> None:
+        self._pool = pool
         self._ratios: OrderedDict[bytes, float] = OrderedDict()
         self._answer_tokens = 0.0
 
-    def pages(self, policy: cache_pb2.Policy, prompt_tokens: int, max_tokens: int) -> PageCount:
+    def pages(
+        self, policy: cache_pb2.Policy, prompt_tokens: int, max_tokens: int, codec: RowCodec
+    ) -> PageCount:
         """What prompt and answer will take; the dense cache of a policy never seen."""
         answer = min(max_tokens, int(self._answer_tokens * _MARGIN) + 1)
-        dense = pages_bound(self._shapes, prompt_tokens + answer, self._page_rows)
+        dense = self._pool.bound(prompt_tokens + answer, codec)
         ratio = min(1.0, self._ratios.get(_key(policy), 1.0) * _MARGIN)
         return PageCount(int(dense.rows * ratio), int(dense.marks * ratio))
 
-    def saw_prompt(self, policy: cache_pb2.Policy, prompt_tokens: int, used: PageCount) -> None:
+    def saw_prompt(
+        self, policy: cache_pb2.Policy, prompt_tokens: int, used: PageCount, codec: RowCodec
+    ) -> None:
         """A cache arrived and took these pages."""
-        dense = pages_bound(self._shapes, prompt_tokens, self._page_rows)
+        dense = self._pool.bound(prompt_tokens, codec)
         ratio = used.rows / dense.rows if dense.rows else 1.0
         key = _key(policy)
         before = self._ratios.pop(key, ratio)

@@ -14,7 +14,8 @@ from headwise.errors import InvalidRequest
 from headwise.results import Delta
 from headwise.tracing import annotate, span
 from headwise.v1 import cache_pb2, decode_pb2, store_pb2
-from kvstore.pool import PageCount, SequencePages, pages_bound
+from kvstore.codecs import RowCodec
+from kvstore.pool import PageCount, SequencePages
 from services.decode.answer import Answer
 from services.decode.generation import GenerationSpec, parse_generation
 from services.decode.messages import delta_to_proto, result_to_proto
@@ -25,6 +26,7 @@ from services.decode.sampling import Sampler
 from services.decode.sequence import Event, Finished, Keep, RunningSequence
 from services.decode.sessions import Session
 from services.runtime import metrics
+from services.runtime.convert import codec_to_proto, recorded_codec
 from services.runtime.identity import current_allowance, current_namespace, current_tenant
 
 
@@ -80,7 +82,7 @@ class GenerateCall:
             received = await self._fill(spec, pages)
             events: asyncio.Queue[Event] = asyncio.Queue()
             sequence = self._sequence(spec, pages, received, events)
-            prompt_memory = measure(pages)
+            codec, prompt_memory = pages.codec, measure(pages)
         except BaseException:
             pages.release()
             parts.admission.leave(spec.answers)
@@ -89,7 +91,7 @@ class GenerateCall:
         answers = (sequence, *sequence.forks)
         try:
             with span("answer"):
-                await self._stream(spec, events, received, prompt_memory)
+                await self._stream(spec, events, received, prompt_memory, codec)
         finally:
             for answer in answers:
                 answer.cancel()
@@ -141,7 +143,8 @@ class GenerateCall:
     def _require_fit(self, spec: GenerationSpec) -> None:
         """Raise `InvalidRequest` for what would not fit an empty pool, every head keeping all."""
         pool = self._parts.pool
-        needed = pages_bound(pool.shapes, spec.final_tokens, pool.page_rows)
+        codec = self._codec(spec)
+        needed = pool.bound(spec.final_tokens, codec)
         if needed.rows > pool.pages or needed.marks > pool.mark_pages:
             raise InvalidRequest(
                 f"{spec.final_tokens} tokens need {needed.rows} pages, the pool has {pool.pages}",
@@ -149,16 +152,22 @@ class GenerateCall:
                 {"field": "max_tokens"},
             )
 
+    def _codec(self, spec: GenerationSpec) -> RowCodec:
+        """Of the session or the stored cache it goes on from, else the one asked for."""
+        if self._session is not None:
+            return self._session.pages.codec
+        return spec.codec if self._stored is None else recorded_codec(self._stored.codec)
+
     def _open(self, spec: GenerationSpec) -> SequencePages:
         """Pages for the sequence: a fork of its session, or new ones for what is expected."""
         if self._session is not None:
             return self._session.pages.fork()
-        return self._parts.pool.open(spec.prompt_tokens - 1, self._expected(spec))
+        return self._parts.pool.open(spec.prompt_tokens - 1, self._expected(spec), spec.codec)
 
     def _expected(self, spec: GenerationSpec) -> PageCount:
         """Pages that prompt and answer will probably take."""
         prompt, most = spec.prompt_tokens - 1, spec.ends.max_tokens
-        return self._parts.expectation.pages(spec.policy, prompt, most)
+        return self._parts.expectation.pages(spec.policy, prompt, most, spec.codec)
 
     def _expected_bytes(self, spec: GenerationSpec) -> int:
         """Of a turn none: its session, which is counted, shares its pages."""
@@ -187,7 +196,7 @@ class GenerateCall:
             )
             annotate({"headwise.wire_bytes": received.wire_bytes})
         used = pages.reservation.used
-        parts.expectation.saw_prompt(spec.policy, len(prompt), used)
+        parts.expectation.saw_prompt(spec.policy, len(prompt), used, spec.codec)
         bound = pages.pages_bound(spec.final_tokens)
         pages.reservation.keep(PageCount(bound.rows - used.rows, bound.marks - used.marks))
         # what was promised beyond that may be what the next in line waits for
@@ -259,6 +268,7 @@ class GenerateCall:
         events: asyncio.Queue[Event],
         received: Received,
         prompt_memory: Memory,
+        codec: RowCodec,
     ) -> None:
         left = spec.answers
         while left:
@@ -271,6 +281,7 @@ class GenerateCall:
                     left -= 1
                     self._parts.expectation.saw_answer(finished.tokens)
                     result = result_to_proto(spec, received, prompt_memory, finished, self._clock)
+                    result.codec.CopyFrom(codec_to_proto(codec))
                     await self._context.write(decode_pb2.GenerateResponse(result=result))
                 case error:
                     raise error

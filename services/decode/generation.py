@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 from headwise.errors import InvalidRequest
 from headwise.v1 import cache_pb2, decode_pb2
+from kvstore.codecs import MODEL_ROWS, ElementCodec, RowCodec
 from services.decode.answer import EndRules
 from services.decode.sampling import SamplingParameters
+from services.runtime.convert import codec_from_proto
 from services.runtime.limits import check_tokens
 from services.runtime.model import ServedModel
 from services.runtime.prompt import Messages, prompt_tokens
@@ -38,6 +40,7 @@ class GenerationSpec:
     sampling: SamplingParameters
     ends: EndRules
     report_heads: bool
+    codec: RowCodec = MODEL_ROWS
     session_tokens: int = 0
     context_tokens: int = 0
     answers: int = 1
@@ -62,12 +65,13 @@ class GenerationSpec:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GenerationLimits:
-    """What a request may ask for; tokens and seconds."""
+    """What a request may ask for; tokens, seconds and row codecs."""
 
     max_sequence_tokens: int
     default_max_tokens: int
     max_sequences: int
     max_session_seconds: float
+    codecs: tuple[ElementCodec, ...] = tuple(ElementCodec)
 
 
 def parse_generation(
@@ -98,6 +102,10 @@ def parse_generation(
         raise _invalid("policy", "a session has its policy already", "POLICY_OF_SESSION")
     if context_tokens and request.policy.name:
         raise _invalid("policy", "a stored cache has its policy already", "POLICY_OF_CACHE")
+    if held and request.HasField("codec"):
+        raise _invalid("codec", "a session has its codec already", "CODEC_OF_SESSION")
+    if context_tokens and request.HasField("codec"):
+        raise _invalid("codec", "a stored cache has its codec already", "CODEC_OF_CACHE")
     keep = request.keep_session_seconds
     _require_within("keep_session_seconds", keep, 0, limits.max_session_seconds)
     return GenerationSpec(
@@ -110,6 +118,7 @@ def parse_generation(
             stop_token_ids=stop_ids,
         ),
         report_heads=request.report_heads,
+        codec=codec_from_proto(request.codec, limits.codecs),
         session_tokens=len(held),
         context_tokens=context_tokens,
         answers=answers,

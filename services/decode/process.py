@@ -28,8 +28,9 @@ from services.decode.service import DecodeServicer
 from services.decode.sessions import Sessions
 from services.decode.source import PrefillSource
 from services.decode.step import warm_up
+from services.runtime.convert import allowed_codecs
 from services.runtime.model import ServedModel
-from services.runtime.model_options import load_served_model
+from services.runtime.model_options import load_served_model, require_codecs
 from services.runtime.serve_error import ServeError
 from services.runtime.server import Server
 from services.runtime.small_batches import prepare_for_small_batches
@@ -50,6 +51,7 @@ async def serve_decode(options: DecodeOptions) -> None:
         options.port,
         decode_pb2.DESCRIPTOR.services_by_name["DecodeService"].full_name,
     )
+    require_codecs(options.model)
     served = load_served_model(options.model)
     prepare_for_small_batches(served.model)
     source = PrefillSource(
@@ -130,7 +132,7 @@ def _build(served: ServedModel, options: DecodeOptions, source: PrefillSource) -
         max_queued=options.max_queued,
         claim_seconds=options.claim_seconds,
     )
-    expectation = SizeExpectation(served.shapes, options.page_rows)
+    expectation = SizeExpectation(pool)
     watch_memory(pool, admission, sessions, contexts, room)
     return DecodeParts(
         served=served,
@@ -159,6 +161,7 @@ def _limits(served: ServedModel, options: DecodeOptions) -> GenerationLimits:
         default_max_tokens=options.default_max_tokens,
         max_sequences=options.max_sequences,
         max_session_seconds=options.max_session_seconds,
+        codecs=allowed_codecs(options.model.codecs),
     )
 
 

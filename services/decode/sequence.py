@@ -10,6 +10,7 @@ import torch
 
 from headwise.results import Delta, FinishReason
 from kvstore.cache import RaggedLayer
+from kvstore.codecs import RowCodec
 from kvstore.pool import OpenBlock, PageCount, PagePool, SequencePages
 from services.decode.answer import Answer
 from services.decode.report import Memory, measure
@@ -39,6 +40,7 @@ class SwappedOut:
     layers: tuple[RaggedLayer, ...]
     length: int
     need: PageCount
+    codec: RowCodec
 
     @property
     def nbytes(self) -> int:
@@ -128,7 +130,7 @@ class RunningSequence:
         """Leave the pool; a block that is not whole is fed again from its start."""
         assert self.pages is not None, "only who is in the pool leaves it"
         used = self.pages.reservation.used
-        self.swapped = SwappedOut(self.pages.export(), self.pages.length, used)
+        self.swapped = SwappedOut(self.pages.export(), self.pages.length, used, self.pages.codec)
         self.block = None
         self.pages.release()
         self.pages = None
@@ -136,7 +138,8 @@ class RunningSequence:
     def swap_in(self, pool: PagePool, spare: PageCount) -> None:
         """Come back, with `spare` pages to grow into; raises `PoolExhausted`."""
         assert self.swapped is not None, "only who left comes back"
-        self.pages = pool.open(self.swapped.length, self.swapped.need + spare)
+        swapped = self.swapped
+        self.pages = pool.open(swapped.length, swapped.need + spare, swapped.codec)
         layers, self.swapped = self.swapped.layers, None
         for index, layer in enumerate(layers):
             self.pages.load(index, layer)

@@ -47,6 +47,7 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
                 max_sessions=options.max_sessions,
                 max_session_seconds=limits.max_session_seconds,
                 max_contexts=options.max_contexts,
+                codecs=limits.codecs,
             ),
             versions=describe_versions(),
         )

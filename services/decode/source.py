@@ -28,6 +28,7 @@ from headwise.v1 import (
     store_pb2,
     store_pb2_grpc,
 )
+from kvstore.codecs import MODEL_ROWS
 from kvstore.errors import CorruptCache
 from kvstore.pool import PageCount, SequencePages
 from kvstore.wire import CacheDecoder, WireLimits
@@ -36,7 +37,7 @@ from services.decode.link_options import LinkOptions
 from services.decode.observations import watched_call, watched_transfer
 from services.decode.reception import Reception, Wanted
 from services.decode.report import Received
-from services.runtime.convert import model_from_proto, model_to_proto
+from services.runtime.convert import codec_to_proto, model_from_proto, model_to_proto
 from services.runtime.model import ServedModel
 
 _METHOD = "/headwise.v1.PrefillService/Prefill"
@@ -114,6 +115,7 @@ class PrefillSource:
             token_ids=token_ids,
             policy=policy,
             expected_model=model_to_proto(self._served.fingerprint),
+            codec=None if pages.codec == MODEL_ROWS else codec_to_proto(pages.codec),
         )
         call = self._call(_METHOD, request, namespace, timeout_seconds)
         return await self._fill(call, Wanted.of(token_ids), pages, claim)
@@ -152,7 +154,9 @@ class PrefillSource:
     async def _receive(
         self, call: Any, wanted: Wanted, pages: SequencePages, claim: Claim
     ) -> Received:
-        decoder = CacheDecoder(self._limits, self._served.fingerprint, self._served.shapes)
+        decoder = CacheDecoder(
+            self._limits, self._served.fingerprint, self._served.shapes, pages.codec
+        )
         reception = Reception(decoder, wanted, pages)
         async for message in self._messages(call):
             layer = reception.take(message)

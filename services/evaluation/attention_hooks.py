@@ -48,7 +48,8 @@ class KeptAttention:
     ) -> torch.Tensor:
         own = torch.arange(self._first, self._first + q.shape[2])
         group, outputs = q.shape[1] // k.shape[1], []
-        for head, rows in enumerate(self._layers[layer].heads()):
+        for head, coded in enumerate(self._layers[layer].heads()):
+            rows = coded.decoded()
             distance = own[:, None] - torch.cat([rows.positions.long(), own])
             seen = (distance >= 0) & (distance < (sliding_window or self._first + q.shape[2]))
             keys, values = torch.cat([rows.keys, k[0, head]]), torch.cat([rows.values, v[0, head]])

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from kvstore.cache import LayerShape, RaggedLayer
 from kvstore.calibration import Calibration
+from kvstore.codecs import MODEL_ROWS, RowCodec, RowCoding
 from kvstore.compaction import compact_layer
 from kvstore.plans import AttentionProfile, LayerFacts, LayerPlan, ProfileRequest, PromptFacts
 from kvstore.policies import Policy
@@ -108,17 +109,17 @@ class PromptRecord:
         self._dense: dict[int, RaggedLayer] = {}
         self._profiled: dict[_Requests, _Profiled] = {}
 
-    def compact(self, policy: Policy) -> list[RaggedLayer]:
-        """The layers that a prefill with `policy` would ship."""
-        return self.compact_timed(policy).layers
+    def compact(self, policy: Policy, codec: RowCodec = MODEL_ROWS) -> list[RaggedLayer]:
+        """The layers that a prefill with `policy` would ship, coded by `codec`."""
+        return self.compact_timed(policy, codec).layers
 
-    def compact_timed(self, policy: Policy) -> Compacted:
+    def compact_timed(self, policy: Policy, codec: RowCodec = MODEL_ROWS) -> Compacted:
         """The same, and what it took."""
         planner = CachePlanner(
             policy,
             self._facts,
             self._served.shapes,
-            self._served.dtype.itemsize,
+            lambda shape: RowCoding(codec, shape.head_size, self._served.dtype).row_bytes,
             self._calibration,
         )
         profiled = self._profiled_for(policy)
@@ -126,7 +127,9 @@ class PromptRecord:
         plans: dict[int, LayerPlan] = {}
         for profile in profiled.profiles:
             plans.update(planner.add(profile))
-        layers = [self._compact_layer(plan, self._dense[index]) for index, plan in plans.items()]
+        layers = [
+            self._compact_layer(plan, self._dense[index], codec) for index, plan in plans.items()
+        ]
         return Compacted(
             layers,
             self._facts.tokens,
@@ -135,10 +138,16 @@ class PromptRecord:
             time.perf_counter() - begin,
         )
 
-    def _compact_layer(self, plan: LayerPlan, everything: RaggedLayer) -> RaggedLayer:
+    def _compact_layer(
+        self, plan: LayerPlan, everything: RaggedLayer, codec: RowCodec
+    ) -> RaggedLayer:
         dense = (plan.shape.kv_heads, self._facts.tokens, plan.shape.head_size)
         return compact_layer(
-            everything.keys.view(dense), everything.values.view(dense), plan, self._facts.classes
+            everything.keys.view(dense),
+            everything.values.view(dense),
+            plan,
+            self._facts.classes,
+            codec,
         )
 
     def _profiled_for(self, policy: Policy) -> _Profiled:
@@ -175,8 +184,5 @@ def rows_kept(layers: list[RaggedLayer], tokens: int) -> float:
 
 def bytes_kept(layers: list[RaggedLayer], tokens: int) -> float:
     """Real bytes, positions, scores and flags included, over dense keys and values."""
-    dense = sum(
-        2 * layer.kv_heads * tokens * layer.head_size * layer.keys.element_size()
-        for layer in layers
-    )
+    dense = sum(layer.kv_heads * tokens * layer.dense_row_bytes for layer in layers)
     return sum(layer.nbytes for layer in layers) / dense

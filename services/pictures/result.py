@@ -26,6 +26,7 @@ def _rows(results: tuple[Result, ...]) -> dict[str, list[str]]:
     return {
         "prompt tokens": [f"{r.usage.prompt_tokens}" for r in results],
         "answer tokens": [f"{r.usage.completion_tokens}" for r in results],
+        "rows coded as": [r.codec for r in results],
         "rows kept": [f"{m.rows_kept_ratio:.1%}" for m in memories],
         "attention mass covered": [f"{m.recovered_mass:.1%}" for m in memories],
         "dense cache": [human_bytes(m.dense_bytes) for m in memories],

@@ -15,7 +15,7 @@ from services.prefill.options import PrefillOptions
 from services.prefill.parts import PrefillParts
 from services.prefill.stream import fetch_messages
 from services.runtime import metrics
-from services.runtime.convert import policy_from_proto
+from services.runtime.convert import allowed_codecs, codec_from_proto, policy_from_proto
 from services.runtime.identity import current_namespace
 from services.runtime.limits import check_tokens
 from services.runtime.model import ServedModel
@@ -33,6 +33,7 @@ class CacheServicer(store_pb2_grpc.CacheServiceServicer):
         self._parts = parts
         self._keeper = parts.keeper
         self._default_policy = options.default_policy
+        self._codecs = allowed_codecs(options.model.codecs)
 
     async def KeepCache(  # noqa: N802
         self, request: store_pb2.KeepCacheRequest, context: _Context
@@ -95,7 +96,8 @@ class CacheServicer(store_pb2_grpc.CacheServiceServicer):
         tokens, field = context_tokens(request, self._served.tokenizer)
         limit = self._parts.max_prompt_tokens
         check_tokens(tokens, field, self._served.vocabulary_size, limit)
-        return PrefillJob(tokens, policy_from_proto(request.policy, self._default_policy))
+        policy = policy_from_proto(request.policy, self._default_policy)
+        return PrefillJob(tokens, policy, codec_from_proto(request.codec, self._codecs))
 
 
 def _refusal(status: PutStatus) -> Overloaded:

@@ -71,6 +71,7 @@ class Computation:
                 progress=flight.progress,
                 stop=flight.stopped,
                 calibration=self._calibrations.needed_by(job.policy),
+                codec=job.codec,
             )
             tokens = len(job.token_ids)
             with span("compute", prompt_tokens=tokens, queue_seconds=queue_seconds):

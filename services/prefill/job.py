@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from headwise.errors import InvalidRequest
 from headwise.v1 import prefill_pb2
 from kvstore.cache import Fingerprint, canonical_json, digest_tokens
+from kvstore.codecs import MODEL_ROWS, ElementCodec, RowCodec
 from kvstore.policies import Policy
 from kvstore.wire import CacheHeader
-from services.runtime.convert import model_from_proto, policy_from_proto
+from services.runtime.convert import codec_from_proto, model_from_proto, policy_from_proto
 from services.runtime.limits import check_tokens
 from services.runtime.model import ServedModel
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PrefillJob:
-    """Tokens to cache and the policy to compact them with."""
+    """Tokens to cache, the policy to compact them with, and the codec of what is kept."""
 
     token_ids: tuple[int, ...]
     policy: Policy
+    codec: RowCodec = MODEL_ROWS
 
     def header(self, served: ServedModel) -> CacheHeader:
         """The header of the cache this job makes."""
@@ -29,7 +32,8 @@ class PrefillJob:
             policy=self.policy.name,
             policy_parameters=canonical_json(self.policy.parameters()),
         )
-        return CacheHeader(fingerprint, served.shapes, len(self.token_ids))
+        coded = fingerprint.coded_as(self.codec)
+        return CacheHeader(coded, served.shapes, len(self.token_ids))
 
 
 def parse_job(
@@ -38,6 +42,7 @@ def parse_job(
     *,
     default_policy: str,
     max_prompt_tokens: int,
+    codecs: Sequence[ElementCodec] = tuple(ElementCodec),
 ) -> PrefillJob:
     """Raises the typed error of the first thing that is wrong."""
     if request.HasField("expected_model"):
@@ -46,4 +51,5 @@ def parse_job(
     if not token_ids:
         raise InvalidRequest("the prompt has no tokens", "EMPTY_PROMPT", {"field": "token_ids"})
     check_tokens(token_ids, "token_ids", served.vocabulary_size, max_prompt_tokens)
-    return PrefillJob(token_ids, policy_from_proto(request.policy, default_policy))
+    policy = policy_from_proto(request.policy, default_policy)
+    return PrefillJob(token_ids, policy, codec_from_proto(request.codec, codecs))

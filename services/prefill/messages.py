@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from headwise.v1 import cache_pb2, prefill_pb2
+from kvstore.codecs import RowCodec
 from kvstore.tiers import PutStatus
 from services.prefill.keeper import Found
 from services.prefill.leases import Lease, Leases
-from services.runtime.convert import recorded_policy
+from services.runtime.convert import codec_to_proto, recorded_policy
 
 
 def lease_to_proto(lease: Lease, leases: Leases) -> cache_pb2.StoredCache:
@@ -17,6 +18,7 @@ def lease_to_proto(lease: Lease, leases: Leases) -> cache_pb2.StoredCache:
         cache_bytes=lease.cache_bytes,
         expires_in_seconds=leases.expires_in_seconds(lease),
         policy=recorded_policy(lease.fingerprint),
+        codec=codec_to_proto(RowCodec.parse(lease.fingerprint.codec)),
     )
 
 
@@ -33,4 +35,5 @@ def found_to_proto(found: Found) -> cache_pb2.StoredCache:
         tokens=found.cache.next_position,
         cache_bytes=found.cache.nbytes,
         policy=recorded_policy(found.cache.fingerprint),
+        codec=codec_to_proto(RowCodec.parse(found.cache.fingerprint.codec)),
     )

@@ -10,6 +10,7 @@ import torch
 
 from kvstore.cache import LayerShape, RaggedLayer
 from kvstore.calibration import Calibration
+from kvstore.codecs import MODEL_ROWS, RowCodec, RowCoding
 from kvstore.compaction import compact_layer
 from kvstore.kernels.prefill_attention.op import prefill_attention
 from kvstore.plans import AttentionProfile, ProfileRequest, PromptFacts
@@ -40,7 +41,7 @@ class Prefiller:
     receives each layer during the last chunk, before the next layer computes, or all of them after
     the last layer where the policy decides about the whole cache, which may take a second pass.
     `progress` is told the tokens done after each chunk but the last. `calibration` holds the
-    artefacts that the policy asks for.
+    artefacts that the policy asks for. What is kept is coded by `codec`.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class Prefiller:
         progress: Callable[[int], None],
         stop: threading.Event,
         calibration: Calibration | None = None,
+        codec: RowCodec = MODEL_ROWS,
     ) -> None:
         self._served = served
+        self._codec = codec
         self._token_ids = torch.tensor(token_ids, dtype=torch.long, device=served.model.device)
         self._chunk_tokens = chunk_tokens
         self._emit = emit
@@ -64,7 +67,11 @@ class Prefiller:
         self._first = 0
         self._facts = PromptFacts(len(token_ids), served.tokenizer.classify(token_ids))
         self._planner = CachePlanner(
-            policy, self._facts, served.shapes, served.dtype.itemsize, calibration or Calibration()
+            policy,
+            self._facts,
+            served.shapes,
+            lambda shape: RowCoding(codec, shape.head_size, served.dtype).row_bytes,
+            calibration or Calibration(),
         )
         self._layers: dict[int, LayerWork] = {
             index: LayerWork(self._planner.request(index), shape, len(token_ids))
@@ -138,6 +145,8 @@ class Prefiller:
             decided = self._planner.add(profile)
         for index, plan in decided:
             with self.clock.stage("compact"):
-                ragged = compact_layer(*self._undecided.pop(index), plan, self._facts.classes)
+                ragged = compact_layer(
+                    *self._undecided.pop(index), plan, self._facts.classes, self._codec
+                )
             with self.clock.stage("ship"):
                 self._emit(index, ragged)

@@ -12,7 +12,7 @@ from services.prefill.options import PrefillOptions
 from services.prefill.parts import PrefillParts, build_parts
 from services.prefill.service import PrefillServicer
 from services.prefill.store_watch import watch_store
-from services.runtime.model_options import load_served_model
+from services.runtime.model_options import load_served_model, require_codecs
 from services.runtime.serve_error import ServeError
 from services.runtime.server import Server
 
@@ -22,6 +22,7 @@ _EXPIRY_SECONDS = 0.5
 async def serve_prefill(options: PrefillOptions) -> None:
     """Serve until SIGTERM. Raises `ServeError` where the configuration cannot be served."""
     _require_policy(options.default_policy)
+    require_codecs(options.model)
     server = Server(
         options.server,
         options.security,

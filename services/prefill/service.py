@@ -16,6 +16,7 @@ from services.prefill.options import PrefillOptions
 from services.prefill.parts import PrefillParts
 from services.prefill.stream import prefill_messages
 from services.runtime.convert import (
+    allowed_codecs,
     describe_model,
     describe_policies,
     describe_versions,
@@ -32,6 +33,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
         self._served = served
         self._parts = parts
         self._options = options
+        self._codecs = allowed_codecs(options.model.codecs)
 
     async def Prefill(  # noqa: N802
         self,
@@ -43,6 +45,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
             self._served,
             default_policy=self._options.default_policy,
             max_prompt_tokens=self._parts.max_prompt_tokens,
+            codecs=self._codecs,
         )
         current_allowance().take_prompt(len(job.token_ids))
         keeper, namespace = self._parts.keeper, current_namespace()
@@ -79,6 +82,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
                 max_prompt_tokens=self._parts.max_prompt_tokens,
                 max_queued_requests=self._options.max_queued_requests,
                 max_keep_seconds=self._parts.keeper.max_keep_seconds,
+                codecs=self._codecs,
             ),
             versions=describe_versions(),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -13,8 +13,16 @@ from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Struct
 
 import headwise
+from headwise.errors import InvalidRequest
 from headwise.v1 import cache_pb2, prefill_pb2
-from kvstore.cache import FORMAT_VERSION, Fingerprint, LayerShape, ModelFingerprint
+from kvstore.cache import (
+    CODED_FORMAT_VERSION,
+    FORMAT_VERSION,
+    Fingerprint,
+    LayerShape,
+    ModelFingerprint,
+)
+from kvstore.codecs import MODEL_ROWS, ElementCodec, RowCodec
 from kvstore.errors import CorruptCache, InvalidParameter
 from kvstore.policies import Policy, known_policies, known_presets, parse_policy
 from kvstore.wire import Frame, FrameKind
@@ -67,6 +75,35 @@ def policy_from_proto(policy: cache_pb2.Policy, default: str) -> Policy:
     return parse_policy(policy.name or default, parameters)
 
 
+def allowed_codecs(spelling: str) -> tuple[ElementCodec, ...]:
+    """The codecs of a comma-separated option. Raises `InvalidParameter`."""
+    named = {RowCodec.parse(name.strip()).keys for name in spelling.split(",") if name.strip()}
+    return tuple(c for c in ElementCodec if c in named or c is ElementCodec.MODEL)
+
+
+def codec_from_proto(codec: cache_pb2.RowCodec, allowed: Sequence[ElementCodec]) -> RowCodec:
+    """Raises `InvalidParameter` for a codec nobody knows, `InvalidRequest` for one not allowed."""
+    keys = codec.keys or MODEL_ROWS.name
+    parsed = RowCodec.parse(f"{keys}/{codec.values or keys}")
+    for name in (parsed.keys, parsed.values):
+        if name not in allowed:
+            raise InvalidRequest(
+                f"codec: {name} is not allowed here; allowed: {', '.join(allowed)}",
+                "CODEC_NOT_ALLOWED",
+                {"field": "codec"},
+            )
+    return parsed
+
+
+def recorded_codec(codec: cache_pb2.RowCodec) -> RowCodec:
+    """Of a cache that is there already."""
+    return codec_from_proto(codec, tuple(ElementCodec))
+
+
+def codec_to_proto(codec: RowCodec) -> cache_pb2.RowCodec:
+    return cache_pb2.RowCodec(keys=codec.keys, values=codec.values)
+
+
 def recorded_policy(fingerprint: Fingerprint) -> cache_pb2.Policy:
     """The policy a cache was made with, as its fingerprint records it."""
     parameters = json.loads(fingerprint.policy_parameters)
@@ -103,7 +140,7 @@ def describe_versions() -> cache_pb2.Versions:
         headwise=headwise.__version__,
         torch=str(torch.__version__),
         transformers=transformers.__version__,
-        cache_formats=[FORMAT_VERSION],
+        cache_formats=[FORMAT_VERSION, CODED_FORMAT_VERSION],
     )
 
 

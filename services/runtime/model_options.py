@@ -8,11 +8,22 @@ import time
 import torch
 
 from headwise.version import __version__
+from kvstore.errors import InvalidParameter
 from services.runtime import metrics
+from services.runtime.convert import allowed_codecs
 from services.runtime.model import ServedModel, load_model
 from services.runtime.options import ModelOptions
+from services.runtime.serve_error import ServeError
 
 log = logging.getLogger("headwise.model")
+
+
+def require_codecs(options: ModelOptions) -> None:
+    """Raises `ServeError` where `--codecs` names one that does not exist."""
+    try:
+        allowed_codecs(options.codecs)
+    except InvalidParameter as error:
+        raise ServeError(f"--codecs: {error}") from error
 
 
 def load_served_model(options: ModelOptions) -> ServedModel:

@@ -23,6 +23,10 @@ class ModelOptions:
         "float32", "Dtype of weights and cache.", choices=("float32", "bfloat16", "float16")
     )
     device: str = setting("cpu", "Device to compute on: cpu or cuda.")
+    codecs: str = setting(
+        "model,fp8,int8,int4",
+        "Row codecs a request may ask for, with commas; model is always one of them.",
+    )
     threads: int = setting(0, "CPU threads for the model; 0 lets torch choose.", minimum=0)
     model_cache: pathlib.Path = setting(MODEL_CACHE, "Folder where converted models are kept.")
 

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from kvstore.cache import Fingerprint, ModelFingerprint, digest_tokens
+from kvstore.codecs import RowCodec
 from kvstore.content_key import ContentKey
 from kvstore.errors import InvalidParameter
 
@@ -19,12 +20,12 @@ FINGERPRINT = Fingerprint(MODEL, digest_tokens([1, 2, 3]), "coverage", '{"recove
 _IN_ANOTHER_PROCESS = """
 from kvstore.content_key import ContentKey
 from tests.kvstore.test_content_key import FINGERPRINT
-print(ContentKey.of(FINGERPRINT, "tenant", "int8").digest)
+print(ContentKey.of(FINGERPRINT, "tenant").digest)
 """
 
 
 def test_another_process_with_another_hash_seed_makes_the_same_key() -> None:
-    ours = ContentKey.of(FINGERPRINT, "tenant", "int8").digest
+    ours = ContentKey.of(FINGERPRINT, "tenant").digest
     said = subprocess.run(
         [sys.executable, "-c", _IN_ANOTHER_PROCESS],
         env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -62,9 +63,9 @@ def test_what_makes_caches_differ_makes_keys_differ(change: dict[str, object]) -
 
 def test_tenants_and_codecs_have_keys_of_their_own() -> None:
     keys = [
-        ContentKey.of(FINGERPRINT, namespace, codec).digest
+        ContentKey.of(FINGERPRINT.coded_as(RowCodec.parse(codec)), namespace).digest
         for namespace in ("a", "b")
-        for codec in ("none", "int8")
+        for codec in ("model", "int8")
     ]
     assert len(set(keys)) == 4
 

@@ -3,7 +3,8 @@
 The rows of all sequences and heads of a layer form one line that is cut into equal parts, one per
 thread, whatever the heads' lengths; the parts of a head are joined afterwards by their maxima and
 sums (Flash-Decoding, Dao et al. 2023). The G query heads of a KV head go over a tile of rows while
-it lies in the first-level cache, so that a row is read from memory once.
+it lies in the first-level cache, so that a row is read from memory once. Coded rows are decoded
+into such a tile, once for all G, and nowhere else.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import numba
 import numpy as np
 import torch
 from numba import prange
+from numpy.typing import NDArray
 
+from kvstore.codecs import ElementCodec, RowLayout
 from kvstore.kernels.paged_batch import PagedBatch, StepScratch
 from kvstore.kernels.threads import ONLY_PRANGE, match_torch_threads
 
@@ -36,6 +39,12 @@ _FAST = {"reassoc", "contract", "arcp", "nsz", "nnan"}
 # 2^f on [−1/2, 1/2] by a polynomial, relative error 2e-9 before f32 rounding
 _C0, _C1, _C2, _C3 = map(np.float32, (1.0, 0.6931472056, 0.2402264661, 0.0555032900))
 _C4, _C5, _C6 = map(np.float32, (0.0096185195, 0.0013399860, 0.0001533758))
+# codecs as the kernel tells them apart
+_CODECS = tuple(ElementCodec)
+_MODEL = _CODECS.index(ElementCodec.MODEL)
+_FP8, _INT8 = _CODECS.index(ElementCodec.FP8), _CODECS.index(ElementCodec.INT8)
+# e4m3's bits at the place of float32's mean an exponent that is 120 too small
+_FP8_SHIFT = np.float32(2.0**120)
 # below this exponent a power counts as 0
 _LEAST_EXPONENT = np.float32(-127.0)
 
@@ -50,13 +59,18 @@ def attend(
 ) -> torch.Tensor:
     """See op.py; every sequence feeds a block of one token."""
     out = np.empty(q.shape, np.float32)
-    columns, tables, fed = batch.columns, batch.tables, batch.fed
+    columns, tables, fed, store = batch.columns, batch.tables, batch.fed, batch.store
+    coding, division = store.coding, store.division
     _attend(
         q.contiguous().numpy(),
         fed.keys.numpy(),
         fed.values.numpy(),
-        columns.keys.numpy(),
-        columns.values.numpy(),
+        store.arena.numpy(),
+        # the same memory, as the model's own rows are read
+        store.arena.view(torch.float32).numpy(),
+        _places(coding.keys, division.page_bytes, 0),
+        _places(coding.values, division.page_bytes, division.value_offset),
+        store.page_rows,
         columns.positions.numpy(),
         columns.log_weights.numpy(),
         columns.page_rows,
@@ -81,16 +95,24 @@ def attend(
     return torch.from_numpy(out)
 
 
+def _places(layout: RowLayout, page_bytes: int, first: int) -> NDArray[np.int64]:
+    """Codec, bytes of a row and of a page, and where in a page the rows begin."""
+    return np.array((_CODECS.index(layout.codec), layout.row_bytes, page_bytes, first), np.int64)
+
+
 @numba.njit(parallel=ONLY_PRANGE, fastmath=_FAST, cache=True, nogil=True)
 def _attend(
     q: _Array,
     fed_keys: _Array,
     fed_values: _Array,
-    keys: _Array,
-    values: _Array,
+    arena: _Array,
+    floats: _Array,
+    key_places: _Array,
+    value_places: _Array,
+    page_rows: int,
     positions: _Array,
     log_weights: _Array,
-    page_rows: int,
+    mark_rows: int,
     pages: _Array,
     marks: _Array,
     rows: _Array,
@@ -138,11 +160,14 @@ def _attend(
             oldest = lengths[s] - window + 1 if window else -1
             _attend_piece(
                 queries[head],
-                keys,
-                values,
+                arena,
+                floats,
+                key_places,
+                value_places,
+                page_rows,
                 positions,
                 log_weights,
-                page_rows,
+                mark_rows,
                 pages[s, layer, h],
                 marks[s, layer, h],
                 marked[s, layer, h],
@@ -201,11 +226,14 @@ def _attend(
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
 def _attend_piece(
     queries: _Array,
-    keys: _Array,
-    values: _Array,
+    arena: _Array,
+    floats: _Array,
+    key_places: _Array,
+    value_places: _Array,
+    page_rows: int,
     positions: _Array,
     log_weights: _Array,
-    page_rows: int,
+    mark_rows: int,
     pages: _Array,
     marks: _Array,
     marked: bool,
@@ -223,8 +251,16 @@ def _attend_piece(
     scale: float,
 ) -> None:
     """Slots `first` to `last` − 1 of a head: running maximum, sum and weighted values per query."""
-    group = queries.shape[0]
+    group, size = queries.shape
     tile = np.empty((group, _TILE_ROWS), np.float32)
+    # decoded rows of one run, keys and then values
+    key_codec, key_width = key_places[0], key_places[1]
+    key_page, key_first = key_places[2], key_places[3]
+    value_codec, value_width = value_places[0], value_places[1]
+    value_page, value_first = value_places[2], value_places[3]
+    coded = key_codec != _MODEL or value_codec != _MODEL
+    decoded = np.empty(_TILE_ROWS * size if coded else 0, np.float32)
+    bits = np.empty(size, np.int32)
     exponents = np.empty(_TILE_ROWS, np.int32)
     powers = exponents.view(np.float32)
     maxima[:] = _HIDDEN
@@ -234,10 +270,18 @@ def _attend_piece(
         count = min(_TILE_ROWS, last - slot)
         done = 0
         while done < count:
-            run, row = _run(pages, page_rows, slot + done, count - done)
-            _products(queries, keys, row, run, tile, done, scale)
+            run, page, offset = _run(pages, page_rows, slot + done, count - done)
+            first_mark = 0
+            if marked and (weighted or oldest >= 0):
+                run, mark_page, mark_offset = _run(marks, mark_rows, slot + done, run)
+                first_mark = mark_page * mark_rows + mark_offset
+            byte = page * key_page + key_first + offset * key_width
+            if key_codec == _MODEL:
+                _products(queries, floats, byte // 4, run, tile, done, scale)
+            else:
+                _decode(arena, byte, key_codec, key_width, run, size, bits, decoded)
+                _products(queries, decoded, 0, run, tile, done, scale)
             if weighted or oldest >= 0:
-                first_mark = _run(marks, page_rows, slot + done, run)[1] if marked else 0
                 hidden = run if marked else min(run, oldest - slot - done)
                 _adjust(
                     tile, done, hidden, positions, log_weights, first_mark, marked, weighted, oldest
@@ -251,8 +295,13 @@ def _attend_piece(
                     weights[g, at + slot + r] = tile[g, r]
         done = 0
         while done < count:
-            run, row = _run(pages, page_rows, slot + done, count - done)
-            _mix(tile, done, values, row, run, mixed)
+            run, page, offset = _run(pages, page_rows, slot + done, count - done)
+            byte = page * value_page + value_first + offset * value_width
+            if value_codec == _MODEL:
+                _mix(tile, done, floats, byte // 4, run, mixed)
+            else:
+                _decode(arena, byte, value_codec, value_width, run, size, bits, decoded)
+                _mix(tile, done, decoded, 0, run, mixed)
             done += run
 
 
@@ -280,28 +329,77 @@ def _adjust(
 
 
 @numba.njit(cache=True, nogil=True)
-def _run(pages: _Array, page_rows: int, slot: int, most: int) -> tuple[int, int]:
-    """How many rows from `slot` on, at most `most`, lie in its page, and the first's flat row."""
+def _run(pages: _Array, page_rows: int, slot: int, most: int) -> tuple[int, int, int]:
+    """How many rows from `slot` on, at most `most`, lie in its page; page, and place in it."""
     offset = slot % page_rows
-    return min(page_rows - offset, most), pages[slot // page_rows] * page_rows + offset
+    page: int = pages[slot // page_rows]
+    return min(page_rows - offset, most), page, offset
+
+
+@numba.njit(fastmath=_FAST, cache=True, nogil=True)
+def _decode(
+    arena: _Array,
+    first: int,
+    codec: int,
+    width: int,
+    run: int,
+    size: int,
+    bits: _Array,
+    decoded: _Array,
+) -> None:
+    """`run` coded rows of `width` bytes from byte `first` on, as floats; see codecs/layout.py.
+
+    `bits` int32 `[D]` is working memory.
+    """
+    words = bits.view(np.float32)
+    half = (size + 1) // 2
+    for r in range(run):
+        at, to = first + r * width, r * size
+        codes = size if codec in (_FP8, _INT8) else half
+        scale = _bfloat16(arena, at + codes, bits)
+        if codec == _INT8:
+            for d in range(size):
+                # the sign is the uppermost bit
+                decoded[to + d] = np.float32((np.int32(arena[at + d]) ^ 128) - 128) * scale
+        elif codec == _FP8:
+            factor = scale * _FP8_SHIFT
+            for d in range(size):
+                code = np.int32(arena[at + d])
+                bits[d] = ((code & 128) << 24) | ((code & 127) << 20)
+            for d in range(size):
+                decoded[to + d] = words[d] * factor
+        else:
+            lowest = _bfloat16(arena, at + codes + 2, bits)
+            for d in range(half):
+                decoded[to + d] = np.float32(arena[at + d] & 15) * scale + lowest
+            for d in range(size - half):
+                decoded[to + half + d] = np.float32(arena[at + d] >> 4) * scale + lowest
+
+
+@numba.njit(cache=True, nogil=True)
+def _bfloat16(arena: _Array, at: int, bits: _Array) -> np.float32:
+    bits[0] = np.int32((np.int32(arena[at]) << 16) | (np.int32(arena[at + 1]) << 24))
+    scale: np.float32 = bits.view(np.float32)[0]
+    return scale
 
 
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
 def _products(
-    queries: _Array, keys: _Array, row: int, run: int, tile: _Array, at: int, scale: float
+    queries: _Array, keys: _Array, first: int, run: int, tile: _Array, at: int, scale: float
 ) -> None:
-    """Scaled products of `queries [G, D]` and `run` keys from `row` on, to `tile[:, at ...]`."""
+    """Scaled products of `queries [G, D]` and `run` keys from float `first` on, to `tile`."""
     group, size = queries.shape
     fours = run - run % 4
     for g in range(group):
         for n in range(0, fours, 4):
-            r = row + n
+            k0 = first + n * size
+            k1, k2, k3 = k0 + size, k0 + 2 * size, k0 + 3 * size
             s0 = s1 = s2 = s3 = np.float32(0.0)
             for d in range(size):
-                s0 += queries[g, d] * keys[r, d]
-                s1 += queries[g, d] * keys[r + 1, d]
-                s2 += queries[g, d] * keys[r + 2, d]
-                s3 += queries[g, d] * keys[r + 3, d]
+                s0 += queries[g, d] * keys[k0 + d]
+                s1 += queries[g, d] * keys[k1 + d]
+                s2 += queries[g, d] * keys[k2 + d]
+                s3 += queries[g, d] * keys[k3 + d]
             tile[g, at + n] = s0 * scale
             tile[g, at + n + 1] = s1 * scale
             tile[g, at + n + 2] = s2 * scale
@@ -309,7 +407,7 @@ def _products(
         for n in range(fours, run):
             total = np.float32(0.0)
             for d in range(size):
-                total += queries[g, d] * keys[row + n, d]
+                total += queries[g, d] * keys[first + n * size + d]
             tile[g, at + n] = total * scale
 
 
@@ -374,23 +472,24 @@ def _exp2(
 
 
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
-def _mix(tile: _Array, at: int, values: _Array, row: int, run: int, mixed: _Array) -> None:
-    """Add `run` values from `row` on, weighted by `tile[:, at ...]`, to `mixed`, four at a time."""
+def _mix(tile: _Array, at: int, values: _Array, first: int, run: int, mixed: _Array) -> None:
+    """Add `run` values from float `first` on, weighted by `tile[:, at ...]`, four at a time."""
     group, size = mixed.shape
     fours = run - run % 4
     for g in range(group):
         for n in range(0, fours, 4):
-            r = row + n
+            v0 = first + n * size
+            v1, v2, v3 = v0 + size, v0 + 2 * size, v0 + 3 * size
             w0, w1 = tile[g, at + n], tile[g, at + n + 1]
             w2, w3 = tile[g, at + n + 2], tile[g, at + n + 3]
             for d in range(size):
-                mixed[g, d] += (w0 * values[r, d] + w1 * values[r + 1, d]) + (
-                    w2 * values[r + 2, d] + w3 * values[r + 3, d]
+                mixed[g, d] += (w0 * values[v0 + d] + w1 * values[v1 + d]) + (
+                    w2 * values[v2 + d] + w3 * values[v3 + d]
                 )
         for n in range(fours, run):
             weight = tile[g, at + n]
             for d in range(size):
-                mixed[g, d] += weight * values[row + n, d]
+                mixed[g, d] += weight * values[first + n * size + d]
 
 
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)

@@ -24,8 +24,10 @@ def ragged_attention(
     adjacent. A block's rows lie in `batch.fed`, at positions `lengths[slot] ...`, after every held
     row; a query sees those of its block up to its own, and all held rows, or with a sliding window
     only rows closer than that. A row's log-weight is added to its logits. Logits, softmax and sums
-    are f32. Returns `[N, HQ, D]` in the dtype of the queries, and adds to `scratch.received` of
-    scored heads.
+    are f32. Coded rows are decoded on the way, a tile at a time on CPU and a head at a time in
+    plain torch, and nowhere kept; where the codec rotates, queries and fed rows are rotated, and so
+    is the outcome. Returns `[N, HQ, D]` in the dtype of the queries, and adds to `scratch.received`
+    of scored heads.
     """
     # a Triton kernel for device tensors dispatches here
     if not batch.on_cpu_in_f32:

@@ -45,13 +45,13 @@ def _attend_head(
     held, fed = batch.held(*place), batch.fed
     logits = _logits(
         queries.reshape(-1, size),
-        batch.columns.keys[held].float(),
+        batch.store.decoded_keys(held),
         fed.keys[layer, head, own].float(),
         log_weights(batch, place),
     )
     _hide(logits.view(group, -1, logits.shape[1]), batch, place, sliding_window)
     probabilities = logits.softmax(-1)
-    values = torch.cat((batch.columns.values[held], fed.values[layer, head, own])).float()
+    values = torch.cat((batch.store.decoded_values(held), fed.values[layer, head, own].float()))
     if scratch.scored[place]:
         start = scratch.starts[place]
         received = probabilities.sum(0).div_(group).cpu().numpy()
@@ -84,7 +84,7 @@ def log_weights(batch: PagedBatch, place: tuple[int, int, int]) -> torch.Tensor 
         return None
     slots = torch.arange(int(tables.rows[slot, layer, head])).numpy()
     marks = batch.columns.flat(tables.marks[slot, layer, head], slots)
-    return batch.columns.log_weights[torch.from_numpy(marks).to(batch.columns.keys.device)]
+    return batch.columns.log_weights[torch.from_numpy(marks).to(batch.columns.positions.device)]
 
 
 def _hide(

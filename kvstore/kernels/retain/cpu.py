@@ -7,6 +7,7 @@ from typing import Any
 
 import numba
 import numpy as np
+import torch
 from numba import prange
 from numpy.typing import NDArray
 
@@ -54,10 +55,13 @@ def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
 def carry(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]) -> None:
     """See op.py."""
     match_torch_threads(rows_after.size)
-    columns, tables, fed = batch.columns, batch.tables, batch.fed
+    columns, tables, store = batch.columns, batch.tables, batch.store
+    arriving, division = batch.arriving(), store.division
     _carry(
-        columns.keys.numpy(),
-        columns.values.numpy(),
+        store.arena.numpy(),
+        store.page_rows,
+        division.page_bytes,
+        division.value_offset,
         columns.positions.numpy(),
         columns.scores.numpy(),
         columns.flags.numpy(),
@@ -77,9 +81,11 @@ def carry(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]
         scratch.scored,
         scratch.received,
         scratch.stays,
-        fed.keys.numpy(),
-        fed.values.numpy(),
-        fed.flags,
+        # a row is so many bytes whatever it holds
+        arriving.keys.view(torch.uint8).numpy(),
+        arriving.values.view(torch.uint8).numpy(),
+        arriving.cells,
+        batch.fed.flags,
         rows_after,
     )
 
@@ -240,8 +246,10 @@ def _keep_above(scores: _Array, positions: _Array, losers: int, kept: _Array) ->
 
 @numba.njit(parallel=ONLY_PRANGE, cache=True, nogil=True)
 def _carry(
-    keys: _Array,
-    values: _Array,
+    arena: _Array,
+    row_page_rows: int,
+    page_bytes: int,
+    value_offset: int,
     positions: _Array,
     scores: _Array,
     flags: _Array,
@@ -261,12 +269,14 @@ def _carry(
     scored: _Array,
     received: _Array,
     stays: _Array,
-    fed_keys: _Array,
-    fed_values: _Array,
+    new_keys: _Array,
+    new_values: _Array,
+    new_cells: _Array,
     fed_flags: _Array,
     rows_after: _Array,
 ) -> None:
     sequences, layers, heads = rows_after.shape
+    key_bytes, value_bytes = new_keys.shape[3], new_values.shape[3]
     always = np.ones(blocks.max(), np.bool_)
     for place in prange(sequences * layers * heads):
         b, layer, h = place // (layers * heads), place // heads % layers, place % heads
@@ -287,9 +297,12 @@ def _carry(
                 if arriving[n]:
                     refills = hole < len(staying)
                     slot = hole if refills else end
-                    cell, row = cells[b] + n, _row(table, slot, page_rows)
-                    keys[row] = fed_keys[layer, h, cell]
-                    values[row] = fed_values[layer, h, cell]
+                    cell, new_cell = cells[b] + n, new_cells[b] + n
+                    page = table[slot // row_page_rows] * page_bytes
+                    at = page + slot % row_page_rows * key_bytes
+                    arena[at : at + key_bytes] = new_keys[layer, h, new_cell]
+                    at = page + value_offset + slot % row_page_rows * value_bytes
+                    arena[at : at + value_bytes] = new_values[layer, h, new_cell]
                     if has_marks:
                         mark = _row(mark_table, slot, page_rows)
                         positions[mark] = lengths[s] + n
@@ -299,13 +312,39 @@ def _carry(
                         log_weights[_row(mark_table, slot, page_rows)] = np.float32(0.0)
                     hole = _next_hole(staying, hole + 1) if refills else hole
                     end += not refills
-            _close_holes(keys, table, page_rows, staying, after, hole)
-            _close_holes(values, table, page_rows, staying, after, hole)
+            for first, width in ((0, key_bytes), (value_offset, value_bytes)):
+                _close_row_holes(
+                    arena, table, row_page_rows, page_bytes, first, width, staying, after, hole
+                )
             _close_holes(positions, mark_table, page_rows, staying, after, hole)
             _close_holes(flags, mark_table, page_rows, staying, after, hole)
             _close_holes(scores, mark_table, page_rows, staying, after, hole)
             if has_weights:
                 _close_holes(log_weights, mark_table, page_rows, staying, after, hole)
+
+
+@numba.njit(cache=True, nogil=True)
+def _close_row_holes(
+    arena: _Array,
+    pages: _Array,
+    page_rows: int,
+    page_bytes: int,
+    first: int,
+    row_bytes: int,
+    staying: _Array,
+    after: int,
+    hole: int,
+) -> None:
+    """`_close_holes` for keys or values, which lie in a page from byte `first` on."""
+    old = after
+    while hole < min(after, len(staying)):
+        while not staying[old]:
+            old += 1
+        to = pages[hole // page_rows] * page_bytes + first + hole % page_rows * row_bytes
+        at = pages[old // page_rows] * page_bytes + first + old % page_rows * row_bytes
+        arena[to : to + row_bytes] = arena[at : at + row_bytes]
+        old += 1
+        hole = _next_hole(staying, hole + 1)
 
 
 @numba.njit(cache=True, nogil=True)

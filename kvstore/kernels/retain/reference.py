@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kvstore.kernels.paged_batch import PagedBatch, StepScratch
+from kvstore.kernels.paged_batch import ArrivingRows, PagedBatch, StepScratch
+from kvstore.kernels.row_pages import RowIndex
 from kvstore.retention import keep_mask
 from kvstore.rule_table import decode
 from kvstore.rules import RetentionRule, ScoreUpdate
@@ -34,7 +35,7 @@ def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
 
 def carry(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]) -> None:
     """See op.py."""
-    held_rows = batch.rows
+    held_rows, arriving = batch.rows, batch.arriving()
     for place in _heads(batch):
         held, start = int(held_rows[place]), int(scratch.starts[place])
         block = int(batch.blocks[place[0]])
@@ -42,12 +43,12 @@ def carry(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]
         gone = [] if stays is None else np.flatnonzero(~stays).tolist()
         moves = refill(held, block, gone)
         assert moves.rows == rows_after[place], "what was decided is carried out"
-        _carry_rows(batch, place, moves)
+        _carry_rows(batch, arriving, place, moves)
         if batch.tables.marked[batch.slots[place[0]], *place[1:]]:
             _carry_marks(batch, place, moves)
         if scratch.scored[place]:
             scores = torch.from_numpy(scratch.received[start : start + held + block])
-            marks = _index(batch, batch.tables.marks, place, range(moves.rows))
+            marks = _marks(batch, place, range(moves.rows))
             batch.columns.scores[marks] = scores[moves.origins(held)].to(marks.device)
 
 
@@ -64,7 +65,7 @@ def _stays(batch: PagedBatch, scratch: StepScratch, place: _Place) -> torch.Tens
     rule = decode(tables.rules[slot, *place[1:]])
     held, fed = int(tables.rows[slot, *place[1:]]), int(batch.blocks[place[0]])
     length, cell = int(tables.lengths[slot]), int(batch.cells[place[0]])
-    marks = _index(batch, tables.marks, place, range(held))
+    marks = _marks(batch, place, range(held))
     own = torch.arange(length, length + fed, dtype=torch.int32, device=marks.device)
     scores = None
     if rule.needs_scores:
@@ -82,13 +83,17 @@ def _stays(batch: PagedBatch, scratch: StepScratch, place: _Place) -> torch.Tens
     )
 
 
-def _index(
-    batch: PagedBatch, table: NDArray[np.int32], place: _Place, slots: Sequence[int]
-) -> torch.Tensor:
-    """Flat rows of a head's slots by one of its tables, int64."""
-    pages = table[batch.slots[place[0]], *place[1:]]
+def _marks(batch: PagedBatch, place: _Place, slots: Sequence[int]) -> torch.Tensor:
+    """Flat rows of a head's marks, int64."""
+    pages = batch.tables.marks[batch.slots[place[0]], *place[1:]]
     rows = batch.columns.flat(pages, np.array(slots, np.int64))
-    return torch.from_numpy(rows).to(batch.columns.keys.device)
+    return torch.from_numpy(rows).to(batch.columns.positions.device)
+
+
+def _rows(batch: PagedBatch, place: _Place, slots: Sequence[int]) -> RowIndex:
+    """Where a head's slots lie in the store."""
+    pages = batch.tables.pages[batch.slots[place[0]], *place[1:]]
+    return batch.store.index(pages, np.array(slots, np.int64))
 
 
 def grown_scores(rule: RetentionRule, held: torch.Tensor, received: torch.Tensor) -> torch.Tensor:
@@ -142,29 +147,31 @@ def refill(held: int, fed: int, gone: list[int]) -> RetainMoves:
     return RetainMoves(tuple(placed), tuple(zip(open_holes, tail, strict=True)), rows)
 
 
-def _carry_rows(batch: PagedBatch, place: _Place, moves: RetainMoves) -> None:
-    columns, (_, layer, head) = batch.columns, place
+def _carry_rows(
+    batch: PagedBatch, arriving: ArrivingRows, place: _Place, moves: RetainMoves
+) -> None:
+    store, (_, layer, head) = batch.store, place
     for slots, old in _pairs(moves.moved):
-        targets, sources = (_index(batch, batch.tables.pages, place, some) for some in (slots, old))
-        for column in (columns.keys, columns.values):
-            column[targets] = column[sources]
+        targets, sources = (_rows(batch, place, some) for some in (slots, old))
+        for held in (store.keys, store.values):
+            held[targets] = held[sources]
     for slots, new in _pairs(moves.placed):
-        rows = _index(batch, batch.tables.pages, place, slots)
-        cells = torch.tensor(new) + int(batch.cells[place[0]])
-        columns.keys[rows] = batch.fed.keys[layer, head, cells]
-        columns.values[rows] = batch.fed.values[layer, head, cells]
+        rows = _rows(batch, place, slots)
+        cells = torch.tensor(new) + int(arriving.cells[place[0]])
+        store.keys[rows] = arriving.keys[layer, head, cells]
+        store.values[rows] = arriving.values[layer, head, cells]
 
 
 def _carry_marks(batch: PagedBatch, place: _Place, moves: RetainMoves) -> None:
     columns, slot = batch.columns, batch.slots[place[0]]
     weighted = batch.tables.weighted[slot, *place[1:]]
     for slots, old in _pairs(moves.moved):
-        targets, sources = (_index(batch, batch.tables.marks, place, some) for some in (slots, old))
+        targets, sources = (_marks(batch, place, some) for some in (slots, old))
         weights = (columns.log_weights,) if weighted else ()
         for column in (columns.positions, columns.flags, *weights):
             column[targets] = column[sources]
     for slots, new in _pairs(moves.placed):
-        marks = _index(batch, batch.tables.marks, place, slots)
+        marks = _marks(batch, place, slots)
         positions = torch.tensor(new) + int(batch.tables.lengths[slot])
         columns.positions[marks] = positions.int().to(marks.device)
         flags = batch.fed.flags[np.array(new) + batch.cells[place[0]]]

@@ -83,7 +83,9 @@ def calibration_of(layers: list[Attended]) -> Calibration:
 def plans_of(policy: Policy, layers: list[Attended], n: int = TOKENS) -> list[LayerPlan]:
     """What a prefill of these layers would decide."""
     shapes = tuple(layer.shape for layer in layers)
-    planner = CachePlanner(policy, facts_of(n), shapes, 4, calibration_of(layers))
+    planner = CachePlanner(
+        policy, facts_of(n), shapes, lambda s: 8 * s.head_size, calibration_of(layers)
+    )
     plans: dict[int, LayerPlan] = {}
     for index, layer in enumerate(layers):
         plans.update(planner.add(_profile(planner, index, layer, n)))

@@ -16,10 +16,12 @@ from kvstore.cache import (
     RaggedLayer,
     digest_tokens,
 )
+from kvstore.codecs import RowCodec, RowCoding, encode_rows
 from kvstore.rules import FULL_RULE, RetentionRule, ScoreUpdate, TokenClass
 from kvstore.wire import CacheEncoder, CacheHeader, Frame
 
 TOKENS = 40
+CODECS = ("model", "fp8", "int8", "int4", "int8/int4", "model/fp8")
 
 RULES = (
     FULL_RULE,
@@ -42,9 +44,10 @@ RULES = (
 )
 
 
-def fingerprint(dtype: str = "float32") -> Fingerprint:
+def fingerprint(dtype: str = "float32", codec: str = "model") -> Fingerprint:
     model = ModelFingerprint("tiny/model", "main", "a" * 64, "b" * 64, dtype)
-    return Fingerprint(model, digest_tokens(range(TOKENS)), "coverage", '{"target":0.9}')
+    plain = Fingerprint(model, digest_tokens(range(TOKENS)), "coverage", '{"target":0.9}')
+    return plain.coded_as(RowCodec.parse(codec))
 
 
 def ragged_layer(
@@ -54,6 +57,7 @@ def ragged_layer(
     dtype: torch.dtype,
     seed: int,
     tokens: int = TOKENS,
+    codec: str = "model",
 ) -> RaggedLayer:
     """A layer whose heads hold `rows` random rows at random ascending positions."""
     source = torch.Generator().manual_seed(seed)
@@ -62,33 +66,40 @@ def ragged_layer(
     kept = [torch.randperm(tokens, generator=source)[:n].sort().values for n in rows]
     scored = sum(n for n, rule in heads if rule.needs_scores)
     flagged = sum(n for n, rule in heads if rule.needs_flags)
+    coding = RowCoding(RowCodec.parse(codec), head_size, dtype)
+    keys = torch.randn(total, head_size, generator=source).to(dtype)
+    values = torch.randn(total, head_size, generator=source).to(dtype)
     return RaggedLayer(
-        keys=torch.randn(total, head_size, generator=source).to(dtype),
-        values=torch.randn(total, head_size, generator=source).to(dtype),
+        keys=encode_rows(keys, coding.keys),
+        values=encode_rows(values, coding.values),
         positions=torch.cat(kept).to(torch.int32),
         head_offsets=tuple(itertools.accumulate(rows, initial=0)),
         rules=rules,
         recovered=tuple(torch.rand(len(rows), generator=source).tolist()),
         scores=torch.rand(scored, generator=source),
         flags=torch.randint(0, 4, (flagged,), generator=source).to(torch.uint8),
+        coding=None if coding.plain else coding,
     )
 
 
-def two_layers(dtype: str = "float32") -> tuple[CompactCache, tuple[LayerShape, ...]]:
-    """The cache of the golden stream: every kind of section, and one empty head."""
+def two_layers(
+    dtype: str = "float32", codec: str = "model"
+) -> tuple[CompactCache, tuple[LayerShape, ...]]:
+    """The cache of the golden streams: every kind of section, and one empty head."""
     row_dtype = getattr(torch, dtype)
     shapes = (LayerShape(3, 6, 4), LayerShape(2, 2, 8, sliding_window=32))
     layers = (
-        ragged_layer((6, 0, 9), (RULES[1], RULES[2], RULES[3]), 4, row_dtype, 1),
-        ragged_layer((7, 1), (RULES[4], RULES[2]), 8, row_dtype, 2),
+        ragged_layer((6, 0, 9), (RULES[1], RULES[2], RULES[3]), 4, row_dtype, 1, codec=codec),
+        ragged_layer((7, 1), (RULES[4], RULES[2]), 8, row_dtype, 2, codec=codec),
     )
-    return CompactCache(fingerprint(dtype), layers, TOKENS), shapes
+    return CompactCache(fingerprint(dtype, codec), layers, TOKENS), shapes
 
 
 @st.composite
 def caches(draw: st.DrawFn) -> tuple[CompactCache, tuple[LayerShape, ...]]:
     """Random small caches with their layers' shapes."""
     dtype = draw(st.sampled_from(("float32", "float16", "bfloat16")))
+    codec = draw(st.sampled_from(CODECS))
     tokens = draw(st.integers(0, 12))
     layers, shapes = [], []
     for seed in range(draw(st.integers(1, 3))):
@@ -98,8 +109,9 @@ def caches(draw: st.DrawFn) -> tuple[CompactCache, tuple[LayerShape, ...]]:
         group = draw(st.integers(1, 3))
         window = draw(st.none() | st.integers(1, 64))
         shapes.append(LayerShape(len(rows), len(rows) * group, head_size, window))
-        layers.append(ragged_layer(rows, rules, head_size, getattr(torch, dtype), seed, tokens))
-    return CompactCache(fingerprint(dtype), tuple(layers), tokens), tuple(shapes)
+        row_dtype = getattr(torch, dtype)
+        layers.append(ragged_layer(rows, rules, head_size, row_dtype, seed, tokens, codec))
+    return CompactCache(fingerprint(dtype, codec), tuple(layers), tokens), tuple(shapes)
 
 
 def encode(

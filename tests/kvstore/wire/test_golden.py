@@ -1,6 +1,6 @@
-"""The recorded stream: today's code must read it and write it again to the byte.
+"""The recorded streams: today's code must read them and write them again to the byte.
 
-It may change only together with `FORMAT_VERSION`; to record it anew then, run
+They may change only together with their format's version; to record them anew then, run
 `python -m tests.kvstore.wire.test_golden` in the root of the repository.
 """
 
@@ -16,7 +16,11 @@ from tests.kvstore.wire.caches import encode, same, two_layers
 from tests.kvstore.wire.receiving import receive
 from tests.kvstore.wire.records import dump, parse
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "two_layers.bin"
+FOLDER = pathlib.Path(__file__).parent / "golden"
+GOLDEN = FOLDER / "two_layers.bin"
+# of the second format: keys int8, values int4
+CODED = FOLDER / "two_layers_coded.bin"
+STREAMS = pytest.mark.parametrize("golden", [GOLDEN, CODED], ids=["model", "coded"])
 
 # small enough that sections of the recorded cache need several frames
 MAX_PAYLOAD_BYTES = 96
@@ -24,26 +28,29 @@ MAX_PAYLOAD_BYTES = 96
 REFUSALS = (CorruptCache, LimitExceeded, FingerprintMismatch)
 
 
-def record() -> bytes:
+def record(codec: str) -> bytes:
     """The stream as the code at hand writes it."""
-    return dump(encode(*two_layers(), MAX_PAYLOAD_BYTES))
+    return dump(encode(*two_layers(codec=codec), MAX_PAYLOAD_BYTES))
 
 
-def test_the_recorded_stream_is_still_what_is_written() -> None:
-    recorded = parse(GOLDEN.read_bytes())
+@STREAMS
+def test_the_recorded_stream_is_still_what_is_written(golden: pathlib.Path) -> None:
+    recorded = parse(golden.read_bytes())
     cache = decode_cache(recorded)
-    assert dump(encode(cache, two_layers()[1], MAX_PAYLOAD_BYTES)) == GOLDEN.read_bytes()
+    assert dump(encode(cache, two_layers()[1], MAX_PAYLOAD_BYTES)) == golden.read_bytes()
 
 
-def test_the_recorded_stream_is_still_read() -> None:
-    frames = parse(GOLDEN.read_bytes())
+@STREAMS
+def test_the_recorded_stream_is_still_read(golden: pathlib.Path) -> None:
+    frames = parse(golden.read_bytes())
     assert same(receive(frames), decode_cache(frames))
     assert receive(frames).next_position == 40
 
 
 @pytest.mark.parametrize("flipped", [0x01, 0x80, 0xFF])
-def test_every_changed_byte_is_noticed(flipped: int) -> None:
-    stream = GOLDEN.read_bytes()
+@STREAMS
+def test_every_changed_byte_is_noticed(golden: pathlib.Path, flipped: int) -> None:
+    stream = golden.read_bytes()
     for at in range(len(stream)):
         changed = bytearray(stream)
         changed[at] ^= flipped
@@ -51,12 +58,14 @@ def test_every_changed_byte_is_noticed(flipped: int) -> None:
             receive(parse(bytes(changed)))
 
 
-def test_every_truncation_is_noticed() -> None:
-    stream = GOLDEN.read_bytes()
+@STREAMS
+def test_every_truncation_is_noticed(golden: pathlib.Path) -> None:
+    stream = golden.read_bytes()
     for length in range(len(stream)):
         with pytest.raises(CorruptCache):
             receive(parse(stream[:length]))
 
 
 if __name__ == "__main__":
-    GOLDEN.write_bytes(record())
+    GOLDEN.write_bytes(record("model"))
+    CODED.write_bytes(record("int8/int4"))

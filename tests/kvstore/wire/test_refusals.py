@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore.cache import CompactCache, LayerShape
+from kvstore.codecs import RowCodec
 from kvstore.errors import CorruptCache, FingerprintMismatch, LimitExceeded
 from kvstore.wire import CacheDecoder, Frame, FrameKind, WireLimits
 from tests.kvstore.wire.caches import encode, fingerprint, same, two_layers
@@ -123,6 +124,8 @@ def test_a_frame_after_the_trailer_takes_completeness_away() -> None:
         (("tokens",), 2**31),
         (("unknown",), 1),
         (("format_version",), True),
+        (("format_version",), 2),
+        (("codec",), {"keys": "int8", "values": "int8"}),
         (("fingerprint", "policy"), 1),
         (("fingerprint", "policy"), "\ud800"),
         (("fingerprint", "format_version"), 1),
@@ -222,6 +225,34 @@ def test_contents_that_no_cache_has_are_refused(field: str, value: torch.Tensor)
         receive(encode(cache, SHAPES))
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("codec",), ...),
+        (("codec",), "int8"),
+        (("codec", "keys"), "int2"),
+        (("codec", "values"), ...),
+        (("codec", "scales"), "f32"),
+        (("codec",), {"keys": "model", "values": "model"}),
+        (("format_version",), 1),
+    ],
+)
+def test_a_coded_header_with_a_bad_codec_is_refused(
+    path: tuple[str | int, ...], value: object
+) -> None:
+    header = encode(*two_layers(codec="int8/int4"))[0].payload
+    with pytest.raises(CorruptCache):
+        receive([Frame.of(FrameKind.HEADER, altered(header, path, value))])
+
+
+def test_another_codec_than_was_asked_for_is_refused_by_name() -> None:
+    cache, shapes = two_layers(codec="int8")
+    decoder = CacheDecoder(WireLimits(), expected_codec=RowCodec.parse("int4"))
+    with pytest.raises(FingerprintMismatch) as caught:
+        decoder.feed(encode(cache, shapes)[0])
+    assert (caught.value.field, caught.value.theirs) == ("codec", "int8")
+
+
 @pytest.mark.parametrize("field", ["weights_digest", "tokenizer_digest", "dtype"])
 def test_another_models_cache_is_refused_by_name(field: str) -> None:
     ours = dataclasses.replace(MODEL, **{field: "other"})
@@ -232,8 +263,8 @@ def test_another_models_cache_is_refused_by_name(field: str) -> None:
 
 def test_another_format_is_refused_by_name_whatever_else_the_header_holds() -> None:
     with pytest.raises(FingerprintMismatch) as caught:
-        receive([Frame.of(FrameKind.HEADER, b'{"format_version":2,"tensors":[]}')])
-    assert (caught.value.field, caught.value.theirs) == ("format_version", "2")
+        receive([Frame.of(FrameKind.HEADER, b'{"format_version":3,"tensors":[]}')])
+    assert (caught.value.field, caught.value.theirs) == ("format_version", "3")
 
 
 @pytest.mark.parametrize(

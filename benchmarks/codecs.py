@@ -1,0 +1,156 @@
+"""What row codecs cost, alone and multiplied with policies: KL against measured bytes.
+
+The passages are those of `benchmarks.fidelity`, every fed token kept as the model computed it, so
+that KL is the loss of the prompt's own compaction and coding. Bytes are those of the tensors as
+shipped, scales, positions, scores and flags included, over the dense cache in float16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks.passages import OFFSETS, Passage, passages
+from kvstore.cache import RaggedLayer
+from kvstore.codecs import MODEL_ROWS, RowCodec
+from kvstore.policies import Policy, parse_policy
+from services.evaluation.prompt_record import PromptRecord, rows_kept
+from services.evaluation.teacher_forcing import compare, dense_logits, kept_logits
+from services.runtime.model import ServedModel, load_model
+
+_POLICIES: dict[str, Policy] = {
+    "full": parse_policy("full", {}),
+    "fastgen_t95": parse_policy("fastgen", {"recovery": 0.95}),
+    "coverage_t99": parse_policy("coverage", {"recovery": 0.99}),
+    "coverage_t98": parse_policy("coverage", {"recovery": 0.98}),
+    "coverage_t95": parse_policy("coverage", {"recovery": 0.95}),
+}
+_CODECS = ("model", "fp8", "int8", "int8/int4", "int4")
+# targets of quality at a size: the lowest KL at no more than this share of the fp16 bytes
+_SIZES = {"kl_at_bytes_25": 0.25, "kl_at_bytes_12": 0.125, "kl_at_bytes_6": 0.0625}
+
+_Setting = tuple[str, str]
+# KL, rows and bytes
+_Figures = tuple[float, float, float]
+
+
+def fp16_share(layers: Sequence[RaggedLayer], codec: RowCodec, tokens: int) -> float:
+    """Bytes over those of dense float16 keys and values, whatever dtype was computed in."""
+    dense = sum(2 * 2 * layer.kv_heads * tokens * layer.head_size for layer in layers)
+    shipped = sum(layer.nbytes for layer in layers)
+    if codec == MODEL_ROWS:
+        shipped -= sum(
+            layer.rows * (layer.dense_row_bytes - 4 * layer.head_size) for layer in layers
+        )
+    return shipped / dense
+
+
+def measure(served: ServedModel, passage: Passage) -> dict[_Setting, _Figures]:
+    """Every policy under every codec on one passage."""
+    record, tokens = PromptRecord(served, passage.prompt), len(passage.prompt)
+    exact = dense_logits(served, passage.prompt, passage.fed)
+    settings = [(policy, codec) for policy in _POLICIES for codec in _CODECS]
+    found = {}
+    for policy, name in track(settings, "settings"):
+        codec = RowCodec.parse(name)
+        layers = record.compact(_POLICIES[policy], codec)
+        logits = kept_logits(served, layers, tokens, passage.fed)
+        kl = float(compare(exact, logits, passage.targets).kl.mean())
+        found[policy, name] = kl, rows_kept(layers, tokens), fp16_share(layers, codec, tokens)
+    return found
+
+
+def joined(parts: Sequence[dict[_Setting, _Figures]]) -> dict[_Setting, _Figures]:
+    """The passages' means."""
+    return {
+        setting: (
+            sum(part[setting][0] for part in parts) / len(parts),
+            sum(part[setting][1] for part in parts) / len(parts),
+            sum(part[setting][2] for part in parts) / len(parts),
+        )
+        for setting in parts[0]
+    }
+
+
+def best_at_sizes(found: dict[_Setting, _Figures]) -> dict[str, float]:
+    """The lowest KL within each size, of those that have any setting."""
+    return {
+        name: min(kls)
+        for name, most in _SIZES.items()
+        if (kls := [kl for kl, _, share in found.values() if share <= most])
+    }
+
+
+def table_of(found: dict[_Setting, _Figures]) -> Table:
+    table = Table("policy", "codec", "rows", "bytes of fp16", "KL")
+    for (policy, codec), (kl, rows, share) in found.items():
+        table.add_row(policy, codec, f"{rows:.3f}", f"{share:.3f}", f"{kl:.5f}")
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    served = load_model(options.model)
+    offsets = OFFSETS[: options.passages]
+    texts = passages(served, options.prompt_tokens, options.fed_tokens, offsets)
+    parts: list[dict[_Setting, _Figures]] = []
+    for text in texts:
+        parts.append(measure(served, text))
+        found = joined(parts)
+        if options.json:
+            # after each passage: what was measured is not lost
+            document = _document(options, served, parts, found)
+            options.json.write_text(json.dumps(document, indent=2) + "\n")
+    Console().print(table_of(found), best_at_sizes(found))
+
+
+def _document(
+    options: argparse.Namespace,
+    served: ServedModel,
+    parts: Sequence[dict[_Setting, _Figures]],
+    found: dict[_Setting, _Figures],
+) -> dict[str, object]:
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": options.machine,
+        "conditions": {
+            "model": options.model,
+            "dtype": served.fingerprint.dtype,
+            "python": platform.python_version(),
+            "passages": len(parts),
+            "prompt": options.prompt_tokens,
+            "fed": options.fed_tokens,
+        },
+        "figures": {
+            **{
+                f"{policy}.{codec}.{name}": value
+                for (policy, codec), figures in found.items()
+                for name, value in zip(("kl", "rows", "fp16_bytes"), figures, strict=True)
+            },
+            **best_at_sizes(found),
+        },
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--passages", type=int, default=len(OFFSETS))
+    parser.add_argument("--prompt-tokens", type=int, default=1536)
+    parser.add_argument("--fed-tokens", type=int, default=256)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--machine", default=f"{os.cpu_count()} CPU cores", help="its kind")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

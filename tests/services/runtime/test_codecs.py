@@ -1,0 +1,52 @@
+"""Which row codecs a server allows, and what it makes of a request's."""
+
+from __future__ import annotations
+
+import pytest
+
+from headwise.errors import InvalidRequest
+from headwise.v1.cache_pb2 import RowCodec as RowCodecProto
+from kvstore.codecs import ElementCodec
+from kvstore.errors import InvalidParameter
+from services.runtime.convert import allowed_codecs, codec_from_proto, codec_to_proto
+from services.runtime.model_options import require_codecs
+from services.runtime.options import ModelOptions
+from services.runtime.serve_error import ServeError
+
+EVERY = tuple(ElementCodec)
+
+
+def test_model_rows_are_always_allowed() -> None:
+    assert allowed_codecs("") == (ElementCodec.MODEL,)
+    assert allowed_codecs("int4, int8") == ("model", "int8", "int4")
+
+
+def test_a_server_told_of_an_unknown_codec_does_not_start() -> None:
+    with pytest.raises(ServeError, match=r"--codecs: .*'int2'"):
+        require_codecs(ModelOptions(codecs="int8,int2"))
+    require_codecs(ModelOptions())
+
+
+@pytest.mark.parametrize(
+    ("keys", "values", "name"),
+    [
+        ("", "", "model"),
+        ("int8", "", "int8"),
+        ("", "int4", "model/int4"),
+        ("fp8", "int4", "fp8/int4"),
+    ],
+)
+def test_what_is_left_out_has_a_meaning(keys: str, values: str, name: str) -> None:
+    codec = codec_from_proto(RowCodecProto(keys=keys, values=values), EVERY)
+    assert codec.name == name
+    assert codec_from_proto(codec_to_proto(codec), EVERY) == codec
+
+
+def test_what_is_not_allowed_or_not_known_is_refused() -> None:
+    allowed = allowed_codecs("int8")
+    with pytest.raises(InvalidRequest) as refusal:
+        codec_from_proto(RowCodecProto(keys="int8", values="fp8"), allowed)
+    assert refusal.value.reason == "CODEC_NOT_ALLOWED"
+    for keys in ("int2", "int8/int4", "INT8"):
+        with pytest.raises(InvalidParameter):
+            codec_from_proto(RowCodecProto(keys=keys), EVERY)
