@@ -15,18 +15,17 @@ import grpc
 from headwise.channel import server_options
 
 METHOD = "/bench.Bytes/Stream"
-CHUNK_BYTES = 1 << 20
 
 
 async def _serve() -> None:
-    """Each request is the number of bytes wanted; nothing is checked, numbered or serialized."""
-    chunk = bytes(CHUNK_BYTES)
+    """A request names bytes and bytes a chunk; nothing is checked, numbered or serialized."""
 
     async def stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
-        left = int(request)
+        left, size = map(int, request.split())
+        chunk = bytes(size)
         while left > 0:
-            yield chunk if left >= CHUNK_BYTES else chunk[:left]
-            left -= CHUNK_BYTES
+            yield chunk if left >= size else chunk[:left]
+            left -= size
 
     server = grpc.aio.server(options=server_options())
     handler = grpc.unary_stream_rpc_method_handler(stream)

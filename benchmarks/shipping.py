@@ -1,7 +1,7 @@
 """What it takes to ship caches between two processes on loopback.
 
-A held cache through FetchCache against a bare byte stream of the same number of bytes and chunk
-size, by turns. The time to first token of the split, which ships each layer while the next
+A held cache through FetchCache against a bare byte stream of as many bytes in as many messages, by
+turns. The time to first token of the split, which ships each layer while the next
 computes, against the same prefill handed over in memory, and against an unprofiled prefill; the
 services are idle while this process computes and the other way round.
 """
@@ -24,7 +24,14 @@ from benchmarks.figures import Figure, add_options, report
 from benchmarks.passages import all_topics
 from headwise import Client
 from headwise.channel import channel_options
-from headwise.v1 import cache_pb2, prefill_pb2, prefill_pb2_grpc, store_pb2
+from headwise.v1 import (
+    cache_pb2,
+    decode_pb2,
+    prefill_pb2,
+    prefill_pb2_grpc,
+    store_pb2,
+    store_pb2_grpc,
+)
 from kvstore.policies import parse_policy
 from kvstore.pool import PagePool, pages_bound
 from services.decode.step import run_step
@@ -59,25 +66,30 @@ class Stream:
     report: prefill_pb2.PrefillReport
     handle: str
     wire_bytes: int
+    messages: int
 
 
 def prefill(target: str, tokens: Sequence[int], policy: str) -> Stream:
-    """Prefill and keep, noting when the last layer's first frame came."""
-    request = prefill_pb2.PrefillRequest(token_ids=tokens, keep_for_seconds=3600)
+    """Prefill, noting when the last layer's first frame came; the server then has it stored."""
+    request = prefill_pb2.PrefillRequest(token_ids=tokens)
     request.policy.name = policy
-    last_layer, nbytes, handle = 0.0, 0, ""
-    stages, layer = prefill_pb2.PrefillReport(), -1
+    keep = store_pb2.KeepCacheRequest(
+        tokens=decode_pb2.TokenIds(ids=tokens), keep_for_seconds=3600, policy=request.policy
+    )
+    last_layer, nbytes, messages, layer = 0.0, 0, 0, -1
+    stages = prefill_pb2.PrefillReport()
     with grpc.insecure_channel(target, channel_options(retries=False)) as channel:
         stub = prefill_pb2_grpc.PrefillServiceStub(channel)
         for response in stub.Prefill(request, timeout=_TIMEOUT_SECONDS):
-            nbytes += response.ByteSize()
+            nbytes, messages = nbytes + response.ByteSize(), messages + 1
             if response.HasField("report"):
                 stages = response.report
-            if response.HasField("kept"):
-                handle = response.kept.cache.handle
             if response.frame.kind == cache_pb2.FRAME_KIND_INDEX and response.frame.layer > layer:
                 layer, last_layer = response.frame.layer, time.perf_counter()
-    return Stream(time.perf_counter() - last_layer, stages, handle, nbytes)
+        exposed = time.perf_counter() - last_layer
+        caches = store_pb2_grpc.CacheServiceStub(channel)
+        handle = caches.KeepCache(keep, timeout=_TIMEOUT_SECONDS).cache.handle
+    return Stream(exposed, stages, handle, nbytes, messages)
 
 
 def ship(prefill_target: str, bare_target: str, stream: Stream, rounds: int) -> Shipping:
@@ -91,7 +103,7 @@ def ship(prefill_target: str, bare_target: str, stream: Stream, rounds: int) -> 
         fetch = ours.unary_stream("/headwise.v1.CacheService/FetchCache")
         raw = bare.unary_stream(METHOD)
         shipping = Shipping(sum(map(len, fetch(request, timeout=_TIMEOUT_SECONDS))))
-        wanted = str(shipping.wire_bytes).encode()
+        wanted = f"{shipping.wire_bytes} {shipping.wire_bytes // stream.messages}".encode()
         sum(map(len, raw(wanted)))
         for _ in range(rounds):
             began = time.perf_counter()
@@ -164,7 +176,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Figure], list[Table]
     figures: dict[str, Figure] = {}
     first = Table("tokens", "split s", "in memory s", "unprofiled s", title="Time to first token")
     with (
-        running_service("prefill", arguments) as prefill_service,
+        running_service("prefill", [*arguments, "--store-prompts"]) as prefill_service,
         running_service("decode", [*arguments, "--prefill", prefill_service.target]) as decode,
         byte_server() as bare,
         Client(decode.target) as client,

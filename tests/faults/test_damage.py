@@ -16,6 +16,7 @@ import pytest
 from kvstore.errors import CorruptCache
 from kvstore.pool import PageCount, PagePool, SequencePages, pages_bound
 from kvstore.wire import WireLimits
+from services.decode.reception import Wanted
 from services.decode.source import PrefillSource
 from services.runtime.model import ServedModel, load_model
 from tests.faults.asking import prompt_of
@@ -55,7 +56,9 @@ class Receiver:
         """Rows of an accepted stream; raises what decode raises. Nothing stays reserved."""
         pages = self.pool.open(len(self._prompt), self._needed)
         try:
-            await self._source._receive(RecordedCall(messages), self._prompt, pages, _promised)
+            await self._source._receive(
+                RecordedCall(messages), Wanted.of(self._prompt), pages, _promised
+            )
             return self.pool.rows
         finally:
             pages.release()
