@@ -25,11 +25,13 @@ def compact_layer(
     heads = plan.heads
     rows = [head.rows.to(k.device) for head in heads]
     keys, values = gather_rows(k, v, rows)
+    offsets = [0]
+    for head, chosen in zip(heads, rows, strict=True):
+        offsets.append(offsets[-1] + chosen.numel())
+        if head.fitted is not None:
+            values[offsets[-2] : offsets[-1]] = head.fitted.values
     coding = RowCoding(codec, k.shape[2], k.dtype)
     keys, values = encode_rows(keys, coding.keys), encode_rows(values, coding.values)
-    offsets = [0]
-    for chosen in rows:
-        offsets.append(offsets[-1] + chosen.numel())
     classes = classes.to(k.device)
     scores = [
         head.scores.to(k.device)[chosen]
@@ -48,6 +50,7 @@ def compact_layer(
         recovered=tuple(head.recovered for head in heads),
         scores=_joined(scores, torch.float32, k.device),
         flags=_joined(flags, torch.uint8, k.device),
+        log_weights=tuple(None if h.fitted is None else h.fitted.log_weights for h in heads),
         coding=None if coding.plain else coding,
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from kvstore.cache import LayerShape
+from kvstore.row_fitting import FittedRows
 from kvstore.rules import RetentionRule
 
 
@@ -23,8 +24,10 @@ class ProfileRequest:
     `keys`: the prompt's keys themselves.
     `density_threshold`: what part of a row's highest probability counts as looked at; 0 where no
     density is wanted.
-    `reconstruct`: instead of mass, the most that any token of a second pass, which repeats the
-    prompt, pays to each column.
+    `reconstruct`: the most that any token of a second pass, which repeats the prompt, pays to each
+    column.
+    `reference_queries`: that many query rows of that second pass themselves, uniformly strided,
+    with the prompt's keys and values.
     """
 
     edges: tuple[int, ...] = (0,)
@@ -34,6 +37,27 @@ class ProfileRequest:
     keys: bool = False
     density_threshold: float = 0.0
     reconstruct: bool = False
+    reference_queries: int = 0
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it takes a second pass over the prompt."""
+        return self.reconstruct or self.reference_queries > 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class ReferenceAttention:
+    """Queries such as may come after a prompt, and what they may attend to there, of one layer.
+
+    `q` `[HQ, n, D]` at the `positions` int64 `[n]`, all after the prompt; `k`, `v` `[H, T, D]` of
+    the prompt; q and k after RoPE. A logit is `q · k · scale`.
+    """
+
+    q: torch.Tensor
+    positions: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    scale: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -44,8 +68,8 @@ class AttentionProfile:
     scaled to all `tokens` rows where only a sample was looked at, and not scaled where only the
     recent rows were. `edges[0]` is 0, so `far[..., 0, :]` is the accumulated attention. No n × n
     map is ever held. `mass_rows`: how many rows of mass 1 `far` stands for. `keys` `[H, T, D]`
-    after RoPE, `peaks` f32 `[H, G, T]` and `density`, the mean share of columns looked at, where
-    they were asked for.
+    after RoPE, `peaks` f32 `[H, G, T]`, `density`, the mean share of columns looked at, and
+    `reference` where they were asked for.
     """
 
     far: torch.Tensor
@@ -55,6 +79,7 @@ class AttentionProfile:
     keys: torch.Tensor | None = None
     peaks: torch.Tensor | None = None
     density: float = 0.0
+    reference: ReferenceAttention | None = None
 
     def beyond(self, distance: int) -> torch.Tensor:
         """Mass each column received from at least `distance` tokens away, `[H, G, T]`."""
@@ -79,13 +104,15 @@ class HeadPlan:
 
     `scores` f32 `[T]` are the scores of *all* prompt tokens (None where the rule needs none);
     `recovered` is the share of the head's attention mass, in the rows that were looked at, that
-    the kept rows cover; 0 where nothing was profiled.
+    the kept rows cover; 0 where nothing was profiled. `fitted`: what the kept rows hold in the
+    place of their own values, where they stand for dropped ones too.
     """
 
     rule: RetentionRule
     rows: torch.Tensor
     scores: torch.Tensor | None
     recovered: float
+    fitted: FittedRows | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

@@ -25,18 +25,16 @@ from kvstore.plans import (
     ProfileRequest,
     PromptFacts,
 )
-from kvstore.policies.base import Scope
-from kvstore.policies.budget import visible_rows
-from kvstore.policies.budgeted import Budgeted, with_first_and_last
+from kvstore.policies.budgeted import with_first_and_last
+from kvstore.policies.competing import Competing
 from kvstore.policies.selection import chosen_plan, full_plan
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Reconstruction(Budgeted):
+class Reconstruction(Competing):
     """Sinks and the latest rows up to the floor are kept in every head."""
 
     name: ClassVar[str] = "reconstruction"
-    scope: ClassVar[Scope] = Scope.CACHE
 
     def profile_request(self, tokens: int, shape: LayerShape) -> ProfileRequest | None:
         return None if self.keeps_everything() else ProfileRequest(edges=(), reconstruct=True)
@@ -56,7 +54,7 @@ class Reconstruction(Budgeted):
         ]
         if len(scores) < len(layers):
             return [full_plan(prompt, layer.shape) for layer in layers]
-        counts = self._counts(scores, prompt, layers)
+        counts = self.winners(scores, prompt, layers)
         return [
             chosen_plan(scores[layer.index], counts[layer.index], prompt, layer.shape, None)
             for layer in layers
@@ -65,34 +63,3 @@ class Reconstruction(Budgeted):
     def _scores(self, peaks: torch.Tensor, prompt: PromptFacts, layer: LayerFacts) -> torch.Tensor:
         recent = max(0, self.floor_rows - self.sinks)
         return with_first_and_last(peaks.amax(1), self.sinks, recent, prompt, layer)
-
-    def _counts(
-        self, scores: Sequence[torch.Tensor], prompt: PromptFacts, layers: Sequence[LayerFacts]
-    ) -> list[list[int]]:
-        """Rows of each head among the highest scores of all heads that are not kept whole."""
-        visible = [visible_rows(prompt, layer.shape) for layer in layers]
-        competing = [
-            (layer.index, head)
-            for layer in layers
-            for head in range(layer.shape.kv_heads)
-            if head not in layer.whole
-        ]
-        counts = [[visible[layer.index]] * layer.shape.kv_heads for layer in layers]
-        rows = [self.rows(prompt, layer) for layer in layers]
-        total = sum(rows[index] for index, _ in competing)
-        parts = [scores[i][h, prompt.tokens - visible[i] :] for i, h in competing]
-        for (index, head), count in zip(competing, _winners(parts, total), strict=True):
-            counts[index][head] = count
-        return counts
-
-
-def _winners(parts: Sequence[torch.Tensor], total: int) -> list[int]:
-    """How many of the `total` highest of all scores lie in each part; of equal ones the first."""
-    if not parts:
-        return []
-    owners = torch.repeat_interleave(
-        torch.arange(len(parts)), torch.tensor([len(part) for part in parts])
-    )
-    order = torch.cat(list(parts)).sort(descending=True, stable=True).indices[:total].cpu()
-    found: list[int] = torch.bincount(owners[order], minlength=len(parts)).tolist()
-    return found

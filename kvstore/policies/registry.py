@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from kvstore.errors import UnknownPolicy
 from kvstore.policies.adakv import AdaKV
+from kvstore.policies.attention_matching import AttentionMatching
 from kvstore.policies.base import Policy
 from kvstore.policies.cascading import Cascading
 from kvstore.policies.chunkkv import ChunkKV
@@ -44,6 +45,7 @@ _KINDS: tuple[type[Policy], ...] = (
     CItruS,
     VLCache,
     Reconstruction,
+    AttentionMatching,
 )
 _POLICIES = {kind.name: kind for kind in _KINDS}
 _PRESETS = {preset.name: preset for preset in PRESETS}

@@ -52,6 +52,9 @@ class KeptAttention:
             rows = coded.decoded()
             distance = own[:, None] - torch.cat([rows.positions.long(), own])
             seen = (distance >= 0) & (distance < (sliding_window or self._first + q.shape[2]))
+            bias = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+            if rows.log_weights is not None:
+                bias[:, : rows.rows] += rows.log_weights
             keys, values = torch.cat([rows.keys, k[0, head]]), torch.cat([rows.values, v[0, head]])
             queries = q[0, head * group : (head + 1) * group]
             outputs.append(
@@ -59,7 +62,7 @@ class KeptAttention:
                     queries,
                     keys.expand(group, -1, -1),
                     values.expand(group, -1, -1),
-                    attn_mask=seen,
+                    attn_mask=bias,
                     scale=scale,
                 )
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 
@@ -31,7 +30,7 @@ class LayerWork:
     def __init__(self, request: ProfileRequest | None, shape: LayerShape, tokens: int) -> None:
         self.history = LayerHistory(tokens)
         self.profiler = Profiler(request, shape, tokens) if request else None
-        self.reconstruct = request is not None and request.reconstruct
+        self.repeats = request is not None and request.repeats
 
 
 class Prefiller:
@@ -125,20 +124,19 @@ class Prefiller:
         if work.profiler:
             with self.clock.stage("profile"):
                 profile = work.profiler.profile()
-        if profile and work.reconstruct:
+        if profile and work.repeats:
             self._incomplete.append(profile)
         else:
             self._decide(profile)
 
     def _repeat(self) -> None:
         """The second pass, and the decision that has waited for it."""
-        repetition = Repetition(self._undecided, self._stop)
+        requests = [self._planner.request(layer) for layer in range(len(self._incomplete))]
+        repetition = Repetition(self._undecided, [r for r in requests if r], self._stop)
         with self.clock.stage("profile"):
             repeat_prompt(self._served, self._token_ids, repetition)
         for layer, profile in enumerate(self._incomplete):
-            shape = self._served.shapes[layer]
-            peaks = repetition.peaks[layer].view(shape.kv_heads, shape.group, -1)
-            self._decide(dataclasses.replace(profile, peaks=peaks))
+            self._decide(repetition.complete(layer, profile))
 
     def _decide(self, profile: AttentionProfile | None) -> None:
         with self.clock.stage("profile"):

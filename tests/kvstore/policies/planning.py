@@ -9,7 +9,7 @@ import torch
 from kvstore.cache import LayerShape
 from kvstore.calibration import Calibration, RetrievalScores
 from kvstore.kernels.prefill_attention.op import prefill_attention
-from kvstore.plans import LayerPlan, PromptFacts
+from kvstore.plans import LayerPlan, PromptFacts, ReferenceAttention
 from kvstore.policies import Policy
 from kvstore.policies.planner import CachePlanner
 from kvstore.profiling import Profiler
@@ -38,6 +38,7 @@ SMALL: dict[str, dict[str, object]] = {
     "citrus": {"budget": 0.3, "floor_rows": 8, "instruction_tokens": 8},
     "vlcache": {"budget": 0.3, "floor_rows": 8, "window": 8},
     "reconstruction": {"budget": 0.3, "floor_rows": 8},
+    "attention_matching": {"budget": 0.3, "floor_rows": 8},
 }
 
 
@@ -101,9 +102,11 @@ def _profile(planner, index, layer, n):
     profiler = Profiler(request, layer.shape, n)
     profiler.observe(layer.q, layer.k, layer.v, lse, 0, SCALE)
     profile = profiler.profile()
-    if not request.reconstruct:
-        return profile
-    return dataclasses.replace(profile, peaks=repetition_peaks(layer, n))
+    peaks = repetition_peaks(layer, n) if request.reconstruct else None
+    # the same queries once more after the prompt
+    reference = ReferenceAttention(layer.q, n + torch.arange(n), layer.k, layer.v, SCALE)
+    reference = reference if request.reference_queries else None
+    return dataclasses.replace(profile, peaks=peaks, reference=reference)
 
 
 def repetition_peaks(layer: Attended, n: int) -> torch.Tensor:

@@ -264,6 +264,42 @@ def test_reconstruction_has_one_threshold_for_all_heads():
     assert max(rows) > min(rows) + 10
 
 
+def _reference_shares(layer, head):
+    """What the queries of a KV head pay to the prompt's rows when they come again, f64 `[m, T]`."""
+    q, k = layer.q[2 * head : 2 * head + 2].double(), layer.k[head].double()
+    return (q @ k.mT * SCALE).softmax(-1).view(-1, TOKENS)
+
+
+def test_attention_matching_has_one_threshold_for_all_heads():
+    layers = layers_of(13)
+    for layer in layers[1:]:
+        layer.q.mul_(0.3)
+    plans = planned("attention_matching", layers, sinks=0, floor_rows=1)
+    peaks = torch.stack(
+        [torch.stack([_reference_shares(layer, h).amax(0) for h in range(2)]) for layer in layers]
+    )
+    peaks[:, :, -1] = math.inf
+    threshold = peaks.flatten().sort(descending=True).values[60 * 2 * LAYERS - 1]
+    for plan, of_layer in zip(plans, peaks, strict=True):
+        for head, scores in zip(plan.heads, of_layer, strict=True):
+            assert head.rows.tolist() == (scores >= threshold).nonzero().squeeze(1).tolist()
+
+
+def test_attention_matching_gives_what_the_whole_prompt_gave():
+    layers = layers_of(14)
+    for layer, plan in zip(layers, planned("attention_matching", layers), strict=True):
+        for number, head in enumerate(plan.heads):
+            shares, values = _reference_shares(layer, number), layer.v[number].double()
+            wanted, kept = shares @ values, shares[:, head.rows]
+            weighted = kept * head.fitted.log_weights.double().exp()
+            plain = kept / kept.sum(1, keepdim=True) @ values[head.rows]
+            given = weighted / weighted.sum(1, keepdim=True) @ head.fitted.values.double()
+            assert (given - wanted).norm() < 0.6 * (plain - wanted).norm()
+            # and the kept rows draw about as much as all rows did, which unweighted they do not
+            assert (weighted.sum(1) - 1).norm() < 0.6 * (kept.sum(1) - 1).norm()
+            assert head.recovered == pytest.approx(float(kept.sum(1).mean()))
+
+
 def test_cascading_leaves_one_of_ever_more_neighbours():
     torch.manual_seed(0)
     attention = torch.rand(2, 100)
