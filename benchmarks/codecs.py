@@ -33,6 +33,11 @@ _POLICIES: dict[str, Policy] = {
     "coverage_t99": parse_policy("coverage", {"recovery": 0.99}),
     "coverage_t98": parse_policy("coverage", {"recovery": 0.98}),
     "coverage_t95": parse_policy("coverage", {"recovery": 0.95}),
+    "lookback_45": parse_policy("lookback", {"budget": 0.45}),
+    "lookback_28": parse_policy("lookback", {"budget": 0.28}),
+    "attention_matching_55": parse_policy("attention_matching", {"budget": 0.55}),
+    "attention_matching_28": parse_policy("attention_matching", {"budget": 0.28}),
+    "attention_matching_19": parse_policy("attention_matching", {"budget": 0.19}),
 }
 _CODECS = ("model", "fp8", "int8", "int8/int4", "int4")
 # targets of quality at a size: the lowest KL at no more than this share of the fp16 bytes
@@ -54,11 +59,13 @@ def fp16_share(layers: Sequence[RaggedLayer], codec: RowCodec, tokens: int) -> f
     return shipped / dense
 
 
-def measure(served: ServedModel, passage: Passage) -> dict[_Setting, _Figures]:
+def measure(
+    served: ServedModel, passage: Passage, policies: Sequence[str] = tuple(_POLICIES)
+) -> dict[_Setting, _Figures]:
     """Every policy under every codec on one passage."""
     record, tokens = PromptRecord(served, passage.prompt), len(passage.prompt)
     exact = dense_logits(served, passage.prompt, passage.fed)
-    settings = [(policy, codec) for policy in _POLICIES for codec in _CODECS]
+    settings = [(policy, codec) for policy in policies for codec in _CODECS]
     found = {}
     for policy, name in track(settings, "settings"):
         codec = RowCodec.parse(name)
@@ -104,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     texts = passages(served, options.prompt_tokens, options.fed_tokens, offsets)
     parts: list[dict[_Setting, _Figures]] = []
     for text in texts:
-        parts.append(measure(served, text))
+        parts.append(measure(served, text, options.policies))
         found = joined(parts)
         if options.json:
             # after each passage: what was measured is not lost
@@ -147,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--passages", type=int, default=len(OFFSETS))
     parser.add_argument("--prompt-tokens", type=int, default=1536)
     parser.add_argument("--fed-tokens", type=int, default=256)
+    parser.add_argument("--policies", nargs="+", choices=_POLICIES, default=list(_POLICIES))
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--machine", default=f"{os.cpu_count()} CPU cores", help="its kind")
     return parser

@@ -29,42 +29,73 @@ from benchmarks.fidelity_report import (
 from benchmarks.pass_key import found_keys
 from benchmarks.policy_settings import PASS_KEY, SIZES
 from kvstore.calibration import Calibration
-from services.evaluation.forced_runs import with_later_kept
+from services.evaluation.forced_runs import Measured, with_later_kept
 from services.evaluation.passages import OFFSETS, Passage, hidden_keys, passages
+from services.evaluation.settings import Setting
 from services.prefill.calibration.query_filters import measure_filters
 from services.prefill.calibration.retrieval_probe import probe_retrieval
 from services.runtime.model import ServedModel, load_model
+
+# of the best policy, by percent of the rows
+_KL_TARGETS = {30: 0.010, 20: 0.018, 10: 0.050}
+# budgets are met to a row a head
+_ROUNDING = 0.002
 
 _Bar = Callable[[str, int], Callable[[], None]]
 
 
 def compare_sizes(
-    served: ServedModel, calibration: Calibration, texts: Sequence[Passage], bar: _Bar
+    served: ServedModel,
+    calibration: Calibration,
+    texts: Sequence[Passage],
+    settings: Sequence[Setting],
+    bar: _Bar,
 ) -> tuple[Table, dict[str, Figure]]:
     """KL, perplexity and first choices of every setting, on all passages."""
-    on_step = bar("sizes", len(SIZES) * len(texts))
-    results = with_later_kept(served, texts, SIZES, on_step, calibration)
-    figures: dict[str, Figure] = {}
+    on_step = bar("sizes", len(settings) * len(texts))
+    results = with_later_kept(served, texts, settings, on_step, calibration)
+    figures = best_at_rows(results)
     for one in results:
         figures |= measured_figures(one.name, one)
     return measured_table("Prompt compacted, every later token kept", results), figures
 
 
+def best_at_rows(results: Sequence[Measured]) -> dict[str, Figure]:
+    """The lowest KL within each share of the rows, of those that have any setting."""
+    found: dict[str, Figure] = {}
+    for percent, target in _KL_TARGETS.items():
+        within = [one for one in results if one.rows <= percent / 100 + _ROUNDING]
+        if within:
+            kl = min(float(one.divergence.kl.mean()) for one in within)
+            against = f"the full cache, at most {percent} % of its rows"
+            figure: Figure = {"value": kl, "unit": "nats", "against": against, "target": target}
+            found[f"kl_at_{percent}"] = figure
+    return found
+
+
 def ask_for_keys(
-    served: ServedModel, calibration: Calibration, prompt: int, bar: _Bar
+    served: ServedModel,
+    calibration: Calibration,
+    prompt: int,
+    settings: Sequence[Setting],
+    bar: _Bar,
 ) -> tuple[Table, dict[str, Figure]]:
     """How many of the hidden pass keys each setting still finds."""
     cases = hidden_keys(served, prompt)
-    policies = [setting.policy for setting in PASS_KEY]
+    policies = [setting.policy for setting in settings]
     found = found_keys(served, cases, policies, bar("pass keys", len(cases)), calibration)
-    keys = [(s.name, count, len(cases)) for s, count in zip(PASS_KEY, found, strict=True)]
+    keys = [(s.name, count, len(cases)) for s, count in zip(settings, found, strict=True)]
     return keys_table(keys), key_figures(keys)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     served = load_model(options.model)
-    tokens = options.probe_tokens
+    tokens, only = options.probe_tokens, options.settings
+    sizes, keys = (
+        [setting for setting in known if not only or setting.name in only]
+        for known in (SIZES, PASS_KEY)
+    )
     calibration = Calibration(probe_retrieval(served, tokens), measure_filters(served, tokens))
     figures: dict[str, Figure] = {}
     columns = (TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn())
@@ -78,9 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         texts = passages(served, prompt, options.fed_tokens, offsets)
         for part in options.parts:
             table, found = (
-                compare_sizes(served, calibration, texts, bar)
+                compare_sizes(served, calibration, texts, sizes, bar)
                 if part == "sizes"
-                else ask_for_keys(served, calibration, prompt, bar)
+                else ask_for_keys(served, calibration, prompt, keys, bar)
             )
             Console().print(table)
             figures |= found
@@ -113,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--passages", type=int, default=len(OFFSETS), help="the first so many")
     parser.add_argument("--probe-tokens", type=int, default=2048, help="of calibration's texts")
     parser.add_argument("--parts", nargs="+", choices=("sizes", "keys"), default=["sizes", "keys"])
+    parser.add_argument("--settings", nargs="+", metavar="NAME", help="only these")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--machine", default=f"{os.cpu_count()} CPU cores", help="its kind")
     return parser

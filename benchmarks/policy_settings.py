@@ -39,6 +39,9 @@ SIZES = (
     _setting("h2o_30_r15", "h2o", budget=0.3, retrieval_ratio=0.15),
     _setting("h2o_20_r8", "h2o", budget=0.2, retrieval_ratio=0.08),
     *_RECONSTRUCTION,
+    *_budgets("attention_matching", 30, 20, 10),
+    *_budgets("lookback", 30, 20, 10),
+    _setting("lookback_30_r10", "lookback", budget=0.3, retrieval_ratio=0.1),
     *_budgets("snapkv", 30, 20, 10),
     _setting("snapkv_30_r15", "snapkv", budget=0.3, retrieval_ratio=0.15),
     *_budgets("adakv", 30, 20),
@@ -67,4 +70,7 @@ PASS_KEY = (
     *_budgets("snapkv", 30),
     _setting("snapkv_30_r15", "snapkv", budget=0.3, retrieval_ratio=0.15),
     *_RECONSTRUCTION,
+    *_budgets("attention_matching", 30, 20),
+    *_budgets("lookback", 30),
+    _setting("lookback_30_r10", "lookback", budget=0.3, retrieval_ratio=0.1),
 )

@@ -141,8 +141,9 @@ class RaggedLayer:
     `keys`, `values` `[R, D]` of the model's dtype, or uint8 `[R, width]` as `coding` says;
     `positions` int32 `[R]`; `head_offsets` H + 1 row numbers.
     `scores` f32 and `flags` uint8 hold the rows of just those heads whose rule needs them, in
-    head order. `recovered` is the share of each head's attention mass that its kept rows cover.
-    `log_weights`: f32 of each head whose rows were merged, or nothing at all.
+    head order, and `log_weights` f32 those of the `weighted` heads, whose rows stand for others
+    too; where there are none `weighted` may be empty. `recovered` is the share of each head's
+    attention mass that its kept rows cover.
     """
 
     keys: torch.Tensor
@@ -153,7 +154,8 @@ class RaggedLayer:
     recovered: tuple[float, ...]
     scores: torch.Tensor
     flags: torch.Tensor
-    log_weights: tuple[torch.Tensor | None, ...] = ()
+    log_weights: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
+    weighted: tuple[bool, ...] = ()
     coding: RowCoding | None = None
 
     @classmethod
@@ -161,6 +163,7 @@ class RaggedLayer:
         """These heads' rows as one layer, copied, in host memory; nothing is known of recovery."""
         scores = [head.scores for head in heads if head.scores is not None]
         flags = [head.flags for head in heads if head.flags is not None]
+        weights = [head.log_weights for head in heads if head.log_weights is not None]
         return cls(
             torch.cat([head.keys for head in heads]).cpu(),
             torch.cat([head.values for head in heads]).cpu(),
@@ -170,7 +173,8 @@ class RaggedLayer:
             (0.0,) * len(heads),
             torch.cat(scores).cpu() if scores else torch.empty(0),
             torch.cat(flags).cpu() if flags else torch.empty(0, dtype=torch.uint8),
-            tuple(None if h.log_weights is None else h.log_weights.cpu().clone() for h in heads),
+            torch.cat(weights).cpu() if weights else torch.empty(0),
+            tuple(head.log_weights is not None for head in heads) if weights else (),
             heads[0].coding,
         )
 
@@ -198,18 +202,20 @@ class RaggedLayer:
 
     def heads(self) -> Iterator[HeadRows]:
         """Each KV head's rows as views."""
-        scored = flagged = 0
+        scored = flagged = weighed = 0
         for head, rule in enumerate(self.rules):
             first, last = self.head_offsets[head], self.head_offsets[head + 1]
-            rows, scores, flags = last - first, None, None
+            rows, scores, flags, weights = last - first, None, None, None
             if rule.needs_scores:
                 scores = self.scores[scored : scored + rows]
                 scored += rows
             if rule.needs_flags:
                 flags = self.flags[flagged : flagged + rows]
                 flagged += rows
+            if self.weighted and self.weighted[head]:
+                weights = self.log_weights[weighed : weighed + rows]
+                weighed += rows
             part = slice(first, last)
-            weights = self.log_weights[head] if self.log_weights else None
             keys, values, positions = self.keys[part], self.values[part], self.positions[part]
             yield HeadRows(rule, keys, values, positions, scores, flags, weights, self.coding)
 
@@ -217,7 +223,7 @@ class RaggedLayer:
     def nbytes(self) -> int:
         """Bytes this layer's tensors occupy, metadata included."""
         tensors = (self.keys, self.values, self.positions, self.scores, self.flags)
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(t.numel() * t.element_size() for t in (*tensors, self.log_weights))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

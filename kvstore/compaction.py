@@ -41,6 +41,7 @@ def compact_layer(
     flags = [
         classes[chosen] for head, chosen in zip(heads, rows, strict=True) if head.rule.needs_flags
     ]
+    weights = [head.fitted.log_weights for head in heads if head.fitted is not None]
     return RaggedLayer(
         keys=keys,
         values=values,
@@ -50,7 +51,8 @@ def compact_layer(
         recovered=tuple(head.recovered for head in heads),
         scores=_joined(scores, torch.float32, k.device),
         flags=_joined(flags, torch.uint8, k.device),
-        log_weights=tuple(None if h.fitted is None else h.fitted.log_weights for h in heads),
+        log_weights=_joined(weights, torch.float32, k.device),
+        weighted=tuple(head.fitted is not None for head in heads) if weights else (),
         coding=None if coding.plain else coding,
     )
 

@@ -28,6 +28,7 @@ class ProfileRequest:
     column.
     `reference_queries`: that many query rows of that second pass themselves, uniformly strided,
     with the prompt's keys and values.
+    `late_queries`: likewise, but of the prompt's own rows, strided over its last `late_share`.
     """
 
     edges: tuple[int, ...] = (0,)
@@ -38,6 +39,8 @@ class ProfileRequest:
     density_threshold: float = 0.0
     reconstruct: bool = False
     reference_queries: int = 0
+    late_queries: int = 0
+    late_share: float = 1.0
 
     @property
     def repeats(self) -> bool:
@@ -49,7 +52,7 @@ class ProfileRequest:
 class ReferenceAttention:
     """Queries such as may come after a prompt, and what they may attend to there, of one layer.
 
-    `q` `[HQ, n, D]` at the `positions` int64 `[n]`, all after the prompt; `k`, `v` `[H, T, D]` of
+    `q` `[HQ, n, D]` at the `positions` int64 `[n]`, ascending; `k`, `v` `[H, T, D]` of
     the prompt; q and k after RoPE. A logit is `q · k · scale`.
     """
 

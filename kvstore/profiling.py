@@ -7,7 +7,7 @@ import torch
 from kvstore.cache import LayerShape
 from kvstore.density import row_densities
 from kvstore.kernels.column_mass.op import column_mass
-from kvstore.plans import AttentionProfile, ProfileRequest
+from kvstore.plans import AttentionProfile, ProfileRequest, ReferenceAttention
 
 
 def sampled_positions(rows: int, tokens: int) -> torch.Tensor:
@@ -29,6 +29,14 @@ def looked_at(request: ProfileRequest, tokens: int) -> torch.Tensor:
     return sampled_positions(request.rows, tokens)
 
 
+def late_positions(request: ProfileRequest, tokens: int) -> torch.Tensor:
+    """The query positions that are wanted themselves, ascending int64."""
+    if not request.late_queries:
+        return torch.arange(0)
+    late = max(1, round(request.late_share * tokens))
+    return tokens - late + sampled_positions(request.late_queries, late)
+
+
 class Profiler:
     """Accumulates one layer's column mass; how the prompt was cut into chunks changes nothing."""
 
@@ -46,6 +54,9 @@ class Profiler:
         self._far = torch.zeros(shape.query_heads, len(request.edges), tokens, device=device)
         self._keys: torch.Tensor | None = None
         self._density = 0.0
+        self._late = late_positions(request, tokens)
+        self._late_queries: list[torch.Tensor] = []
+        self._reference: ReferenceAttention | None = None
 
     def observe(
         self,
@@ -63,6 +74,7 @@ class Profiler:
         """
         if self._request.keys:
             self._keys = k
+        self._take_late(q, k, v, first_position, scale)
         if not self._request.edges:
             return
         bounds = torch.tensor([first_position, first_position + q.shape[1]])
@@ -87,6 +99,17 @@ class Profiler:
             if weighted
             else None,
         )
+
+    def _take_late(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first_position: int, scale: float
+    ) -> None:
+        here = (self._late >= first_position) & (self._late < first_position + q.shape[1])
+        if here.any():
+            chosen = (self._late[here] - first_position).to(q.device)
+            self._late_queries.append(q.index_select(1, chosen))
+        if self._late.numel() and k.shape[1] == self._tokens:
+            queries = torch.cat(self._late_queries, 1)
+            self._reference = ReferenceAttention(queries, self._late, k, v, scale)
 
     def _add_density(
         self, q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, scale: float
@@ -116,4 +139,5 @@ class Profiler:
             self._tokens if sampled else rows,
             self._keys,
             density=self._density,
+            reference=self._reference,
         )

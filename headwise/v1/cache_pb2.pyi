@@ -19,6 +19,7 @@ class FrameKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FRAME_KIND_SCORES: _ClassVar[FrameKind]
     FRAME_KIND_FLAGS: _ClassVar[FrameKind]
     FRAME_KIND_TRAILER: _ClassVar[FrameKind]
+    FRAME_KIND_LOG_WEIGHTS: _ClassVar[FrameKind]
 FRAME_KIND_UNSPECIFIED: FrameKind
 FRAME_KIND_HEADER: FrameKind
 FRAME_KIND_INDEX: FrameKind
@@ -28,6 +29,7 @@ FRAME_KIND_POSITIONS: FrameKind
 FRAME_KIND_SCORES: FrameKind
 FRAME_KIND_FLAGS: FrameKind
 FRAME_KIND_TRAILER: FrameKind
+FRAME_KIND_LOG_WEIGHTS: FrameKind
 
 class CacheFrame(_message.Message):
     __slots__ = ("kind", "layer", "offset", "payload", "checksum")

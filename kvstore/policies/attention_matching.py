@@ -42,6 +42,8 @@ class AttentionMatching(Competing):
     """`queries`: how many positions of the second pass are looked at, in every query head."""
 
     name: ClassVar[str] = "attention_matching"
+    # a log-weight takes as many bytes as a score
+    scored: ClassVar[bool] = True
 
     queries: int = tokens(1024, least=1)
 

@@ -15,6 +15,7 @@ from kvstore.policies.coverage import Coverage
 from kvstore.policies.fastgen import FastGen
 from kvstore.policies.full import Full
 from kvstore.policies.h2o import H2O
+from kvstore.policies.lookback import Lookback
 from kvstore.policies.parameters import from_parameters
 from kvstore.policies.presets import PRESETS
 from kvstore.policies.pyramid_infer import PyramidInfer
@@ -46,6 +47,7 @@ _KINDS: tuple[type[Policy], ...] = (
     VLCache,
     Reconstruction,
     AttentionMatching,
+    Lookback,
 )
 _POLICIES = {kind.name: kind for kind in _KINDS}
 _PRESETS = {preset.name: preset for preset in PRESETS}

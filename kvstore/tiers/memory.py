@@ -123,6 +123,7 @@ def _copied(cache: CompactCache) -> CompactCache:
             positions=layer.positions.clone(),
             scores=layer.scores.clone(),
             flags=layer.flags.clone(),
+            log_weights=layer.log_weights.clone(),
         )
         for layer in cache.layers
     )
@@ -130,4 +131,5 @@ def _copied(cache: CompactCache) -> CompactCache:
 
 
 def _tensors(layer: RaggedLayer) -> tuple[torch.Tensor, ...]:
-    return layer.keys, layer.values, layer.positions, layer.scores, layer.flags
+    rows = layer.keys, layer.values, layer.positions
+    return *rows, layer.scores, layer.flags, layer.log_weights

@@ -42,6 +42,8 @@ def require_contents(layer: RaggedLayer, tokens: int) -> None:
             raise CorruptCache("the positions of a head do not ascend")
     if not bool(torch.isfinite(layer.scores).all()):
         raise CorruptCache("a score is not finite")
+    if not bool(torch.isfinite(layer.log_weights).all()):
+        raise CorruptCache("a log-weight is not finite")
     if bool((layer.flags > ALL_CLASSES).any()):
         raise CorruptCache("a flag has unknown bits")
 

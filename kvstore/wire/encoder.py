@@ -51,8 +51,6 @@ class CacheEncoder:
         """The frames of layer `index`; checked now, cut as they are consumed."""
         if index != self._next_layer or index >= len(self._header.shapes):
             raise InvalidParameter("layer", f"{index} came instead of {self._next_layer}")
-        if any(weights is not None for weights in layer.log_weights):
-            raise InvalidParameter("layer", "the format has no log-weights yet")
         announced = LayerIndex.of(layer)
         payload = encode_index(announced)
         shape = self._header.shapes[index]

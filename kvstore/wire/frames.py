@@ -17,7 +17,10 @@ if google_crc32c.implementation != "c":
 
 
 class FrameKind(enum.IntEnum):
-    """What a payload holds; 0 is left for `unspecified`. Sections of a layer go by this order."""
+    """What a payload holds; 0 is left for `unspecified`. Sections of a layer go by this order.
+
+    The trailer is the last frame all the same.
+    """
 
     HEADER = 1
     INDEX = 2
@@ -27,6 +30,7 @@ class FrameKind(enum.IntEnum):
     SCORES = 6
     FLAGS = 7
     TRAILER = 8
+    LOG_WEIGHTS = 9
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

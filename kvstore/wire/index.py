@@ -19,15 +19,19 @@ _RULE_FIELDS = tuple(field.name for field in dataclasses.fields(RetentionRule))
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LayerIndex:
-    """What each of a layer's H heads holds: rows kept, rule, share of attention mass recovered."""
+    """What each of a layer's H heads holds: rows kept, rule, share of attention mass recovered.
+
+    `weighted`: whether its rows have log-weights; empty where no head's have.
+    """
 
     rows: tuple[int, ...]
     rules: tuple[RetentionRule, ...]
     recovered: tuple[float, ...]
+    weighted: tuple[bool, ...] = ()
 
     @classmethod
     def of(cls, layer: RaggedLayer) -> LayerIndex:
-        return cls(layer.head_row_counts(), layer.rules, layer.recovered)
+        return cls(layer.head_row_counts(), layer.rules, layer.recovered, layer.weighted)
 
     @property
     def total_rows(self) -> int:
@@ -44,6 +48,11 @@ class LayerIndex:
         """Rows of heads whose rule needs flags."""
         pairs = zip(self.rows, self.rules, strict=True)
         return sum(rows for rows, rule in pairs if rule.needs_flags)
+
+    @property
+    def weighted_rows(self) -> int:
+        """Rows of heads that have log-weights."""
+        return sum(itertools.compress(self.rows, self.weighted))
 
     def head_offsets(self) -> tuple[int, ...]:
         """The H + 1 row numbers of `RaggedLayer.head_offsets`."""
@@ -64,19 +73,23 @@ def encode_index(index: LayerIndex) -> bytes:
 def index_fields(index: LayerIndex) -> dict[str, object]:
     """The index as JSON members."""
     rules = [_rule_fields(rule) for rule in index.rules]
-    return {"rows": index.rows, "rules": rules, "recovered": index.recovered}
+    fields: dict[str, object] = {"rows": index.rows, "rules": rules, "recovered": index.recovered}
+    return {**fields, "weighted": index.weighted} if index.weighted else fields
 
 
 def read_index(reader: ObjectReader) -> LayerIndex:
-    """Raises `CorruptCache`, also when the three lists differ in length."""
+    """Raises `CorruptCache`, also when the lists differ in length."""
     index = LayerIndex(
         rows=reader.integers("rows", 0, MAX_COUNT),
         rules=tuple(_read_rule(rule) for rule in reader.objects("rules")),
         recovered=reader.numbers("recovered", 0.0, MAX_RECOVERED),
+        weighted=reader.flags("weighted") if "weighted" in reader.names() else (),
     )
     reader.close()
     if not len(index.rows) == len(index.rules) == len(index.recovered):
         raise CorruptCache("index has lists of different lengths")
+    if index.weighted and (len(index.weighted) != len(index.rows) or not any(index.weighted)):
+        raise CorruptCache("index.weighted is neither absent nor a list for heads that are")
     return index
 
 

@@ -22,6 +22,7 @@ SECTIONS = (
     (FrameKind.POSITIONS, "positions"),
     (FrameKind.SCORES, "scores"),
     (FrameKind.FLAGS, "flags"),
+    (FrameKind.LOG_WEIGHTS, "log_weights"),
 )
 
 
@@ -91,6 +92,8 @@ def _layer(frames: list[Frame], head_size: int, fingerprint: Fingerprint) -> Rag
         recovered=tuple(index["recovered"]),
         scores=_tensor(frames, FrameKind.SCORES, torch.float32),
         flags=_tensor(frames, FrameKind.FLAGS, torch.uint8),
+        log_weights=_tensor(frames, FrameKind.LOG_WEIGHTS, torch.float32),
+        weighted=tuple(index.get("weighted", ())),
         coding=coding if coded else None,
     )
 
@@ -125,7 +128,8 @@ def _header(cache: CompactCache, shapes: tuple[LayerShape, ...]) -> dict[str, ob
 def _index(layer: RaggedLayer) -> dict[str, object]:
     rules = [{name: getattr(rule, name) for name in rule.__slots__} for rule in layer.rules]
     rows = [head.rows for head in layer.heads()]
-    return {"rows": rows, "rules": rules, "recovered": list(layer.recovered)}
+    weighted = {"weighted": list(layer.weighted)} if layer.weighted else {}
+    return {"rows": rows, "rules": rules, "recovered": list(layer.recovered), **weighted}
 
 
 def _trailer(cache: CompactCache, header: Frame, body: list[Frame]) -> Frame:

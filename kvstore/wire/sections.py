@@ -20,6 +20,9 @@ assert sys.byteorder == "little"
 ROW_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
+_NO_WEIGHTS = torch.empty(0)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Section:
     """One tensor of a layer as the index announces it."""
@@ -46,14 +49,16 @@ def row_dtype(name: str) -> torch.dtype:
 
 
 def sections_of(index: LayerIndex, coding: RowCoding) -> tuple[Section, ...]:
-    """All five sections in stream order, the empty ones included."""
+    """The sections in stream order, empty ones included; log-weights only where there are any."""
     rows, keys, values = index.total_rows, coding.keys, coding.values
+    weights = Section(FrameKind.LOG_WEIGHTS, torch.float32, (index.weighted_rows,))
     return (
         Section(FrameKind.KEYS, keys.storage_dtype, (rows, keys.width)),
         Section(FrameKind.VALUES, values.storage_dtype, (rows, values.width)),
         Section(FrameKind.POSITIONS, torch.int32, (index.total_rows,)),
         Section(FrameKind.SCORES, torch.float32, (index.scored_rows,)),
         Section(FrameKind.FLAGS, torch.uint8, (index.flagged_rows,)),
+        *((weights,) if any(index.weighted) else ()),
     )
 
 
@@ -83,5 +88,7 @@ def layer_of(
         recovered=index.recovered,
         scores=tensors[FrameKind.SCORES],
         flags=tensors[FrameKind.FLAGS],
+        log_weights=tensors.get(FrameKind.LOG_WEIGHTS, _NO_WEIGHTS),
+        weighted=index.weighted,
         coding=None if coding.plain else coding,
     )

@@ -73,6 +73,12 @@ class ObjectReader:
             raise self._fault(key)
         return value
 
+    def flags(self, key: str) -> tuple[bool, ...]:
+        values = self.items(key)
+        if not all(isinstance(value, bool) for value in values):
+            raise self._fault(key)
+        return tuple(value is True for value in values)
+
     def integers(self, key: str, low: int, high: int) -> tuple[int, ...]:
         return tuple(self._whole(key, value, low, high) for value in self.items(key))
 

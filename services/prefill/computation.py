@@ -93,8 +93,7 @@ def _in_host_memory(layer: RaggedLayer) -> RaggedLayer:
         for field in dataclasses.fields(layer)
         if isinstance(value := getattr(layer, field.name), torch.Tensor)
     }
-    weights = tuple(None if one is None else one.cpu() for one in layer.log_weights)
-    return dataclasses.replace(layer, log_weights=weights, **tensors)
+    return dataclasses.replace(layer, **tensors)
 
 
 def _report(seconds: dict[str, float], queue_seconds: float) -> prefill_pb2.PrefillReport:

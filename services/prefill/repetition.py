@@ -83,7 +83,7 @@ class Repetition:
 
     def complete(self, layer: int, profile: AttentionProfile) -> AttentionProfile:
         """The profile with what the second pass has shown."""
-        peaks, reference = self._peaks.get(layer), None
+        peaks, reference = self._peaks.get(layer), profile.reference
         if peaks is not None:
             peaks = peaks.view(*profile.far.shape[:2], -1)
         if layer in self._queries:

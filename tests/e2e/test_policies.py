@@ -14,8 +14,9 @@ from tests.kvstore.policies.planning import SMALL
 pytestmark = pytest.mark.processes
 
 _PROMPT = "The with statement is used to wrap the execution of a block. " * 8
-# of all queries' mass, of calibration alone, and of a second pass over the whole cache
-_NAMES = ("coverage", "qfilters", "reconstruction")
+# of all queries' mass, of late queries themselves, of calibration alone, of a second pass over the
+# whole cache, and rows that this fits
+_NAMES = ("coverage", "lookback", "qfilters", "reconstruction", "attention_matching")
 
 
 @pytest.fixture(scope="module")

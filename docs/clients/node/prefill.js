@@ -7,8 +7,8 @@ const { grpc, headwise } = require('./contract');
 
 const [target, policy, layer, head, ...tokens] = process.argv.slice(2);
 const ELEMENT_BYTES = { float32: 4, float16: 2, bfloat16: 2 };
-const TENSORS = ['KEYS', 'VALUES', 'POSITIONS', 'SCORES', 'FLAGS'];
-const KINDS = { HEADER: 1, INDEX: 2, KEYS: 3, VALUES: 4, POSITIONS: 5, SCORES: 6, FLAGS: 7, TRAILER: 8 };
+const TENSORS = ['KEYS', 'VALUES', 'POSITIONS', 'SCORES', 'FLAGS', 'LOG_WEIGHTS'];
+const KINDS = { HEADER: 1, INDEX: 2, KEYS: 3, VALUES: 4, POSITIONS: 5, SCORES: 6, FLAGS: 7, TRAILER: 8, LOG_WEIGHTS: 9 };
 
 const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, byte) => {
   let value = byte;

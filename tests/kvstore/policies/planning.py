@@ -39,6 +39,7 @@ SMALL: dict[str, dict[str, object]] = {
     "vlcache": {"budget": 0.3, "floor_rows": 8, "window": 8},
     "reconstruction": {"budget": 0.3, "floor_rows": 8},
     "attention_matching": {"budget": 0.3, "floor_rows": 8},
+    "lookback": {"budget": 0.3, "floor_rows": 8, "distance": 16, "recent": 16},
 }
 
 
@@ -105,7 +106,7 @@ def _profile(planner, index, layer, n):
     peaks = repetition_peaks(layer, n) if request.reconstruct else None
     # the same queries once more after the prompt
     reference = ReferenceAttention(layer.q, n + torch.arange(n), layer.k, layer.v, SCALE)
-    reference = reference if request.reference_queries else None
+    reference = reference if request.reference_queries else profile.reference
     return dataclasses.replace(profile, peaks=peaks, reference=reference)
 
 

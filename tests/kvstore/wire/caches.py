@@ -58,6 +58,7 @@ def ragged_layer(
     seed: int,
     tokens: int = TOKENS,
     codec: str = "model",
+    weighted: tuple[bool, ...] = (),
 ) -> RaggedLayer:
     """A layer whose heads hold `rows` random rows at random ascending positions."""
     source = torch.Generator().manual_seed(seed)
@@ -78,6 +79,8 @@ def ragged_layer(
         recovered=tuple(torch.rand(len(rows), generator=source).tolist()),
         scores=torch.rand(scored, generator=source),
         flags=torch.randint(0, 4, (flagged,), generator=source).to(torch.uint8),
+        log_weights=torch.randn(sum(itertools.compress(rows, weighted)), generator=source),
+        weighted=weighted,
         coding=None if coding.plain else coding,
     )
 
@@ -110,7 +113,10 @@ def caches(draw: st.DrawFn) -> tuple[CompactCache, tuple[LayerShape, ...]]:
         window = draw(st.none() | st.integers(1, 64))
         shapes.append(LayerShape(len(rows), len(rows) * group, head_size, window))
         row_dtype = getattr(torch, dtype)
-        layers.append(ragged_layer(rows, rules, head_size, row_dtype, seed, tokens, codec))
+        weighted = tuple(draw(st.booleans()) for _ in rows)
+        weighted = weighted if any(weighted) else ()
+        layer = ragged_layer(rows, rules, head_size, row_dtype, seed, tokens, codec, weighted)
+        layers.append(layer)
     return CompactCache(fingerprint(dtype, codec), tuple(layers), tokens), tuple(shapes)
 
 

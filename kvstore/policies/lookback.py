@@ -1,0 +1,113 @@
+"""Lookback: what the latest queries of a prompt read from afar, over all heads at once.
+
+Own work, on SnapKV's idea (Li et al., arXiv 2404.14469) that the end of a prompt shows what will be
+read next. A row scores the root mean square, over the late queries far enough from it, of what it
+adds to their output: its share of the attention times the distance of its value from what they get
+from afar altogether. Near rows are read by everything and say nothing of later, so the latest are
+kept and not scored. The scores of all layers and heads compete for one budget, as AdaKV's do within
+a layer. Measured on real text: squares beat sums and peaks, values help, and the last third of the
+queries tell more than all of them or the last few.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+
+from kvstore.cache import LayerShape
+from kvstore.plans import (
+    AttentionProfile,
+    CacheFacts,
+    LayerFacts,
+    LayerPlan,
+    ProfileRequest,
+    PromptFacts,
+    ReferenceAttention,
+)
+from kvstore.policies.budgeted import with_first_and_last
+from kvstore.policies.competing import Competing
+from kvstore.policies.parameters import ratio, tokens
+from kvstore.policies.selection import chosen_plan, full_plan
+
+# of a head's share of the budget, at most, is left to the latest rows
+_MOST_RECENT = 5 / 8
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lookback(Competing):
+    """`queries` of the last `late_share` of the prompt look back at least `distance` tokens.
+
+    The `recent` latest rows of every head are kept, fewer where the budget is small.
+    """
+
+    name: ClassVar[str] = "lookback"
+
+    distance: int = tokens(128, least=1)
+    recent: int = tokens(192)
+    late_share: float = ratio(0.3)
+    queries: int = tokens(1024, least=1)
+
+    def profile_request(self, tokens: int, shape: LayerShape) -> ProfileRequest | None:
+        if self.keeps_everything():
+            return None
+        return ProfileRequest(edges=(), late_queries=self.queries, late_share=self.late_share)
+
+    def plan_cache(
+        self,
+        profiles: Sequence[AttentionProfile | None],
+        prompt: PromptFacts,
+        cache: CacheFacts,
+    ) -> Sequence[LayerPlan]:
+        layers = [LayerFacts(index, cache) for index in range(len(cache.shapes))]
+        references = [profile.reference for profile in profiles if profile and profile.reference]
+        if len(references) < len(layers):
+            return [full_plan(prompt, layer.shape) for layer in layers]
+        scores = [
+            self._scores(reference, prompt, layer)
+            for reference, layer in zip(references, layers, strict=True)
+        ]
+        counts = self.winners(scores, prompt, layers)
+        return [
+            chosen_plan(scores[layer.index], counts[layer.index], prompt, layer.shape, None)
+            for layer in layers
+        ]
+
+    def _scores(
+        self, reference: ReferenceAttention, prompt: PromptFacts, layer: LayerFacts
+    ) -> torch.Tensor:
+        heads = [
+            _read_from_afar(reference, head, layer.shape, self.distance)
+            for head in range(layer.shape.kv_heads)
+        ]
+        recent = min(self.recent, int(_MOST_RECENT * self.rows(prompt, layer)))
+        recent = max(recent, self.floor_rows - self.sinks)
+        return with_first_and_last(torch.stack(heads), self.sinks, recent, prompt, layer)
+
+
+def _read_from_afar(
+    reference: ReferenceAttention, head: int, shape: LayerShape, distance: int
+) -> torch.Tensor:
+    """Each row's score in one KV head, f32 `[T]`; 0 for rows that no query is far enough from."""
+    group = shape.group
+    k, v = reference.k[head].float(), reference.v[head].float()
+    logits = reference.q[head * group : (head + 1) * group].float() @ k.mT * reference.scale
+    away = reference.positions.to(k.device)[:, None] - torch.arange(len(k), device=k.device)
+    hidden = away < 0
+    if shape.sliding_window is not None:
+        hidden |= away >= shape.sliding_window
+    shares = logits.masked_fill_(hidden, -math.inf).softmax(-1)
+    far = ~hidden & (away >= distance)
+    shares = shares.masked_fill_(~far, 0.0)
+    mass = shares.sum(-1, keepdim=True)
+    given = shares @ v / mass.clamp_min(torch.finfo(mass.dtype).tiny)
+    squares = shares.square_().view(-1, len(k))
+    given = given.view(len(squares), -1)
+    # Σ s² · |v − o|², without the T × m distances
+    scores = squares.sum(0) * v.square().sum(-1)
+    scores -= 2 * (v * (squares.mT @ given)).sum(-1)
+    scores += squares.mT @ given.square().sum(-1)
+    return (scores.clamp_min(0) / (group * far.sum(0)).clamp_min(1)).sqrt()
