@@ -40,7 +40,8 @@ def test_every_limit_refuses_and_spares_the_others(full_pair: Pair) -> None:
         wait_until(lambda: bool(spared.tokens and fourth.tokens), 20, "two answers")
         start(LONG_PROMPT)
         wait_until(lambda: gauge(prefill, "headwise_prefill_computing") == 1, 10, "a computation")
-        start(LONG_PROMPT)
+        # another prompt: an equal one would share the computation
+        start(LONG_PROMPT - 1)
         wait_until(lambda: gauge(prefill, "headwise_prefill_queued") == 1, 10, "a queue")
 
         require_refused(decode, 2, "DECODE_FULL")
@@ -61,7 +62,7 @@ def test_who_waits_in_line_and_leaves_is_not_computed(full_pair: Pair) -> None:
     prefill, decode = full_pair
     with Asking(decode.target, prompt_of(LONG_PROMPT)) as first:
         reach(full_pair, Phase.PREFILL)
-        with Asking(decode.target, prompt_of(LONG_PROMPT)) as second:
+        with Asking(decode.target, prompt_of(LONG_PROMPT - 1)) as second:
             wait_until(lambda: gauge(prefill, "headwise_prefill_queued") == 1, 10, "a queue")
             second.cancel()
             wait_until(lambda: gauge(prefill, "headwise_prefill_queued") == 0, 1, "no queue")
