@@ -17,7 +17,10 @@ _POLICIES = (
     Policy("snapkv", {"budget": 0.3}),
     Policy("full"),
 )
+_CODECS = ("", "int8", "int8/int4")
+_QUESTIONS = ("What is this about?", "Which names are in it?")
 _SESSION_SECONDS = 2.0
+_LEASE_SECONDS = 3.0
 
 
 def drive(target: str, seconds: float, *, callers: int = 3, most_words: int = 200) -> int:
@@ -41,12 +44,15 @@ def _caller(target: str, chance: random.Random, end: float, most_words: int) -> 
 
 
 def _ask(client: Client, chance: random.Random, most_words: int) -> bool:
-    """One request: most are plain, some are kept, refused or left halfway."""
+    """One request: most are plain, some are kept, refused, left halfway or of a document."""
     words = chance.choice(list(topics.values())).split()[: chance.randint(20, most_words)]
-    kind = chance.choice(("plain", "plain", "plain", "kept", "refused", "left"))
+    kind = chance.choice(("plain", "plain", "plain", "kept", "refused", "left", "document"))
+    if kind == "document":
+        return _ask_about(client, chance, " ".join(words))
     generation = client.generate(
         [] if kind == "refused" else " ".join(words),
         policy=chance.choice(_POLICIES),
+        codec=chance.choice(_CODECS),
         max_tokens=chance.randint(4, 24),
         ignore_eos=True,
         keep_session_seconds=_SESSION_SECONDS if kind == "kept" else 0,
@@ -56,4 +62,22 @@ def _ask(client: Client, chance: random.Random, most_words: int) -> bool:
     result = generation.result
     if result.session_id and chance.random() < 0.5:
         client.sessions.release(result.session_id)
+    return True
+
+
+def _ask_about(client: Client, chance: random.Random, document: str) -> bool:
+    """Several questions about one stored cache; of its two leases one is left to run out."""
+    codec = chance.choice(_CODECS)
+    first, second = (
+        client.caches.keep(document, keep_for_seconds=_LEASE_SECONDS, policy="full", codec=codec)
+        for _ in range(2)
+    )
+    for question in _QUESTIONS:
+        client.generate(
+            question,
+            cache_handle=first.handle,
+            max_tokens=chance.randint(4, 12),
+            ignore_eos=True,
+        ).text()
+    client.caches.release(second.handle)
     return True
