@@ -97,7 +97,8 @@ MEMORY_SAVINGS = Dashboard(
         Panel(
             "Sequences that fit",
             "The pool's bytes through the bytes of a mean holder, a running sequence, a kept "
-            "session or a stored cache, as it is and as it would be dense. A busy session counts twice.",
+            "session or a stored cache, as it is and as it would be dense. A busy session counts "
+            "twice.",
             (
                 Target(f"{_CAPACITY} * ({_HOLDERS}) / ({_RESIDENT} > 0)", "compact"),
                 Target(f"{_CAPACITY} * ({_HOLDERS}) / ({_DENSE} > 0)", "dense"),
