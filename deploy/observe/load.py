@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import threading
 import time
@@ -19,6 +20,8 @@ _POLICIES = (
 )
 _CODECS = ("", "int8", "int8/int4")
 _QUESTIONS = ("What is this about?", "Which names are in it?")
+# in turn, so that no kind is missing from a short run; those that leave something to run out first
+_KINDS = ("document", "kept", "plain", "refused", "left", "plain", "plain")
 _SESSION_SECONDS = 2.0
 _LEASE_SECONDS = 3.0
 
@@ -27,26 +30,24 @@ def drive(target: str, seconds: float, *, callers: int = 3, most_words: int = 20
     """Ask for so long, several callers at once; returns how many answers were complete."""
     end = time.monotonic() + seconds
     with ThreadPoolExecutor(callers) as threads:
-        counts = [
-            threads.submit(_caller, target, random.Random(n), end, most_words)
-            for n in range(callers)
-        ]
+        counts = [threads.submit(_caller, target, n, end, most_words) for n in range(callers)]
         return sum(count.result() for count in counts)
 
 
-def _caller(target: str, chance: random.Random, end: float, most_words: int) -> int:
-    answered = 0
+def _caller(target: str, number: int, end: float, most_words: int) -> int:
+    answered, chance = 0, random.Random(number)
+    first = number % len(_KINDS)
+    kinds = itertools.cycle(_KINDS[first:] + _KINDS[:first])
     with Client(target) as client:
         while time.monotonic() < end:
             with contextlib.suppress(HeadwiseError):
-                answered += _ask(client, chance, most_words)
+                answered += _ask(client, next(kinds), chance, most_words)
     return answered
 
 
-def _ask(client: Client, chance: random.Random, most_words: int) -> bool:
+def _ask(client: Client, kind: str, chance: random.Random, most_words: int) -> bool:
     """One request: most are plain, some are kept, refused, left halfway or of a document."""
     words = chance.choice(list(topics.values())).split()[: chance.randint(20, most_words)]
-    kind = chance.choice(("plain", "plain", "plain", "kept", "refused", "left", "document"))
     if kind == "document":
         return _ask_about(client, chance, " ".join(words))
     generation = client.generate(
