@@ -17,7 +17,9 @@ from deploy.dashboards.panels import (
 _DENSE = total(select("headwise_kv_dense_equivalent_bytes"))
 _RESIDENT = total(select("headwise_kv_resident_bytes", 'tier="pool"'))
 _CAPACITY = total(select("headwise_kv_capacity_bytes", 'tier="pool"'))
-_HOLDERS = f"({total(select('headwise_sequences'))} + {total(select('headwise_sessions'))})"
+_HOLDERS = " + ".join(
+    total(select(f"headwise_{holder}")) for holder in ("sequences", "sessions", "contexts")
+)
 _WIRE = total(rate("headwise_wire_bytes_total", 'direction="received"'))
 _WIRE_DENSE = total(rate("headwise_wire_dense_equivalent_bytes_total"))
 _CLASS = 'head_class=~"$head_class"'
@@ -94,11 +96,12 @@ MEMORY_SAVINGS = Dashboard(
         ),
         Panel(
             "Sequences that fit",
-            "The pool's bytes through the bytes of a mean holder, a running sequence or a kept "
-            "session, as it is and as it would be dense. A busy session counts twice.",
+            "The pool's bytes through the bytes of a mean holder, a running sequence, a kept "
+            "session or a stored cache, as it is and as it would be dense. A busy session counts "
+            "twice.",
             (
-                Target(f"{_CAPACITY} * {_HOLDERS} / ({_RESIDENT} > 0)", "compact"),
-                Target(f"{_CAPACITY} * {_HOLDERS} / ({_DENSE} > 0)", "dense"),
+                Target(f"{_CAPACITY} * ({_HOLDERS}) / ({_RESIDENT} > 0)", "compact"),
+                Target(f"{_CAPACITY} * ({_HOLDERS}) / ({_DENSE} > 0)", "dense"),
             ),
         ),
         Panel(

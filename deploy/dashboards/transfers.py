@@ -8,8 +8,8 @@ _BYTES = total(rate("headwise_wire_bytes_total"), "direction")
 _SECONDS = total(rate("headwise_wire_seconds_total"), "direction")
 _RECEIVED = total(rate("headwise_wire_bytes_total", 'direction="received"'))
 _ARRIVED = total(rate("headwise_transfers_total", 'outcome="OK"'))
-_LOOKUPS = total(rate("headwise_store_requests_total"), "tier")
-_HITS = total(rate("headwise_store_requests_total", 'outcome="hit"'), "tier")
+_HITS = total(rate("headwise_store_hits_total"), "tier")
+_MISSES = total(rate("headwise_store_misses_total"), "tier")
 
 TRANSFERS_AND_STORE = Dashboard(
     "transfers-and-store",
@@ -70,11 +70,12 @@ TRANSFERS_AND_STORE = Dashboard(
         ),
         Panel(
             "Store lookups",
-            "By tier and outcome; a miss says why.",
+            "By tier; a miss says why.",
             (
+                Target(_HITS, "{{tier}}: hit"),
                 Target(
-                    total(rate("headwise_store_requests_total"), "tier, outcome"),
-                    "{{tier}}: {{outcome}}",
+                    total(rate("headwise_store_misses_total"), "tier, reason"),
+                    "{{tier}}: {{reason}}",
                 ),
             ),
             unit="ops",
@@ -83,16 +84,76 @@ TRANSFERS_AND_STORE = Dashboard(
         Panel(
             "Store hits",
             "Share of lookups that found a cache, by tier.",
-            (Target(f"{_HITS} / ({_LOOKUPS} > 0)", "{{tier}}"),),
+            # a tier that never missed has no series of misses
+            (Target(f"{_HITS} / ({_HITS} + ({_MISSES} or 0 * {_HITS}) > 0)", "{{tier}}"),),
             unit="percentunit",
+            highest=1,
+        ),
+        Panel(
+            "Store writes",
+            "Caches put, by tier and outcome, and those that were to be written later and found no "
+            "room in the queue.",
+            (
+                Target(
+                    total(rate("headwise_store_puts_total"), "tier, outcome"),
+                    "{{tier}}: {{outcome}}",
+                ),
+                Target(
+                    total(rate("headwise_store_dropped_writes_total"), "tier"), "{{tier}}: dropped"
+                ),
+            ),
+            unit="ops",
+        ),
+        Panel(
+            "Store bytes",
+            "Bytes of caches read and written, by tier.",
+            (
+                Target(
+                    total(rate("headwise_store_bytes_total"), "tier, direction"),
+                    "{{tier}}: {{direction}}",
+                ),
+            ),
+            unit="Bps",
+        ),
+        Panel(
+            "Store time",
+            "Seconds a second that calls of a tier take: 1 is one thread that never rests. Of what "
+            "is not slow, a rise is a store that answers late.",
+            (
+                Target(
+                    total(rate("headwise_store_seconds_total"), "tier, direction"),
+                    "{{tier}}: {{direction}}",
+                ),
+            ),
         ),
         Panel(
             "Leases",
-            "Finished caches that prefill holds for who will fetch them, and those that expired "
-            "unfetched, a second.",
+            "Leases of kept caches that are running, and those that ended, a second, by reason.",
             (
-                Target(total(select("headwise_leases")), "held"),
-                Target(total(rate("headwise_leases_expired_total")), "expired a second"),
+                Target(total(select("headwise_leases")), "running"),
+                Target(total(rate("headwise_leases_ended_total"), "reason"), "{{reason}} a second"),
+            ),
+        ),
+        Panel(
+            "Computations spared",
+            "A second: prompts found in a store, requests that joined an equal one's computation, "
+            "and generations that began on a stored cache which the pool had already.",
+            (
+                Target(total(rate("headwise_prefills_reused_total")), "found in a store"),
+                Target(total(rate("headwise_prefills_shared_total")), "computed once for several"),
+                Target(total(rate("headwise_contexts_shared_total")), "in decode's pool already"),
+            ),
+            unit="ops",
+        ),
+        Panel(
+            "Stored caches in the pool",
+            "Those that decode holds for the questions about them, and those that left, a second, "
+            "by reason.",
+            (
+                Target(total(select("headwise_contexts")), "held"),
+                Target(
+                    total(rate("headwise_contexts_gone_total"), "reason"), "{{reason}} a second"
+                ),
             ),
         ),
     ),

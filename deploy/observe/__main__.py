@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import pathlib
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 
@@ -18,6 +20,7 @@ from deploy.observe.draw import draw_dashboards
 from deploy.observe.load import drive
 from deploy.observe.prometheus import PrometheusFailed, running_prometheus
 from services.demo.processes import ServiceFailed, running_service
+from services.prefill.store_watch import StoreCollector
 from services.runtime import metrics
 
 # what Prometheus needs to see the last of the load
@@ -41,7 +44,7 @@ def main(model: str, seconds: float, words: int, pictures: pathlib.Path | None) 
     console.print(_table(seen))
     if pictures:
         draw_dashboards(seen, pictures)
-    empty = [one for one in seen if not one.series and not one.missing]
+    empty = [one for one in seen if not one.series]
     for one in empty:
         console.print(f"no data: {one.dashboard.title} › {one.panel.title}: {one.target.expr}")
     sys.exit(bool(empty))
@@ -51,7 +54,9 @@ def observe(model: str, seconds: float, words: int, console: Console) -> list[Se
     """Everything from the first process started to the last stopped."""
     with contextlib.ExitStack() as stack:
         console.print("starting prefill, decode and Prometheus on loopback")
-        prefill = stack.enter_context(running_service("prefill", ["--model", model]))
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="headwise-store-"))
+        arguments = ["--model", model, "--store-disk", folder]
+        prefill = stack.enter_context(running_service("prefill", arguments))
         arguments = ["--model", model, "--prefill", prefill.target, "--pool-bytes", str(64 << 20)]
         decode = stack.enter_context(running_service("decode", arguments))
         jobs = {
@@ -64,7 +69,7 @@ def observe(model: str, seconds: float, words: int, console: Console) -> list[Se
         answered = drive(decode.target, seconds, most_words=words)
         time.sleep(_SETTLE_SECONDS)
         console.print(f"{answered} answers")
-        return list(look(prometheus, Interval(start, time.time()), declared_metrics()))
+        return list(look(prometheus, Interval(start, time.time())))
 
 
 def declared_metrics() -> frozenset[str]:
@@ -72,16 +77,15 @@ def declared_metrics() -> frozenset[str]:
     assert metrics.__name__, "importing the module declares them"
     return frozenset(
         f"{family.name}_total" if family.type == "counter" else family.name
-        for family in REGISTRY.collect()
+        for family in itertools.chain(REGISTRY.collect(), StoreCollector(dict).collect())
     )
 
 
 def _table(seen: Sequence[Seen]) -> Table:
     table = Table("dashboard", "panel", "query", "series", "newest", "highest")
     for one in seen:
-        waits = f"waits for {min(one.missing)}" if one.missing else "[red]none[/red]"
         title = one.dashboard.title.removeprefix("Headwise / ")
-        series = str(len(one.series)) if one.series else waits
+        series = str(len(one.series)) if one.series else "[red]none[/red]"
         table.add_row(title, one.panel.title, one.target.legend, series, *_figures(one))
     return table
 

@@ -33,21 +33,14 @@ class Seen:
     panel: Panel
     target: Target
     series: dict[str, list[tuple[float, float]]]
-    missing: frozenset[str]
 
 
-def look(prometheus: Prometheus, interval: Interval, declared: frozenset[str]) -> Iterator[Seen]:
-    """Every target of every dashboard, with the metrics it reads that nobody declares."""
+def look(prometheus: Prometheus, interval: Interval) -> Iterator[Seen]:
+    """Every target of every dashboard."""
     for dashboard in DASHBOARDS:
         for panel in dashboard.panels:
             for target in panel.targets:
-                yield Seen(
-                    dashboard,
-                    panel,
-                    target,
-                    _series(prometheus, target, interval),
-                    metrics_in(target.expr) - declared,
-                )
+                yield Seen(dashboard, panel, target, _series(prometheus, target, interval))
 
 
 def metrics_in(expr: str) -> frozenset[str]:

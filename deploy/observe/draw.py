@@ -59,8 +59,7 @@ def _draw(axes: Axes, panel: Panel, seen: Sequence[Seen]) -> None:
     axes.tick_params(labelsize=7)
     series = {name: values for one in seen for name, values in one.series.items()}
     if not series:
-        missing = min((name for one in seen for name in one.missing), default="no data")
-        axes.text(0.5, 0.5, f"waits for {missing}", ha="center", color="gray", fontsize=8)
+        axes.text(0.5, 0.5, "no data", ha="center", color="gray", fontsize=8)
         axes.set_axis_off()
     elif panel.kind in (Kind.STAT, Kind.TABLE):
         _write(axes, panel, series)

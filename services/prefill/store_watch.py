@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import REGISTRY, Metric
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from kvstore.tiers.counters import TierCounts
 from services.prefill.keeper import Keeper
-from services.prefill.store import CacheStore
 from services.runtime import metrics
 
 
 class StoreCollector(Collector):
-    """Labels are bounded: tiers, and the reasons and outcomes that they know."""
+    """Labels are bounded: tiers, and the reasons and outcomes that they know.
 
-    def __init__(self, store: CacheStore) -> None:
-        self._store = store
+    `counts` gives those of each tier by its name.
+    """
+
+    def __init__(self, counts: Callable[[], Mapping[str, TierCounts]]) -> None:
+        self._counts = counts
 
     def collect(self) -> Iterator[Metric]:
         hits = _counter("hits", "Caches found", "tier")
@@ -26,7 +29,7 @@ class StoreCollector(Collector):
         moved = _counter("bytes", "Bytes of caches moved", "tier", "direction")
         seconds = _counter("seconds", "Time spent", "tier", "direction")
         dropped = _counter("dropped_writes", "Writes for later that found no room", "tier")
-        for tier, counts in self._store.counts().items():
+        for tier, counts in self._counts().items():
             hits.add_metric([tier], counts.hits)
             dropped.add_metric([tier], counts.dropped_writes)
             for reason, number in counts.misses.items():
@@ -42,7 +45,7 @@ class StoreCollector(Collector):
 
 def watch_store(keeper: Keeper) -> None:
     """Tie the store's metrics to this process's one."""
-    REGISTRY.register(StoreCollector(keeper.store))
+    REGISTRY.register(StoreCollector(keeper.store.counts))
     metrics.LEASES.set_function(lambda: len(keeper.leases))
     metrics.RESIDENT_BYTES.labels("store").set_function(lambda: keeper.store.memory_bytes)
 

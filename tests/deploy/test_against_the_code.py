@@ -89,6 +89,43 @@ def test_decode_fits_its_memory_and_finds_prefill(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_prefill_keeps_caches_within_its_memory_and_in_the_valkey_beside_it(overlay: str) -> None:
+    spec = container(overlay, "prefill")
+    store = _parsed("prefill", spec["args"]).store
+    limit = int(spec["resources"]["limits"]["memory"].removesuffix("Gi")) << 30
+    assert store.store_memory_bytes < limit * 0.25
+    valkeys = [
+        resource["metadata"]["name"]
+        for resource in resources(overlay)
+        if resource["kind"] == "StatefulSet"
+    ]
+    addresses = [f"redis://{name}:{_valkey_port(overlay, name)}" for name in valkeys]
+    assert [store.store_redis] == (addresses or [""])
+    configurations = [r["data"] for r in resources(overlay) if r["kind"] == "ConfigMap"]
+    settings = [data["valkey.conf"] for data in configurations if "valkey.conf" in data]
+    assert [store.store_redis_cluster] == (
+        ["cluster-enabled yes" in s for s in settings] or [False]
+    )
+
+
+def _valkey_port(overlay: str, name: str) -> int:
+    """The port that its Service has and its policy opens to prefill, and to prefill alone."""
+    [port] = [
+        port["port"]
+        for port in one(overlay, "Service", name)["spec"]["ports"]
+        if port["name"] == "valkey"
+    ]
+    rule = one(overlay, "NetworkPolicy", name)["spec"]["ingress"][0]
+    [source] = rule["from"]
+    labels = one(overlay, "Deployment", "headwise-prefill")["spec"]["template"]["metadata"][
+        "labels"
+    ]
+    assert source["podSelector"]["matchLabels"].items() <= labels.items()
+    assert [opened["port"] for opened in rule["ports"]] == [port]
+    return int(port)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_network_policies_open_the_ports_that_are_served(overlay: str) -> None:
     ports = {
         service: {p["containerPort"] for p in container(overlay, service)["ports"]}
@@ -118,6 +155,10 @@ def test_compose_starts_the_services_with_known_flags() -> None:
         assert grace >= options.server.drain_seconds + 5
         assert services[service]["read_only"]
     assert _parsed("decode", services["decode"]["command"]).prefill == "prefill:7081"
+    store = _parsed("prefill", services["prefill"]["command"]).store
+    assert "valkey" in services
+    assert store.store_redis == "redis://valkey:6379"
+    assert not store.store_redis_cluster
     scraped = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yaml").read_text())
     targets = [t for job in scraped["scrape_configs"] for t in job["static_configs"][0]["targets"]]
     assert targets == [f"{service}:9090" for service in SERVICES]

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from deploy.observe.__main__ import declared_metrics
+from deploy.observe.check import metrics_in
 from tests.parts import require_program
 
 _ROOT = Path(__file__).parents[2]
@@ -43,6 +45,11 @@ def test_each_alert_is_seen_firing_and_silent() -> None:
     alerts = {rule["alert"] for rule in _rules("alerts.yaml")}
     assert {case["alertname"] for case in cases if case["exp_alerts"]} == alerts
     assert {case["alertname"] for case in cases if not case["exp_alerts"]} == alerts
+
+
+def test_rules_ask_for_declared_metrics() -> None:
+    for rule in _rules("alerts.yaml") + _rules("recording.yaml"):
+        assert metrics_in(rule["expr"]) <= declared_metrics()
 
 
 def test_each_recording_is_read_or_checked() -> None:
