@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.passages import OFFSETS, Passage, passages
 from kvstore.cache import RaggedLayer
 from kvstore.codecs import MODEL_ROWS, RowCodec
 from kvstore.policies import Policy, parse_policy
+from services.evaluation.passages import OFFSETS, Passage, passages
 from services.evaluation.prompt_record import PromptRecord, rows_kept
 from services.evaluation.teacher_forcing import compare, dense_logits, kept_logits
 from services.runtime.model import ServedModel, load_model

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from benchmarks.figures import Figure, add_options, report
-from benchmarks.passages import all_topics
 from headwise import Client
 from services.demo.processes import running_service
+from services.evaluation.passages import all_topics
 from services.runtime.model import load_model
 from tests.kvstore.tiers.servers import running_valkey
 

@@ -21,7 +21,6 @@ from rich.table import Table
 
 from benchmarks.byte_stream import METHOD, byte_server
 from benchmarks.figures import Figure, add_options, report
-from benchmarks.passages import all_topics
 from headwise import Client
 from headwise.channel import channel_options
 from headwise.v1 import (
@@ -36,6 +35,7 @@ from kvstore.policies import parse_policy
 from kvstore.pool import PagePool, pages_bound
 from services.decode.step import run_step
 from services.demo.processes import Service, running_service
+from services.evaluation.passages import all_topics
 from services.prefill.prefiller import Prefiller
 from services.runtime.model import ServedModel, load_model
 
