@@ -178,6 +178,17 @@ def _ratio(seconds: dict[str, list[float]], over: str) -> float:
     return statistics.median(a / b for a, b in zip(seconds["split"], seconds[over], strict=True))
 
 
+def _first_token_ratios(seconds: dict[str, list[float]]) -> dict[str, Figure]:
+    return {
+        "ttft_ratio_split": Figure(
+            _ratio(seconds, "memory"), "ratio", "the same prefill handed over in memory", 1.10
+        ),
+        "ttft_ratio_unprofiled": Figure(
+            _ratio(seconds, "unprofiled"), "ratio", "an unprofiled prefill handed over"
+        ),
+    }
+
+
 def measure(options: argparse.Namespace) -> tuple[dict[str, Figure], list[Table]]:
     """Every size in turn; figures are of the largest."""
     served = load_model("smollm2")
@@ -197,14 +208,10 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Figure], list[Table]
         for tokens in options.tokens:
             prompt = text[20_000 : 20_000 + tokens]
             figures |= _ship_all(prefill_service, bare, prompt, options.rounds, shipped)
-            seconds = first_tokens(served, client, text[60_000:], tokens, options.prefills)
-            first.add_row(str(tokens), *(f"{min(values):.3f}" for values in seconds.values()))
-            figures["ttft_ratio_split"] = Figure(
-                _ratio(seconds, "memory"), "ratio", "the same prefill handed over in memory", 1.10
-            )
-            figures["ttft_ratio_unprofiled"] = Figure(
-                _ratio(seconds, "unprofiled"), "ratio", "an unprofiled prefill handed over"
-            )
+            if options.prefills:
+                seconds = first_tokens(served, client, text[60_000:], tokens, options.prefills)
+                first.add_row(str(tokens), *(f"{min(values):.3f}" for values in seconds.values()))
+                figures |= _first_token_ratios(seconds)
     return figures, [shipped, first]
 
 
@@ -246,7 +253,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, nargs="*", default=[2048, 4096])
     parser.add_argument("--rounds", type=int, default=12, help="of fetching a held cache")
-    parser.add_argument("--prefills", type=int, default=3, help="of each way to a first token")
+    parser.add_argument(
+        "--prefills", type=int, default=3, help="of each way to a first token, or 0"
+    )
     parser.add_argument("--threads", type=int, default=2)
     add_options(parser)
     options = parser.parse_args()

@@ -10,9 +10,10 @@ from services.prefill.cache_service import CacheServicer
 _SERVICE = store_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name
 
 
-def fetch_handler(caches: CacheServicer) -> grpc.GenericRpcHandler[bytes, bytes]:
+def fetch_handler(caches: CacheServicer) -> grpc.GenericRpcHandler:
     """To be registered before the generated handlers, whose FetchCache would serialize messages."""
-    method = grpc.unary_stream_rpc_method_handler(
+    handler: grpc.RpcMethodHandler[store_pb2.FetchCacheRequest, bytes]
+    handler = grpc.unary_stream_rpc_method_handler(
         caches.FetchCache, request_deserializer=store_pb2.FetchCacheRequest.FromString
     )
-    return grpc.method_handlers_generic_handler(_SERVICE, {"FetchCache": method})
+    return grpc.method_handlers_generic_handler(_SERVICE, {"FetchCache": handler})
