@@ -1,15 +1,16 @@
 """What it takes to ship caches between two processes on loopback.
 
-A held cache through FetchCache against a bare byte stream of as many bytes in as many messages, by
-turns. The time to first token of the split, which ships each layer while the next
-computes, against the same prefill handed over in memory, and against an unprofiled prefill; the
-services are idle while this process computes and the other way round.
+A held cache through FetchCache against a bare stream of messages of the same sizes, by turns. The
+time to first token of the split, which ships each layer while the next computes, against the same
+prefill handed over in memory, and against an unprofiled prefill; the services are idle while this
+process computes and the other way round.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import operator
 import statistics
 import threading
 import time
@@ -39,8 +40,10 @@ from services.evaluation.passages import all_topics
 from services.prefill.prefiller import Prefiller
 from services.runtime.model import ServedModel, load_model
 
-_POLICIES = ("full", "coverage")
+# policy and codec
+_DENSE, _COMPACT, _CODED = ("full", "model"), ("coverage", "model"), ("coverage", "int8")
 _PAGE_ROWS = 16
+_WARM_TOKENS = 256
 _TIMEOUT_SECONDS = 600.0
 
 
@@ -54,8 +57,8 @@ class Shipping:
 
     @property
     def efficiency(self) -> float:
-        """Of the bare stream's speed, either in its fastest round."""
-        return min(self.bare_seconds) / min(self.fetch_seconds)
+        """Of the bare stream's speed in the same round, the median."""
+        return statistics.median(map(operator.truediv, self.bare_seconds, self.fetch_seconds))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,12 +72,15 @@ class Stream:
     messages: int
 
 
-def prefill(target: str, tokens: Sequence[int], policy: str) -> Stream:
+def prefill(target: str, tokens: Sequence[int], policy: str, codec: str) -> Stream:
     """Prefill, noting when the last layer's first frame came; the server then has it stored."""
     request = prefill_pb2.PrefillRequest(token_ids=tokens)
-    request.policy.name = policy
+    request.policy.name, request.codec.keys = policy, codec
     keep = store_pb2.KeepCacheRequest(
-        tokens=decode_pb2.TokenIds(ids=tokens), keep_for_seconds=3600, policy=request.policy
+        tokens=decode_pb2.TokenIds(ids=tokens),
+        keep_for_seconds=3600,
+        policy=request.policy,
+        codec=request.codec,
     )
     last_layer, nbytes, messages, layer = 0.0, 0, 0, -1
     stages = prefill_pb2.PrefillReport()
@@ -93,7 +99,7 @@ def prefill(target: str, tokens: Sequence[int], policy: str) -> Stream:
 
 
 def ship(prefill_target: str, bare_target: str, stream: Stream, rounds: int) -> Shipping:
-    """Fetch the held cache, and as many bare bytes, by turns; messages are not parsed."""
+    """Fetch the held cache, and bare messages of the same sizes, by turns; none is parsed."""
     request = store_pb2.FetchCacheRequest(handle=stream.handle).SerializeToString()
     options = channel_options(retries=False)
     with (
@@ -102,8 +108,9 @@ def ship(prefill_target: str, bare_target: str, stream: Stream, rounds: int) -> 
     ):
         fetch = ours.unary_stream("/headwise.v1.CacheService/FetchCache")
         raw = bare.unary_stream(METHOD)
-        shipping = Shipping(sum(map(len, fetch(request, timeout=_TIMEOUT_SECONDS))))
-        wanted = f"{shipping.wire_bytes} {shipping.wire_bytes // stream.messages}".encode()
+        sizes = [len(message) for message in fetch(request, timeout=_TIMEOUT_SECONDS)]
+        shipping = Shipping(sum(sizes))
+        wanted = " ".join(map(str, sizes)).encode()
         sum(map(len, raw(wanted)))
         for _ in range(rounds):
             began = time.perf_counter()
@@ -148,10 +155,14 @@ def memory_first_token(served: ServedModel, tokens: Sequence[int], policy: str) 
 def first_tokens(
     served: ServedModel, client: Client, text: Sequence[int], tokens: int, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds by contestant, one entry a round; each round has a prompt of its own."""
+    """Seconds by contestant, one entry a round; each round has a prompt of its own.
+
+    A first round, of few tokens, is not counted.
+    """
     seconds: dict[str, list[float]] = {"split": [], "memory": [], "unprofiled": []}
     for number in range(-1, rounds):
-        prompt = text[number + 1 : number + 1 + tokens]
+        length = tokens if number >= 0 else min(tokens, _WARM_TOKENS)
+        prompt = text[number + 1 : number + 1 + length]
         taken = {
             "split": split_first_token(client, prompt, "coverage"),
             "memory": memory_first_token(served, prompt, "coverage"),
@@ -167,12 +178,25 @@ def _ratio(seconds: dict[str, list[float]], over: str) -> float:
     return statistics.median(a / b for a, b in zip(seconds["split"], seconds[over], strict=True))
 
 
+def _first_token_ratios(seconds: dict[str, list[float]]) -> dict[str, Figure]:
+    return {
+        "ttft_ratio_split": Figure(
+            _ratio(seconds, "memory"), "ratio", "the same prefill handed over in memory", 1.10
+        ),
+        "ttft_ratio_unprofiled": Figure(
+            _ratio(seconds, "unprofiled"), "ratio", "an unprofiled prefill handed over"
+        ),
+    }
+
+
 def measure(options: argparse.Namespace) -> tuple[dict[str, Figure], list[Table]]:
     """Every size in turn; figures are of the largest."""
     served = load_model("smollm2")
     text, threads = all_topics(served), str(options.threads)
     arguments = ["--model", "smollm2", "--threads", threads]
-    shipped = Table("tokens", "policy", "wire MB", "seconds", "GB/s", "bare GB/s", "exposed ms")
+    shipped = Table(
+        "tokens", "policy", "codec", "wire MB", "seconds", "GB/s", "bare GB/s", "exposed ms"
+    )
     figures: dict[str, Figure] = {}
     first = Table("tokens", "split s", "in memory s", "unprofiled s", title="Time to first token")
     with (
@@ -184,14 +208,10 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Figure], list[Table]
         for tokens in options.tokens:
             prompt = text[20_000 : 20_000 + tokens]
             figures |= _ship_all(prefill_service, bare, prompt, options.rounds, shipped)
-            seconds = first_tokens(served, client, text[60_000:], tokens, options.prefills)
-            first.add_row(str(tokens), *(f"{min(values):.3f}" for values in seconds.values()))
-            figures["ttft_ratio_split"] = Figure(
-                _ratio(seconds, "memory"), "ratio", "the same prefill handed over in memory", 1.10
-            )
-            figures["ttft_ratio_unprofiled"] = Figure(
-                _ratio(seconds, "unprofiled"), "ratio", "an unprofiled prefill handed over"
-            )
+            if options.prefills:
+                seconds = first_tokens(served, client, text[60_000:], tokens, options.prefills)
+                first.add_row(str(tokens), *(f"{min(values):.3f}" for values in seconds.values()))
+                figures |= _first_token_ratios(seconds)
     return figures, [shipped, first]
 
 
@@ -199,28 +219,29 @@ def _ship_all(
     service: Service, bare: str, prompt: Sequence[int], rounds: int, table: Table
 ) -> dict[str, Figure]:
     """Each policy's cache of one prompt, and what follows from them together."""
-    streams = {policy: prefill(service.target, prompt, policy) for policy in _POLICIES}
+    streams = {made: prefill(service.target, prompt, *made) for made in (_DENSE, _COMPACT, _CODED)}
     shippings = {
-        policy: ship(service.target, bare, stream, rounds) for policy, stream in streams.items()
+        made: ship(service.target, bare, stream, rounds) for made, stream in streams.items()
     }
-    for policy, one in shippings.items():
+    for made, one in shippings.items():
         best, nbytes = min(one.fetch_seconds), one.wire_bytes
         speeds = f"{nbytes / best / 1e9:.2f}", f"{nbytes / min(one.bare_seconds) / 1e9:.2f}"
-        exposed = f"{streams[policy].exposed_seconds * 1e3:.0f}"
+        exposed = f"{streams[made].exposed_seconds * 1e3:.0f}"
         table.add_row(
-            str(len(prompt)), policy, f"{nbytes / 1e6:.1f}", f"{best:.3f}", *speeds, exposed
+            str(len(prompt)), *made, f"{nbytes / 1e6:.1f}", f"{best:.3f}", *speeds, exposed
         )
-    dense, compact = streams["full"], streams["coverage"]
+    dense, compact, coded = streams[_DENSE], streams[_COMPACT], streams[_CODED]
     spent = compact.report.profile_seconds + compact.report.compact_seconds
     return {
         "stream_efficiency": Figure(
-            shippings["full"].efficiency, "ratio", "a bare gRPC stream of as many bytes", 0.90
+            shippings[_DENSE].efficiency, "ratio", "a bare gRPC stream of messages as large", 0.90
         ),
         # shipped after the last layer, as a share of shipping all of it
         "exposed_ship_ratio": Figure(
-            dense.exposed_seconds / min(shippings["full"].fetch_seconds), "ratio", "a held cache"
+            dense.exposed_seconds / min(shippings[_DENSE].fetch_seconds), "ratio", "a held cache"
         ),
         "wire_ratio": Figure(compact.wire_bytes / dense.wire_bytes, "ratio", "the dense cache"),
+        "wire_ratio_int8": Figure(coded.wire_bytes / dense.wire_bytes, "ratio", "the dense cache"),
         # slower links than this gain by profiling even if nothing else were gained
         "break_even_bandwidth": Figure(
             (dense.wire_bytes - compact.wire_bytes) / spent / 1e6, "MB/s", "profile and compact"
@@ -232,7 +253,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, nargs="*", default=[2048, 4096])
     parser.add_argument("--rounds", type=int, default=12, help="of fetching a held cache")
-    parser.add_argument("--prefills", type=int, default=3, help="of each way to a first token")
+    parser.add_argument(
+        "--prefills", type=int, default=3, help="of each way to a first token, or 0"
+    )
     parser.add_argument("--threads", type=int, default=2)
     add_options(parser)
     options = parser.parse_args()

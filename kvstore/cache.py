@@ -226,7 +226,7 @@ class RaggedLayer:
         return sum(t.numel() * t.element_size() for t in (*tensors, self.log_weights))
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class CompactCache:
     """The state after `next_position` tokens: one ragged layer per attention layer."""
 

@@ -5,6 +5,7 @@ from kvstore.wire.encoder import CacheEncoder
 from kvstore.wire.frames import MAX_PAYLOAD_BYTES, Frame, FrameKind
 from kvstore.wire.header import CacheHeader
 from kvstore.wire.limits import DEFAULT_LIMITS, WireLimits
+from kvstore.wire.sections import payload_view
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -15,4 +16,5 @@ __all__ = [
     "Frame",
     "FrameKind",
     "WireLimits",
+    "payload_view",
 ]

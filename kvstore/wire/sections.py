@@ -11,7 +11,7 @@ import torch
 from kvstore.cache import RaggedLayer
 from kvstore.codecs import RowCoding
 from kvstore.errors import CorruptCache
-from kvstore.wire.frames import FrameKind
+from kvstore.wire.frames import Frame, FrameKind
 from kvstore.wire.index import LayerIndex
 
 # the format is little-endian and tensors are sent as they lie in memory
@@ -73,6 +73,17 @@ def byte_view(tensor: torch.Tensor) -> memoryview:
     """A contiguous CPU tensor's own memory as bytes; writing to the view writes to the tensor."""
     assert tensor.is_contiguous()
     return tensor.view(-1).view(torch.uint8).numpy().data
+
+
+def payload_view(layer: RaggedLayer, frame: Frame) -> memoryview | None:
+    """A tensor frame's payload where it lies in the layer; None where the tensor is no such memory.
+
+    Writing to the view would write to the tensor.
+    """
+    tensor = getattr(layer, frame.kind.name.lower())
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return None
+    return byte_view(tensor.detach())[frame.offset : frame.offset + len(frame.payload)]
 
 
 def layer_of(

@@ -9,11 +9,11 @@ import grpc
 from headwise.errors import InvalidRequest, Overloaded
 from headwise.v1 import store_pb2, store_pb2_grpc
 from kvstore.tiers import PutStatus
+from services.prefill.held_messages import HeldMessages
 from services.prefill.job import PrefillJob
 from services.prefill.messages import found_to_proto, lease_to_proto
 from services.prefill.options import PrefillOptions
 from services.prefill.parts import PrefillParts
-from services.prefill.stream import fetch_messages
 from services.runtime import metrics
 from services.runtime.convert import allowed_codecs, codec_from_proto, policy_from_proto
 from services.runtime.identity import current_namespace
@@ -33,6 +33,7 @@ class CacheServicer(store_pb2_grpc.CacheServiceServicer):
         self._parts = parts
         self._keeper = parts.keeper
         self._default_policy = options.default_policy
+        self._messages = HeldMessages(served.shapes)
         self._codecs = allowed_codecs(options.model.codecs)
 
     async def KeepCache(  # noqa: N802
@@ -61,9 +62,10 @@ class CacheServicer(store_pb2_grpc.CacheServiceServicer):
     ) -> None:
         namespace = current_namespace()
         found = await self._keeper.find(request.handle, namespace, context.time_remaining())
-        for response in fetch_messages(found.cache, self._served.shapes):
-            await context.write(response)
-            metrics.WIRE_BYTES.labels("sent").inc(response.ByteSize())
+        sent = metrics.WIRE_BYTES.labels("sent")
+        for message in self._messages.of(found.cache):
+            await context.write(message)
+            sent.inc(len(message))
         if request.release:
             self._keeper.release(request.handle, namespace)
 

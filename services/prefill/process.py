@@ -8,6 +8,7 @@ from headwise.v1 import prefill_pb2, prefill_pb2_grpc, store_pb2_grpc
 from kvstore.errors import UnknownPolicy
 from kvstore.policies import parse_policy
 from services.prefill.cache_service import CacheServicer
+from services.prefill.fetch_handler import fetch_handler
 from services.prefill.options import PrefillOptions
 from services.prefill.parts import PrefillParts, build_parts
 from services.prefill.service import PrefillServicer
@@ -41,6 +42,7 @@ async def serve_prefill(options: PrefillOptions) -> None:
             prompts, grpc_server
         )
     )
+    server.add(lambda grpc_server: grpc_server.add_generic_rpc_handlers((fetch_handler(caches),)))
     server.add(
         lambda grpc_server: store_pb2_grpc.add_CacheServiceServicer_to_server(caches, grpc_server)
     )

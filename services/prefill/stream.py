@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 
-from headwise.v1 import prefill_pb2, store_pb2
+from headwise.v1 import prefill_pb2
 from kvstore.cache import CompactCache, LayerShape
 from kvstore.wire import CacheEncoder, CacheHeader, Frame
 from services.prefill.flight import Flight, Reader
@@ -37,17 +37,8 @@ async def prefill_messages(
     yield _frame(encoder.trailer())
 
 
-def fetch_messages(
-    cache: CompactCache, shapes: tuple[LayerShape, ...]
-) -> Iterator[store_pb2.FetchCacheResponse]:
-    """All messages of a cache that is there."""
-    for frame in _frames(cache, shapes):
-        response = store_pb2.FetchCacheResponse()
-        fill_frame(response.frame, frame)
-        yield response
-
-
-def _frames(cache: CompactCache, shapes: tuple[LayerShape, ...]) -> Iterator[Frame]:
+def held_frames(cache: CompactCache, shapes: tuple[LayerShape, ...]) -> Iterator[Frame]:
+    """All frames of a cache that is there."""
     encoder = CacheEncoder(CacheHeader(cache.fingerprint, shapes, cache.next_position))
     yield encoder.header()
     for index, layer in enumerate(cache.layers):

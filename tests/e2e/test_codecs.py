@@ -92,3 +92,35 @@ def test_a_request_says_keys_and_values() -> None:
     request: decode_pb2.GenerateRequest = generate_request("text", codec="int8/int4")
     assert request.codec == cache_pb2.RowCodec(keys="int8", values="int4")
     assert not generate_request("text").HasField("codec")
+
+
+def test_a_kept_cache_keeps_its_codec(pair: Pair) -> None:
+    """Through store, fetch and decode: the same answer as of the whole prompt, in less memory."""
+    _, decode = pair
+    document, question = [(7 * i * i + 3 * i) % 500 + 2 for i in range(200)], [8, 61, 3]
+
+    def ask(client: Client, prompt: list[int], **options: str) -> tuple[list[int], Result]:
+        generation = client.generate(prompt, max_tokens=12, ignore_eos=True, **options)
+        return [token for delta in generation for token in delta.token_ids], generation.result
+
+    with Client(decode.target) as client:
+        stored = {
+            codec: client.caches.keep(document, keep_for_seconds=60, policy="full", codec=codec)
+            for codec in ("", "int8")
+        }
+        plain, coded = stored[""], stored["int8"]
+        assert (plain.codec, coded.codec) == ("model", "int8")
+        assert plain.key != coded.key
+        assert coded.cache_bytes < plain.cache_bytes / 2
+        assert client.caches.describe(coded.key).codec == "int8"
+        direct, _ = ask(client, document + question, policy="full", codec="int8")
+        answer, result = ask(client, question, cache_handle=coded.handle)
+        assert answer == direct
+        _, dense = ask(client, question, cache_handle=plain.handle)
+        assert (result.codec, dense.codec) == ("int8", "model")
+        assert result.prompt_memory.resident_bytes < dense.prompt_memory.resident_bytes / 2
+        with pytest.raises(InvalidRequest) as refusal:
+            ask(client, question, cache_handle=coded.handle, codec="int8")
+        for one in stored.values():
+            client.caches.release(one.handle)
+    assert (refusal.value.reason, refusal.value.field) == ("CODEC_OF_CACHE", "codec")
