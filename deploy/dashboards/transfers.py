@@ -117,8 +117,7 @@ TRANSFERS_AND_STORE = Dashboard(
         ),
         Panel(
             "Store time",
-            "Seconds a second that calls of a tier take: 1 is one thread that never rests. Of what "
-            "is not slow, a rise is a store that answers late.",
+            "Seconds a second that calls of a tier take: 1 is one thread that never rests.",
             (
                 Target(
                     total(rate("headwise_store_seconds_total"), "tier, direction"),
