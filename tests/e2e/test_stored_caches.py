@@ -213,7 +213,7 @@ def test_what_is_wrong_is_named(client: Client, pair: Pair) -> None:
     for tenant in ("../up", "x" * 65, ".hidden", "a b"):
         with Client(pair[1].target, tenant=tenant) as odd, pytest.raises(InvalidRequest) as caught:
             odd.caches.describe(stored.handle)
-        assert caught.value.reason == "BAD_TENANT"
+        assert caught.value.reason == "INVALID_TENANT"
     client.caches.release(stored.handle)
     client.sessions.release(kept.session_id)
 
