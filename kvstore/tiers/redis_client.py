@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol, cast
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 from kvstore.errors import InvalidParameter
 
@@ -72,10 +74,10 @@ class RedisAddress:
 
 
 def connect_redis(address: RedisAddress) -> RedisClient:
-    """A client that asks again at most once. Connects when first used; a Cluster at once.
+    """A client that asks again at most once, and connects when first used.
 
-    Raises `InvalidParameter` where redis-py is not installed, and redis-py's own errors where a
-    Cluster does not answer.
+    Raises `InvalidParameter` where redis-py is not installed, and redis-py's own ValueError for a
+    URL that is none.
     """
     try:
         from redis import Redis
@@ -85,13 +87,44 @@ def connect_redis(address: RedisAddress) -> RedisClient:
     except ImportError as error:
         message = "needs redis-py: pip install 'headwise[redis]'"
         raise InvalidParameter("store.redis", message) from error
-    kind = RedisCluster if address.cluster else Redis
-    # once, because a connection that rested in the pool may have been closed meanwhile
-    client = kind.from_url(
-        address.url,
-        retry=Retry(NoBackoff(), 1),
-        socket_connect_timeout=address.connect_timeout_seconds,
-        socket_timeout=address.socket_timeout_seconds,
-        protocol=2,
-    )
-    return cast(RedisClient, client)
+
+    def connect(kind: type[Redis] | type[RedisCluster]) -> RedisClient:
+        # once, because a connection that rested in the pool may have been closed meanwhile
+        client = kind.from_url(
+            address.url,
+            retry=Retry(NoBackoff(), 1),
+            socket_connect_timeout=address.connect_timeout_seconds,
+            socket_timeout=address.socket_timeout_seconds,
+            protocol=2,
+        )
+        return cast(RedisClient, client)
+
+    # connects to nothing, and looks at the URL
+    single = connect(Redis)
+    if not address.cluster:
+        return single
+    return cast(RedisClient, _LaterClient(lambda: connect(RedisCluster)))
+
+
+class _LaterClient:
+    """A client that is made when first used, and at every use until that succeeds.
+
+    redis-py asks a Cluster for its nodes as soon as a client is made.
+    """
+
+    def __init__(self, connect: Callable[[], RedisClient]) -> None:
+        self._connect = connect
+        self._client: RedisClient | None = None
+        self._lock = threading.Lock()
+
+    def __getattr__(self, name: str) -> Any:
+        with self._lock:
+            if self._client is None:
+                self._client = self._connect()
+        return getattr(self._client, name)
+
+    def close(self) -> None:
+        """Nothing to close where nothing was ever reached."""
+        with self._lock:
+            if self._client is not None:
+                self._client.close()

@@ -44,13 +44,13 @@ def _budget(options: StoreOptions, nbytes: int) -> Budget:
 
 
 def _redis(options: StoreOptions, limits: WireLimits) -> RedisTier:
-    # a server that is not there yet is a miss, and found once it is; a Cluster is asked at once
+    # a server that is not there yet is a miss, and found once it is
     address = RedisAddress(options.store_redis, options.store_redis_cluster)
     layout = RedisOptions(each_bytes=options.store_tenant_bytes or None)
     try:
         return RedisTier(connect_redis(address), layout, limits=limits)
-    # redis-py has many errors for an address or a Cluster that cannot be used; the address is not
-    # told, since it may hold a password
+    # redis-py has many errors for an address that cannot be used; the address is not told, since it
+    # may hold a password
     except Exception as error:
         raise ServeError(f"--store-redis: {error}") from error
 

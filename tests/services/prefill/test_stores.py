@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from kvstore.content_key import ContentKey
 from kvstore.errors import InvalidParameter
+from kvstore.tiers import Miss, MissReason
 from kvstore.wire import DEFAULT_LIMITS
 from services.prefill.store_options import StoreOptions
 from services.prefill.stores import memory_tier, tiers_below
@@ -41,7 +44,16 @@ def test_an_address_is_refused_without_its_password() -> None:
     with pytest.raises(ServeError, match="--store-redis") as caught:
         tiers_below(options, DEFAULT_LIMITS)
     assert "secret" not in str(caught.value)
-    cluster = StoreOptions(store_redis="redis://:secret@127.0.0.1:1", store_redis_cluster=True)
+    cluster = dataclasses.replace(options, store_redis_cluster=True)
     with pytest.raises(ServeError, match="--store-redis") as caught:
         tiers_below(cluster, DEFAULT_LIMITS)
     assert "secret" not in str(caught.value)
+
+
+def test_a_cluster_that_is_not_there_yet_stops_no_start() -> None:
+    options = StoreOptions(store_redis="redis://:secret@127.0.0.1:1", store_redis_cluster=True)
+    (tier,) = tiers_below(options, DEFAULT_LIMITS)
+    lookup = tier.get(ContentKey("default", "0" * 64), None, 5.0)
+    assert isinstance(lookup, Miss)
+    assert lookup.reason is MissReason.UNAVAILABLE
+    assert "secret" not in lookup.detail
