@@ -11,6 +11,7 @@ from services.commands.cache import cache
 from services.commands.calibrate import calibrate
 from services.commands.decode import decode
 from services.commands.demo import demo
+from services.commands.doctor import doctor
 from services.commands.eval import evaluate_policies
 from services.commands.generate import generate
 from services.commands.inspect import inspect_cache
@@ -41,5 +42,6 @@ for _command in (
     calibrate,
     evaluate_policies,
     tune,
+    doctor,
 ):
     command_line.add_command(_command)

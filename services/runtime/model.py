@@ -97,6 +97,16 @@ def load_tokenizer(
     return _load_tokenizer(source, _load_config(source).vocab_size)
 
 
+def load_config(
+    name: str, *, revision: str = "", cache_dir: Path | None = None
+) -> PretrainedConfig:
+    """The configuration alone, of a model that may be served. Raises as `load_model` does."""
+    with _loading, _explained(name):
+        config = _load_config(_locate(name, revision, cache_dir or default_cache_dir()))
+        require_served(config)
+    return config
+
+
 def _locate(name: str, revision: str, cache_dir: Path) -> _Source:
     if name == SMOLLM2:
         return _from_gguf(smollm2_file(), SMOLLM2, cache_dir)

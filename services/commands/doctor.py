@@ -1,0 +1,101 @@
+"""`headwise doctor`: what is missing, what does not fit, and what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+from click.core import ParameterSource
+from rich.console import Console
+
+from services.commands.connection_options import ConnectionFlags, credential_options
+from services.runtime.configuration import build, options_of
+from services.runtime.options import ModelOptions
+
+if TYPE_CHECKING:
+    from services.doctor.finding import Finding
+    from services.doctor.peers import Peer
+
+# of decode and prefill
+_PORTS = (7080, 7081)
+
+
+@click.command()
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    help="A running prefill or decode, HOST:PORT; repeatable. They are compared with each other.",
+)
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address the ports are to be free on."
+)
+@click.option(
+    "--port",
+    "ports",
+    type=click.IntRange(1, 65535),
+    multiple=True,
+    default=_PORTS,
+    show_default=True,
+    help="Port a service is to listen on; repeatable.",
+)
+@options_of(ModelOptions)
+@credential_options
+def doctor(
+    targets: tuple[str, ...],
+    host: str,
+    ports: tuple[int, ...],
+    connection: ConnectionFlags,
+    **values: object,
+) -> None:
+    """Check model, device, ports, and running services; exit with 1 on problems.
+
+    With --target the machine's own model, device and ports are looked at only if --model or
+    --port is given too.
+    """
+    from services.doctor.finding import Level, findings_table
+
+    findings: list[Finding] = []
+    if not targets or _is_given("model"):
+        findings += _machine(values)
+    if targets and not _is_given("ports"):
+        ports = ()
+    findings += _services(targets, host, ports, connection)
+    Console().print(findings_table(findings))
+    problems = sum(finding.level is Level.PROBLEM for finding in findings)
+    if problems:
+        raise click.ClickException(f"{problems} problem{'s' * (problems > 1)} found")
+
+
+def _is_given(name: str) -> bool:
+    return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
+
+
+def _machine(values: dict[str, object]) -> Iterator[Finding]:
+    from services.doctor.machine import check_machine
+
+    return check_machine(build(ModelOptions, values))
+
+
+def _services(
+    targets: tuple[str, ...], host: str, ports: tuple[int, ...], flags: ConnectionFlags
+) -> Iterator[Finding]:
+    """What listens on a port already is looked at like a target."""
+    from services.doctor.machine import port_finding
+    from services.doctor.peers import compare, visit
+
+    taken = []
+    for port in ports:
+        finding = port_finding(host, port)
+        if finding is None:
+            taken.append(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        else:
+            yield finding
+    peers: list[Peer] = []
+    for target in dict.fromkeys((*targets, *taken)):
+        peer, found = visit(dataclasses.replace(flags, target=target).connection())
+        yield from found
+        peers += [peer] if peer else []
+    yield from compare(peers)

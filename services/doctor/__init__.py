@@ -1,0 +1,1 @@
+"""Looks at what a service needs before it starts, and at services that run."""
