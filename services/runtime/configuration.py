@@ -54,8 +54,9 @@ def options_of(kind: type) -> Callable[[Command], Command]:
 
     def decorate(command: Command) -> Command:
         for name, value_type, field in reversed(list(settings_of(kind))):
+            flag = name.replace("_", "-")
             command = click.option(
-                f"--{name.replace('_', '-')}" + (f"/--no-{name}" if value_type is bool else ""),
+                f"--{flag}/--no-{flag}" if value_type is bool else f"--{flag}",
                 name,
                 type=_click_type(value_type, field),
                 default=field.default,
