@@ -169,6 +169,27 @@ def test_the_command_line_takes_certificates_and_a_token(
     assert "belong together" in half.output
 
 
+def test_the_doctor_says_what_is_missing_to_be_let_in(
+    secure_pair: SecurePair, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    file.write_text(TOKENS["decode"])
+    pair = secure_pair.client_pair
+    token = ["--token-file", str(file)]
+    tls = ["--tls-ca", str(secure_pair.authority.file)]
+    tls += ["--tls-certificate", str(pair.certificate), "--tls-key", str(pair.key)]
+    # nobody but decode has a token for prefill
+    for flags, code, said in (
+        ([*tls, *token], 0, "prefill of "),
+        (tls, 1, "Give --token-file"),
+        (token, 1, "give --tls-ca"),
+    ):
+        command = ["doctor", "--target", secure_pair.prefill.target, *flags]
+        ran = CliRunner().invoke(command_line, command, env={"COLUMNS": "220"})
+        assert ran.exit_code == code, ran.output
+        assert said in ran.output
+
+
 def test_a_node_client_shows_its_certificate_and_token(
     secure_pair: SecurePair, tmp_path: Path
 ) -> None:
