@@ -28,7 +28,7 @@ observe: $(READY)  ## both services under load, a real Prometheus, what each das
 	$(BIN)/python -m deploy.observe $(ARGS)
 
 test: $(READY) lint  ## lint and all tests; WORKERS of them share the cores
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY) verify-stubs  ## style, types, import directions, contract
 	$(BIN)/ruff check .

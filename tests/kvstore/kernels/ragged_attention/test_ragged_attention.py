@@ -118,7 +118,8 @@ def a_layer(heads: list[HeadRows]) -> RaggedLayer:
         (1.0,) * len(heads),
         torch.zeros(sum(head.rows for head in heads if head.rule.needs_scores)),
         torch.empty(0, dtype=torch.uint8),
-        tuple(head.log_weights for head in heads),
+        torch.cat([torch.empty(0), *(h.log_weights for h in heads if h.log_weights is not None)]),
+        tuple(head.log_weights is not None for head in heads),
     )
 
 
