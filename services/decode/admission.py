@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import heapq
 import itertools
@@ -17,6 +18,8 @@ from services.runtime import metrics
 # who names no deadline stands in line as if it had this one
 _PATIENCE_SECONDS = 60.0
 _RETRY_SECONDS = (0.1, 30.0)
+# how long the line may stand while nothing runs
+_STARVED_SECONDS = 5.0
 # weight of the newest observation
 _NEWEST = 0.3
 
@@ -53,6 +56,7 @@ class Admission:
         self._order = itertools.count()
         self._room = asyncio.Event()
         self._stay_seconds = _RETRY_SECONDS[0]
+        self._moved = time.monotonic()
         self.sequences = 0
 
     @property
@@ -117,10 +121,22 @@ class Admission:
             try:
                 self._let_in(waiter)
             except PoolExhausted:
-                if self._evict():
+                if self._evict() or (not self.sequences and self._let_another_in()):
                     continue
                 return
             heapq.heappop(self._line)
+
+    def tick(self) -> None:
+        """Try again, and refuse who is next if nothing runs that could make room for it."""
+        self.advance()
+        now = time.monotonic()
+        if self.sequences or not self._line:
+            self._moved = now
+        elif now - self._moved > _STARVED_SECONDS:
+            self._moved = now
+            _, _, waiter = heapq.heappop(self._line)
+            if not waiter.place.done():
+                waiter.place.set_exception(self._starved())
 
     async def claim(self, pages: SequencePages, need: PageCount) -> None:
         """Have `need` pages promised to an arriving cache, waiting for room while it is held up.
@@ -151,6 +167,19 @@ class Admission:
                 retry_after_seconds=self._stay_seconds,
             ) from error
 
+    def _let_another_in(self) -> bool:
+        """Somebody who is not next: turns in line hold their sessions, which cannot give way."""
+        for entry in sorted(self._line)[1:]:
+            waiter = entry[2]
+            if waiter.place.done() or not self._fits(waiter.answers):
+                continue
+            with contextlib.suppress(PoolExhausted):
+                self._let_in(waiter)
+                self._line.remove(entry)
+                heapq.heapify(self._line)
+                return True
+        return False
+
     def _let_in(self, waiter: _Waiter) -> None:
         """Raises `PoolExhausted` where there is no room; any other error is the waiter's own."""
         try:
@@ -161,6 +190,7 @@ class Admission:
             waiter.place.set_exception(error)
         else:
             self.sequences += waiter.answers
+            self._moved = time.monotonic()
             waiter.place.set_result(pages)
 
     def _fits(self, answers: int) -> bool:
@@ -171,6 +201,13 @@ class Admission:
             self._line.remove(entry)
             heapq.heapify(self._line)
             self.advance()
+
+    def _starved(self) -> Overloaded:
+        return Overloaded(
+            "the pool is full of sessions whose next turns wait",
+            "POOL_EXHAUSTED",
+            retry_after_seconds=self._stay_seconds,
+        )
 
     def _full(self) -> Overloaded:
         low, high = _RETRY_SECONDS

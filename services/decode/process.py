@@ -185,6 +185,7 @@ async def _expire_sessions(parts: DecodeParts) -> None:
     while True:
         await asyncio.sleep(_EXPIRY_SECONDS)
         parts.sessions.expire()
+        parts.admission.tick()
         parts.contexts.expire()
 
 

@@ -183,3 +183,51 @@ async def test_an_error_of_opening_reaches_who_asked_and_no_one_else(pool: PageP
     with pytest.raises(ArithmeticError):
         await admission.admit(1, None, fail)
     assert (admission.sequences, admission.queued) == (0, 0)
+
+
+async def test_who_fits_goes_first_where_nothing_runs_that_could_make_room(pool: PagePool) -> None:
+    admission = _admission()
+    # as of sessions that cannot be evicted, because their own turns stand in line
+    held = pool.open(0, PageCount(20, 20))
+    waiting = asyncio.create_task(admission.admit(1, 5.0, _room(pool, 15)))
+    await asyncio.sleep(0.01)
+    turn = await asyncio.wait_for(admission.admit(1, 50.0, _room(pool, 5)), 1.0)
+    assert not waiting.done()
+    held.release()
+    _leave(admission, turn)
+    _leave(admission, await asyncio.wait_for(waiting, 1.0))
+    assert (pool.free_pages, admission.sequences, admission.queued) == (30, 0, 0)
+
+
+async def test_nobody_passes_who_is_next_while_something_runs(pool: PagePool) -> None:
+    admission = _admission()
+    running = await admission.admit(1, None, _room(pool, 20))
+    waiting = asyncio.create_task(admission.admit(1, 5.0, _room(pool, 15)))
+    await asyncio.sleep(0.01)
+    later = asyncio.create_task(admission.admit(1, 50.0, _room(pool, 5)))
+    await asyncio.sleep(0.01)
+    assert (waiting.done(), later.done()) == (False, False)
+    _leave(admission, running)
+    for task in (waiting, later):
+        _leave(admission, await asyncio.wait_for(task, 1.0))
+
+
+async def test_a_line_that_nothing_can_move_is_refused_from_its_head(
+    pool: PagePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admission = _admission()
+    monkeypatch.setattr("services.decode.admission._STARVED_SECONDS", 0.05)
+    held = pool.open(0, PageCount(28, 28))
+    first, second = (asyncio.create_task(admission.admit(1, 9.0, _room(pool, 5))) for _ in "12")
+    await asyncio.sleep(0.01)
+    admission.tick()
+    assert (first.done(), second.done()) == (False, False)
+    await asyncio.sleep(0.06)
+    admission.tick()
+    with pytest.raises(Overloaded) as caught:
+        await first
+    assert (caught.value.reason, second.done()) == ("POOL_EXHAUSTED", False)
+    # whoever was refused may have held what the next one needs
+    held.release()
+    admission.tick()
+    _leave(admission, await asyncio.wait_for(second, 1.0))
