@@ -33,7 +33,7 @@ from kvstore.plans import (
 from kvstore.policies.budgeted import with_first_and_last
 from kvstore.policies.competing import Competing
 from kvstore.policies.parameters import tokens
-from kvstore.policies.selection import chosen_plan, full_plan
+from kvstore.policies.selection import full_plan
 from kvstore.row_fitting import fit_rows
 
 
@@ -64,14 +64,10 @@ class AttentionMatching(Competing):
             return [full_plan(prompt, layer.shape) for layer in layers]
         pairs = list(zip(references, layers, strict=True))
         scores = [self._scores(reference, prompt, layer) for reference, layer in pairs]
-        counts = self.winners(scores, prompt, layers)
+        plans = self.plan_winners(scores, prompt, layers)
         return [
-            _fitted(
-                chosen_plan(scores[layer.index], counts[layer.index], prompt, layer.shape, None),
-                reference,
-                layer,
-            )
-            for reference, layer in pairs
+            _fitted(plan, reference, layer)
+            for plan, (reference, layer) in zip(plans, pairs, strict=True)
         ]
 
     def _scores(

@@ -8,10 +8,11 @@ from typing import ClassVar
 
 import torch
 
-from kvstore.plans import LayerFacts, PromptFacts
+from kvstore.plans import LayerFacts, LayerPlan, PromptFacts
 from kvstore.policies.base import Scope
 from kvstore.policies.budget import visible_rows
 from kvstore.policies.budgeted import Budgeted
+from kvstore.policies.selection import chosen_plan
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -20,10 +21,19 @@ class Competing(Budgeted):
 
     scope: ClassVar[Scope] = Scope.CACHE
 
-    def winners(
+    def plan_winners(
+        self, scores: Sequence[torch.Tensor], prompt: PromptFacts, layers: Sequence[LayerFacts]
+    ) -> list[LayerPlan]:
+        """Each head keeps the rows it wins, and all that is fed; `scores` f32 `[H, T]` a layer."""
+        counts = self._winners(scores, prompt, layers)
+        return [
+            chosen_plan(scores[layer.index], counts[layer.index], prompt, layer.shape, None)
+            for layer in layers
+        ]
+
+    def _winners(
         self, scores: Sequence[torch.Tensor], prompt: PromptFacts, layers: Sequence[LayerFacts]
     ) -> list[list[int]]:
-        """How many rows each head wins; `scores` f32 `[H, T]` a layer."""
         visible = [visible_rows(prompt, layer.shape) for layer in layers]
         competing = [
             (layer.index, head)

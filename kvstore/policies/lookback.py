@@ -31,7 +31,7 @@ from kvstore.plans import (
 from kvstore.policies.budgeted import with_first_and_last
 from kvstore.policies.competing import Competing
 from kvstore.policies.parameters import ratio, tokens
-from kvstore.policies.selection import chosen_plan, full_plan
+from kvstore.policies.selection import full_plan
 
 # of a head's share of the budget, at most, is left to the latest rows
 _MOST_RECENT = 5 / 8
@@ -70,11 +70,7 @@ class Lookback(Competing):
             self._scores(reference, prompt, layer)
             for reference, layer in zip(references, layers, strict=True)
         ]
-        counts = self.winners(scores, prompt, layers)
-        return [
-            chosen_plan(scores[layer.index], counts[layer.index], prompt, layer.shape, None)
-            for layer in layers
-        ]
+        return self.plan_winners(scores, prompt, layers)
 
     def _scores(
         self, reference: ReferenceAttention, prompt: PromptFacts, layer: LayerFacts

@@ -27,7 +27,7 @@ from kvstore.plans import (
 )
 from kvstore.policies.budgeted import with_first_and_last
 from kvstore.policies.competing import Competing
-from kvstore.policies.selection import chosen_plan, full_plan
+from kvstore.policies.selection import full_plan
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,11 +54,7 @@ class Reconstruction(Competing):
         ]
         if len(scores) < len(layers):
             return [full_plan(prompt, layer.shape) for layer in layers]
-        counts = self.winners(scores, prompt, layers)
-        return [
-            chosen_plan(scores[layer.index], counts[layer.index], prompt, layer.shape, None)
-            for layer in layers
-        ]
+        return self.plan_winners(scores, prompt, layers)
 
     def _scores(self, peaks: torch.Tensor, prompt: PromptFacts, layer: LayerFacts) -> torch.Tensor:
         recent = max(0, self.floor_rows - self.sinks)
