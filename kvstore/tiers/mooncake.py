@@ -76,6 +76,7 @@ class MooncakeTier:
         sizes = (writer.body_bytes,) if writer.body_bytes else ()
         manifest = Manifest(secrets.token_hex(8), expires_at, writer.head_bytes, sizes)
         previous = self._manifest(key)
+        deadline.require()
         code = self._client.put_parts(_file_name(key, manifest), writer.head(), *body)
         if not code:
             deadline.require()
@@ -103,6 +104,8 @@ class MooncakeTier:
 
     def delete(self, key: ContentKey, deadline: Deadline) -> bool:
         manifest = self._manifest(key)
+        # a store that was stuck meanwhile may hold something newer than what was to go
+        deadline.require()
         if isinstance(manifest, Manifest):
             self._client.remove(_file_name(key, manifest), True)
         return self._client.remove(_manifest_name(key), True) in (0, _NOT_FOUND)

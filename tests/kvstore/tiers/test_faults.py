@@ -18,6 +18,7 @@ from kvstore.cache import CompactCache, RaggedLayer
 from kvstore.content_key import ContentKey
 from kvstore.tiers.base import Hit, Miss, MissReason, PutStatus, Tier
 from kvstore.tiers.bounded import BoundedTier
+from kvstore.tiers.deadline import Deadline
 from kvstore.tiers.manifest import Manifest
 from kvstore.tiers.mooncake import MooncakeTier
 from kvstore.tiers.redis import RedisOptions, RedisTier
@@ -311,6 +312,14 @@ def test_a_frozen_mooncake_master_times_out_and_recovers(mooncake: Mooncake) -> 
     assert tier.put(KEY, CACHE, None, SECONDS).stored
     assert reason(tier) is None
     tier.close()
+
+
+def test_an_overdue_delete_leaves_what_was_put_meanwhile(mooncake: Mooncake) -> None:
+    tier = MooncakeTier(mooncake[2])
+    assert tier.put(KEY, CACHE, None, Deadline.after(SECONDS)).stored
+    with pytest.raises(TimeoutError):
+        tier.delete(KEY, Deadline.after(0))
+    assert isinstance(tier.get(KEY, CACHE.fingerprint, Deadline.after(SECONDS)), Hit)
 
 
 def test_a_full_mooncake_store_is_full(mooncake: Mooncake) -> None:
