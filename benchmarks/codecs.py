@@ -19,13 +19,22 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from kvstore.cache import RaggedLayer
-from kvstore.codecs import MODEL_ROWS, RowCodec
+from kvstore.calibration import Calibration
+from kvstore.codecs import RowCodec
 from kvstore.policies import Policy, parse_policy
 from services.evaluation.passages import OFFSETS, Passage, passages
-from services.evaluation.prompt_record import PromptRecord, rows_kept
+from services.evaluation.prompt_record import PromptRecord
+from services.evaluation.run import calibration_for
+from services.evaluation.settings import Setting
 from services.evaluation.teacher_forcing import compare, dense_logits, kept_logits
-from services.runtime.model import ServedModel, load_model
+from services.prefill.calibration.calibrations import Calibrations
+from services.runtime.model import ServedModel, default_cache_dir, load_model
+
+
+def _lookback(percent: int, retrieval_percent: int) -> dict[str, Policy]:
+    parameters = {"budget": percent / 100, "retrieval_ratio": retrieval_percent / 100}
+    return {f"lookback_{percent}_r{retrieval_percent}": parse_policy("lookback", parameters)}
+
 
 _POLICIES: dict[str, Policy] = {
     "full": parse_policy("full", {}),
@@ -33,8 +42,11 @@ _POLICIES: dict[str, Policy] = {
     "coverage_t99": parse_policy("coverage", {"recovery": 0.99}),
     "coverage_t98": parse_policy("coverage", {"recovery": 0.98}),
     "coverage_t95": parse_policy("coverage", {"recovery": 0.95}),
-    "lookback_45": parse_policy("lookback", {"budget": 0.45}),
-    "lookback_28": parse_policy("lookback", {"budget": 0.28}),
+    **_lookback(46, 15),
+    **_lookback(41, 12),
+    **_lookback(30, 10),
+    **_lookback(21, 6),
+    **_lookback(15, 4),
     "attention_matching_55": parse_policy("attention_matching", {"budget": 0.55}),
     "attention_matching_28": parse_policy("attention_matching", {"budget": 0.28}),
     "attention_matching_19": parse_policy("attention_matching", {"budget": 0.19}),
@@ -48,31 +60,21 @@ _Setting = tuple[str, str]
 _Figures = tuple[float, float, float]
 
 
-def fp16_share(layers: Sequence[RaggedLayer], codec: RowCodec, tokens: int) -> float:
-    """Bytes over those of dense float16 keys and values, whatever dtype was computed in."""
-    dense = sum(2 * 2 * layer.kv_heads * tokens * layer.head_size for layer in layers)
-    shipped = sum(layer.nbytes for layer in layers)
-    if codec == MODEL_ROWS:
-        shipped -= sum(
-            layer.rows * (layer.dense_row_bytes - 4 * layer.head_size) for layer in layers
-        )
-    return shipped / dense
-
-
 def measure(
-    served: ServedModel, passage: Passage, policies: Sequence[str] = tuple(_POLICIES)
+    served: ServedModel,
+    passage: Passage,
+    settings: Sequence[_Setting],
+    calibration: Calibration | None = None,
 ) -> dict[_Setting, _Figures]:
     """Every policy under every codec on one passage."""
-    record, tokens = PromptRecord(served, passage.prompt), len(passage.prompt)
+    record = PromptRecord(served, passage.prompt, calibration)
     exact = dense_logits(served, passage.prompt, passage.fed)
-    settings = [(policy, codec) for policy in policies for codec in _CODECS]
     found = {}
-    for policy, name in track(settings, "settings"):
-        codec = RowCodec.parse(name)
-        layers = record.compact(_POLICIES[policy], codec)
-        logits = kept_logits(served, layers, tokens, passage.fed)
+    for policy, codec in track(settings, "settings"):
+        compacted = record.compact_timed(_POLICIES[policy], RowCodec.parse(codec))
+        logits = kept_logits(served, compacted.layers, compacted.tokens, passage.fed)
         kl = float(compare(exact, logits, passage.targets).kl.mean())
-        found[policy, name] = kl, rows_kept(layers, tokens), fp16_share(layers, codec, tokens)
+        found[policy, codec] = kl, compacted.costs["rows"], compacted.costs["fp16_bytes"]
     return found
 
 
@@ -109,9 +111,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     served = load_model(options.model)
     offsets = OFFSETS[: options.passages]
     texts = passages(served, options.prompt_tokens, options.fed_tokens, offsets)
+    settings = [(policy, codec) for policy in options.policies for codec in options.codecs]
+    needed = [Setting(policy, _POLICIES[policy]) for policy in options.policies]
+    calibration = calibration_for(Calibrations(served, default_cache_dir()), needed)
     parts: list[dict[_Setting, _Figures]] = []
     for text in texts:
-        parts.append(measure(served, text, options.policies))
+        parts.append(measure(served, text, settings, calibration))
         found = joined(parts)
         if options.json:
             # after each passage: what was measured is not lost
@@ -155,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt-tokens", type=int, default=1536)
     parser.add_argument("--fed-tokens", type=int, default=256)
     parser.add_argument("--policies", nargs="+", choices=_POLICIES, default=list(_POLICIES))
+    parser.add_argument("--codecs", nargs="+", choices=_CODECS, default=list(_CODECS))
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--machine", default=f"{os.cpu_count()} CPU cores", help="its kind")
     return parser

@@ -32,15 +32,16 @@ def find_needles(
     settings: Sequence[Setting],
     on_case: Callable[[], None],
 ) -> dict[str, list[tuple[bool, float]]]:
-    """By setting, for each task whether it was found, and the bytes of the dense cache's."""
+    """By setting, for each task whether it was found, and the bytes of a dense float16 cache's."""
     calibration = calibration_for(Calibrations(served, default_cache_dir()), settings)
     found: dict[str, list[tuple[bool, float]]] = {setting.name: [] for setting in settings}
     with torch.inference_mode():
         for task in tasks:
             record = PromptRecord(served, task.context, calibration)
             for setting in settings:
-                answered = ask_apart(served, task, record.compact_timed(setting.policy))
-                found[setting.name].append((answered.score == 1, answered.costs["bytes"]))
+                compacted = record.compact_timed(setting.policy, setting.codec)
+                answered = ask_apart(served, task, compacted)
+                found[setting.name].append((answered.score == 1, answered.costs["fp16_bytes"]))
             on_case()
     return found
 
@@ -58,11 +59,18 @@ def figures(
         for name, count in counts.items()
         if name != _FULL
     }
-    return {"needle_full": Figure(full / cases, "ratio", "all cases", 0.8), **ratios}
+    sizes = {
+        f"needle_bytes_{'default' if name == default else name}": Figure(
+            sum(share for _, share in hits) / len(hits), "ratio", "the dense cache in float16"
+        )
+        for name, hits in found.items()
+        if name != _FULL
+    }
+    return {"needle_full": Figure(full / cases, "ratio", "all cases", 0.8), **ratios, **sizes}
 
 
 def _table(found: dict[str, list[tuple[bool, float]]]) -> Table:
-    table = Table("setting", "found", "of", "bytes", title="Needles, query-agnostic")
+    table = Table("setting", "found", "of", "bytes of fp16", title="Needles, query-agnostic")
     for name, hits in found.items():
         size = sum(share for _, share in hits) / len(hits)
         table.add_row(name, str(sum(hit for hit, _ in hits)), str(len(hits)), f"{size:.3f}")

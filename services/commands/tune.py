@@ -43,9 +43,9 @@ class TuneOptions:
 )
 @click.option(
     "--policy",
-    default="coverage:retrieval_ratio=.1",
+    default="lookback:retrieval_ratio=.1",
     show_default=True,
-    help="Family to search: a policy with recovery or budget left open.",
+    help="Family to search: a policy with recovery or budget left open, @codec.",
 )
 @click.option("--text", "text_file", type=_READ, help="Your own text instead of Python's manual.")
 @click.option(
@@ -128,10 +128,14 @@ def _line(tried: Tried) -> str:
 
 
 def _show(found: Tried) -> None:
-    policy, _, written = found.setting.name.partition(":")
+    from kvstore.codecs import MODEL_ROWS
+
+    policy, _, written = found.setting.name.partition("@")[0].partition(":")
     given = found.setting.policy.parameters()
     named = (pair.partition("=")[0] for pair in written.split(","))
     flags = " ".join(f"-p {key}={json.dumps(given[key])}" for key in named)
+    if found.setting.codec != MODEL_ROWS:
+        flags += f" --codec {found.setting.codec.name}"
     console = Console()
     console.print(f"found    {_line(found)}", soft_wrap=True)
     console.print(f"use it   headwise generate --policy {policy} {flags}", soft_wrap=True)

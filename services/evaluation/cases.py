@@ -139,9 +139,9 @@ class RetrievalCase:
         record = bench.record(self.task.context)
         aware_record = bench.record(aware_prompt(self.task))
         for setting in settings:
-            policy = setting.policy
-            agnostic = ask_apart(bench.served, self.task, record.compact_timed(policy))
-            aware = ask_aware(bench.served, self.task, aware_record.compact_timed(policy))
+            policy, codec = setting.policy, setting.codec
+            agnostic = ask_apart(bench.served, self.task, record.compact_timed(policy, codec))
+            aware = ask_aware(bench.served, self.task, aware_record.compact_timed(policy, codec))
             yield setting, {**agnostic.values, "aware_score": aware.score}
 
 
@@ -169,7 +169,7 @@ class ConversationCase:
     ) -> Iterator[tuple[Setting, Values]]:
         record = bench.record(self.task.context)
         for setting in settings:
-            compacted = record.compact_timed(setting.policy)
+            compacted = record.compact_timed(setting.policy, setting.codec)
             shared = ask_apart(bench.served, self.task, compacted)
             turns = ask_in_turn(bench.served, self.task, compacted)
             in_turn: dict[str, float | list[float]] = {

@@ -93,7 +93,7 @@ def later_kept(
 ) -> Measured:
     """Every fed token stays; `exact` are the passage's dense logits `[m, V]`."""
     prompt, fed = len(passage.prompt), len(passage.fed)
-    compacted = record.compact_timed(setting.policy)
+    compacted = record.compact_timed(setting.policy, setting.codec)
     logits = kept_logits(served, compacted.layers, prompt, passage.fed)
     costs = compacted.costs
     return Measured(
@@ -113,7 +113,7 @@ def ruled(
     on_step: Callable[[], None],
 ) -> list[Measured]:
     """The rules apply after every fed token; the settings are fed together as a batch."""
-    made = [record.compact_timed(setting.policy) for setting in settings]
+    made = [record.compact_timed(setting.policy, setting.codec) for setting in settings]
     layers = [compacted.layers for compacted in made]
     batch = open_pages(served, layers, len(passage.prompt), len(passage.fed))
     logits = []

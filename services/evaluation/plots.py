@@ -19,7 +19,7 @@ def frontier(rows: Sequence[Row]) -> str:
     """KL against real bytes, one line between the two ways of a setting."""
     figure, axes = _axes(9, 5)
     for row in rows:
-        size = row.values["bytes"]
+        size = row.values["fp16_bytes"]
         ruled, kept = (max(row.values[what], _LEAST_KL) for what in ("kl", "kept_kl"))
         (line,) = axes.plot([size, size], [ruled, kept], linewidth=0.8)
         axes.plot([size], [ruled], "o", color=line.get_color())
@@ -27,7 +27,7 @@ def frontier(rows: Sequence[Row]) -> str:
         axes.annotate(row.setting, (size, ruled), (5, 3), textcoords="offset points", fontsize=7)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel("bytes of the compact cache / bytes of the dense cache")
+    axes.set_xlabel("bytes of the compact cache / bytes of the dense cache in float16")
     axes.set_ylabel("mean KL(full‖compact), nats")
     axes.set_title("filled: as served, rules at work · hollow: every later token kept", fontsize=9)
     return _svg(figure)

@@ -77,6 +77,7 @@ class Compacted:
         return {
             "rows": rows_kept(self.layers, self.tokens),
             "bytes": bytes_kept(self.layers, self.tokens),
+            "fp16_bytes": fp16_bytes_kept(self.layers, self.tokens),
             "kept_bytes": sum(layer.nbytes for layer in self.layers),
             "prefill_seconds": self.prefill_seconds,
             "profile_seconds": self.profile_seconds,
@@ -186,3 +187,18 @@ def bytes_kept(layers: list[RaggedLayer], tokens: int) -> float:
     """Real bytes, positions, scores and flags included, over dense keys and values."""
     dense = sum(layer.kv_heads * tokens * layer.dense_row_bytes for layer in layers)
     return sum(layer.nbytes for layer in layers) / dense
+
+
+def fp16_bytes_kept(layers: list[RaggedLayer], tokens: int) -> float:
+    """Bytes over those of dense float16 keys and values, whatever dtype was computed in.
+
+    Coded rows count as they are, uncoded ones as if they were of 16 bits; all else is counted.
+    """
+    dense = sum(2 * 2 * layer.kv_heads * tokens * layer.head_size for layer in layers)
+    return sum(_fp16_bytes(layer) for layer in layers) / dense
+
+
+def _fp16_bytes(layer: RaggedLayer) -> int:
+    if layer.coding is not None:
+        return layer.nbytes
+    return layer.nbytes - layer.rows * (layer.dense_row_bytes - 4 * layer.head_size)

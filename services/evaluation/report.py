@@ -18,6 +18,7 @@ _STYLE = (
 _COSTS = {
     "rows": "rows",
     "bytes": "bytes",
+    "fp16_bytes": "of fp16",
     "kept_bytes": "MiB",
     "prefill_seconds": "prefill s",
     "profile_seconds": "profile s",
@@ -61,6 +62,7 @@ def as_html(summary: Summary, conditions: Mapping[str, object]) -> str:
         "<h1>What compression costs</h1>",
         f"<p>{html.escape(told)}</p>",
         "<p>rows and bytes are shares of the dense cache's, everything that is shipped counted; "
+        "of fp16 are bytes over a dense float16 cache's, uncoded rows counted as float16; "
         "KL is KL(full‖compact) in nats, as served unless it says otherwise; scores are the share "
         "of the answers found.</p>",
     ]

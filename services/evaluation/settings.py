@@ -1,4 +1,4 @@
-"""What is measured: policies with parameters, as they are written on the command line."""
+"""What is measured: policies with parameters and a codec, as they are written on a command line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 
 from kvstore.cache import canonical_json
+from kvstore.codecs import MODEL_ROWS, RowCodec
 from kvstore.errors import InvalidParameter
 from kvstore.policies import Policy, parse_policy
 
@@ -17,35 +18,40 @@ _COMMA = re.compile(r",(?![^\[]*\])")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Setting:
-    """A policy and its name in tables and figures."""
+    """A policy, the codec of its rows, and their name in tables and figures."""
 
     name: str
     policy: Policy
+    codec: RowCodec = MODEL_ROWS
 
     @property
     def key(self) -> str:
         """The same for whatever means the same, however it was written."""
-        return f"{self.policy.name} {canonical_json(self.policy.parameters())}"
+        policy = f"{self.policy.name} {canonical_json(self.policy.parameters())}"
+        return policy if self.codec == MODEL_ROWS else f"{policy} @{self.codec.name}"
 
 
 def parse_setting(text: str) -> Setting:
-    """`policy` or `policy:name=value,name=value`; the text is the name.
+    """`policy` or `policy:name=value,name=value`, and `@codec` if it has one; the text is the name.
 
     Raises `UnknownPolicy` or `InvalidParameter`.
     """
-    return Setting(text, parse_policy(*parse_written(text)))
+    policy, parameters, codec = parse_written(text)
+    return Setting(text, parse_policy(policy, parameters), codec)
 
 
-def parse_written(text: str) -> tuple[str, dict[str, object]]:
-    """The policy's name and the parameters that are given. Raises `InvalidParameter`."""
-    name, _, written = text.partition(":")
+def parse_written(text: str) -> tuple[str, dict[str, object], RowCodec]:
+    """The policy's name, the parameters that are given, the codec. Raises `InvalidParameter`."""
+    policy, coded, spelling = text.partition("@")
+    codec = RowCodec.parse(spelling.strip()) if coded else MODEL_ROWS
+    name, _, written = policy.partition(":")
     parameters: dict[str, object] = {}
     for pair in _COMMA.split(written) if written else ():
         key, equals, value = pair.partition("=")
         if not (key.strip() and equals):
             raise InvalidParameter("policy", f"{pair!r} of {text!r} is not name=value")
         parameters[key.strip()] = _value(value.strip())
-    return name, parameters
+    return name.strip(), parameters, codec
 
 
 def parse_settings(texts: Iterable[str]) -> tuple[Setting, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from kvstore.codecs import MODEL_ROWS, RowCodec
 from kvstore.errors import InvalidParameter
 from kvstore.policies import parse_policy
 from services.evaluation.cases import Bench
@@ -27,7 +28,7 @@ _LEAST_NINES, _MOST_NINES = 0.3, 4.0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Family:
-    """A policy whose one parameter says how much to keep; `fixed` are the others that are given.
+    """A policy whose one parameter says how much to keep; `fixed` and `codec` are given.
 
     A place from 0, the smallest cache, to 1, the largest, is a value of the parameter.
     """
@@ -35,12 +36,15 @@ class Family:
     policy: str
     parameter: str
     fixed: Mapping[str, object]
+    codec: RowCodec = MODEL_ROWS
 
     def at(self, place: float) -> Setting:
         value = self._value(place)
         written = {**self.fixed, self.parameter: value}
         name = ",".join(f"{key}={given}" for key, given in written.items())
-        return Setting(f"{self.policy}:{name}", parse_policy(self.policy, written))
+        coded = "" if self.codec == MODEL_ROWS else f"@{self.codec.name}"
+        policy = parse_policy(self.policy, written)
+        return Setting(f"{self.policy}:{name}{coded}", policy, self.codec)
 
     def _value(self, place: float) -> float:
         if self.parameter == "budget":
@@ -49,12 +53,12 @@ class Family:
         return round(1 - math.pow(10, -nines), 5)
 
 
-def family_of(policy: str, fixed: Mapping[str, object]) -> Family:
+def family_of(policy: str, fixed: Mapping[str, object], codec: RowCodec = MODEL_ROWS) -> Family:
     """Raises `InvalidParameter` for a policy of which no parameter says how much to keep."""
     known = parse_policy(policy, fixed).parameters()
     for parameter in ("recovery", "budget"):
         if parameter in known and parameter not in fixed:
-            return Family(policy, parameter, fixed)
+            return Family(policy, parameter, fixed, codec)
     raise InvalidParameter("policy", f"{policy} leaves neither recovery nor budget to be found")
 
 

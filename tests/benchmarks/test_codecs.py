@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.codecs import best_at_sizes, fp16_share
-from kvstore.codecs import RowCodec
+from benchmarks.codecs import best_at_sizes
+from services.evaluation.prompt_record import fp16_bytes_kept
 from tests.kvstore.wire.caches import two_layers
 
 
@@ -15,7 +15,7 @@ def test_rows_of_the_model_count_as_float16_whatever_was_computed_in(dtype: str)
     marks = sum(4 * (one.rows + len(one.scores)) + len(one.flags) for one in cache.layers)
     rows = sum(one.rows * 2 * 2 * one.head_size for one in cache.layers)
     dense = 40 * (3 * 4 + 2 * 8) * 2 * 2
-    share = fp16_share(cache.layers, RowCodec(), 40)
+    share = fp16_bytes_kept(list(cache.layers), 40)
     assert share == pytest.approx((rows + marks) / dense)
 
 
@@ -24,7 +24,7 @@ def test_coded_rows_count_their_scales() -> None:
     marks = sum(4 * (one.rows + len(one.scores)) + len(one.flags) for one in cache.layers)
     rows = sum(one.rows * 2 * (one.head_size + 2) for one in cache.layers)
     dense = 40 * (3 * 4 + 2 * 8) * 2 * 2
-    share = fp16_share(cache.layers, RowCodec.parse("int8"), 40)
+    share = fp16_bytes_kept(list(cache.layers), 40)
     assert share == pytest.approx((rows + marks) / dense)
 
 

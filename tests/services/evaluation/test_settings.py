@@ -2,6 +2,7 @@
 
 import pytest
 
+from kvstore.codecs import RowCodec
 from kvstore.errors import InvalidParameter, UnknownPolicy
 from kvstore.policies import parse_policy
 from services.evaluation.settings import parse_setting, parse_settings
@@ -30,7 +31,17 @@ def test_a_setting_is_a_policy_with_parameters(text, name, parameters):
     assert setting.policy == parse_policy(name, parameters)
 
 
-@pytest.mark.parametrize("text", ["h2o:budget", "h2o:=1", "h2o:budget=,sinks", "h2o:budget=2"])
+def test_a_setting_may_name_its_codec():
+    coded = parse_setting("h2o:budget=.2@int8/int4")
+    assert coded.codec == RowCodec.parse("int8/int4")
+    assert coded.policy == parse_setting("h2o:budget=.2").policy
+    assert coded.key != parse_setting("h2o:budget=.2").key
+    assert parse_setting("full@model").key == parse_setting("full").key
+
+
+@pytest.mark.parametrize(
+    "text", ["full@int7", "full@", "h2o:budget", "h2o:=1", "h2o:budget=,sinks", "h2o:budget=2"]
+)
 def test_what_is_no_setting_is_refused(text):
     with pytest.raises(InvalidParameter):
         parse_setting(text)

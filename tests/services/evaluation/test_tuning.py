@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvstore.codecs import RowCodec
 from kvstore.errors import InvalidParameter
+from services.evaluation.settings import parse_setting
 from services.evaluation.tuning import (
     STEPS,
     Tried,
@@ -50,6 +52,12 @@ def test_the_best_within_bytes_is_found(most):
 def test_a_bound_that_nothing_keeps_finds_nothing():
     assert smallest_within_kl(FAMILY, 1e-9, measure) is None
     assert best_within_bytes(FAMILY, 0.01, measure) is None
+
+
+def test_a_family_has_one_codec():
+    coded = family_of("h2o", {}, RowCodec.parse("int8")).at(0.5)
+    assert coded == parse_setting(coded.name)
+    assert coded.codec.name == "int8"
 
 
 def test_a_family_leaves_one_parameter_open():
