@@ -14,9 +14,16 @@ import torch
 
 from headwise import Client
 from headwise.v1 import decode_pb2, prefill_pb2, prefill_pb2_grpc, store_pb2, store_pb2_grpc
+from kvstore.tiers.mooncake_client import connect_mooncake
 from services.demo.processes import Service, running_service
 from tests.conftest import Pair, running_pair
-from tests.kvstore.tiers.servers import RedisServer, connected, running_valkey
+from tests.kvstore.tiers.servers import (
+    RedisServer,
+    connected,
+    running_cluster,
+    running_mooncake,
+    running_valkey,
+)
 from tests.observe import scrape
 
 pytestmark = pytest.mark.processes
@@ -42,6 +49,25 @@ def far_pair(tiny_model: Path, valkey: RedisServer) -> Iterator[Pair]:
     )
     with running_pair(str(tiny_model), store, ("--max-contexts", "0")) as pair:
         yield pair
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[tuple[str, ...]]:
+    """A Redis Cluster of three nodes, as a service's options."""
+    with running_cluster(tmp_path) as nodes:
+        yield "--store-redis", nodes[0].cluster_address.url, "--store-redis-cluster"
+
+
+@pytest.fixture
+def mooncake(tmp_path: Path) -> Iterator[tuple[str, ...]]:
+    """Mooncake Store in memory that this process lends, as a service's options."""
+    with running_mooncake(tmp_path) as (_, address):
+        lender = connect_mooncake(address)
+        yield (
+            *("--store-mooncake", address.master),
+            *("--store-mooncake-metadata", address.metadata_url),
+        )
+        lender.close()
 
 
 def _keep(target: str, tokens: list[int]) -> store_pb2.KeepCacheResponse:
@@ -100,6 +126,22 @@ def test_a_context_kept_on_disk_and_in_valkey_is_the_same_in_another_process(
         assert _fetch(far_pair[0].target, kept.key) == computed
         tokens = _answer(far_pair, [5, 9], kept.key)
     assert tokens == _reference(tiny_model, [*_DOCUMENT, 5, 9])
+
+
+@pytest.mark.parametrize("shared", ["cluster", "mooncake"])
+def test_what_one_prefill_keeps_in_a_shared_store_another_finds(
+    tiny_model: Path, shared: str, request: pytest.FixtureRequest
+) -> None:
+    store = request.getfixturevalue(shared)
+    arguments = ["--model", str(tiny_model), "--store-memory-bytes", "0", "--store-write"]
+    arguments += ["through", "--store-timeout-seconds", "5", *store]
+    with running_service("prefill", arguments) as one, running_service("prefill", arguments) as two:
+        computed, _ = _prefill(one.target, _DOCUMENT)
+        kept = _keep(one.target, _DOCUMENT).cache
+        assert _fetch(two.target, kept.key) == computed
+        again, report = _prefill(two.target, _DOCUMENT)
+        assert report.reused
+        assert again == computed
 
 
 def test_a_lying_store_is_a_miss(far_pair: Pair, valkey: RedisServer) -> None:
