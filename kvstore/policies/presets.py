@@ -21,7 +21,7 @@ class Preset:
 
 # what each costs, and of what these were chosen, is in docs/policies.md
 PRESETS = (
-    Preset("quality", "coverage", {"recovery": 0.99, "retrieval_ratio": 0.08}),
-    Preset("balanced", "coverage", {"recovery": 0.95, "retrieval_ratio": 0.1}),
-    Preset("small", "coverage", {"recovery": 0.85, "retrieval_ratio": 0.08}),
+    Preset("quality", "lookback", {"budget": 0.45, "retrieval_ratio": 0.12}),
+    Preset("balanced", "lookback", {"budget": 0.3, "retrieval_ratio": 0.1}),
+    Preset("small", "lookback", {"budget": 0.15, "retrieval_ratio": 0.05}),
 )

@@ -21,7 +21,7 @@ class PrefillOptions:
     trace: TraceOptions
     store: StoreOptions
     port: int = setting(7081, "Port to listen on; 0 takes a free one.", minimum=0, maximum=65535)
-    default_policy: str = setting("coverage", "Policy of requests that name none.")
+    default_policy: str = setting("balanced", "Policy of requests that name none.")
     chunk_tokens: int = setting(
         1024, "Prompt tokens computed at once; bounds memory and the time to stop.", minimum=16
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from kvstore.policies import parse_policy
 from kvstore.tiers import WriteMode
 from kvstore.wire import WireLimits
 from services.prefill.calibration.calibrations import Calibrations
@@ -44,6 +45,8 @@ def build_parts(served: ServedModel, options: PrefillOptions) -> PrefillParts:
         keeps_prompts=store.store_prompts,
     )
     calibrations = Calibrations(served, options.model.model_cache.expanduser())
+    # before the first request, which would have to wait for it
+    calibrations.needed_by(parse_policy(options.default_policy, {}))
     contexts = Contexts(
         served,
         Computation(served, calibrations, chunk_tokens=options.chunk_tokens),

@@ -50,7 +50,7 @@ def test_a_preset_is_described_used_and_recorded_as_its_policy(tiny_pair: Pair) 
     with Client(tiny_pair[1].target) as client:
         (described,) = [p for p in client.describe().policies if p.name == "balanced"]
         result = client.generate(_PROMPT, policy="balanced", max_tokens=4).result
-    assert described.preset_of == result.policy == "coverage"
+    assert described.preset_of == result.policy == "lookback"
     assert dict(described.defaults.items()) == result.policy_parameters
     assert result.policy_parameters["retrieval_ratio"] > 0
 

@@ -60,6 +60,7 @@ def test_the_wheel_holds_the_packages_their_types_and_nothing_else(wheel: Path) 
     assert tops == {"headwise", "kvstore", "services"}
     assert {"headwise/py.typed", "kvstore/py.typed", "headwise/v1/decode_pb2.pyi"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert any("calibration/known/calibration-retrieval" in name for name in names)
 
 
 def test_the_client_needs_no_torch(clean_python: Path, tmp_path: Path) -> None:

@@ -65,21 +65,19 @@ def test_an_unknown_policy_is_refused_by_name():
 
 def test_a_preset_is_a_policy_with_parameters_and_gives_way_to_the_users():
     balanced = parse_policy("balanced", {})
-    assert (balanced.name, balanced.recovery) == ("coverage", 0.95)
-    assert parse_policy("coverage", balanced.parameters()) == balanced
-    assert parse_policy("balanced", {"recovery": 0.9}) == dataclasses.replace(
-        balanced, recovery=0.9
-    )
-    with pytest.raises(InvalidParameter, match="budget"):
-        parse_policy("balanced", {"budget": 0.2})
+    assert (balanced.name, balanced.retrieval_ratio) == ("lookback", 0.1)
+    assert parse_policy("lookback", balanced.parameters()) == balanced
+    assert parse_policy("balanced", {"distance": 9}) == dataclasses.replace(balanced, distance=9)
+    with pytest.raises(InvalidParameter, match="recovery"):
+        parse_policy("balanced", {"recovery": 0.9})
 
 
 def test_presets_and_policies_share_no_name_and_get_smaller():
     names = [name for name, _ in (*known_policies(), *known_presets())]
     assert len(set(names)) == len(names)
     assert [name for name, _ in known_presets()] == ["quality", "balanced", "small"]
-    recoveries = [policy.recovery for _, policy in known_presets()]
-    assert recoveries == sorted(recoveries, reverse=True)
+    budgets = [policy.budget.ratio for _, policy in known_presets()]
+    assert budgets == sorted(budgets, reverse=True)
 
 
 @pytest.mark.parametrize(

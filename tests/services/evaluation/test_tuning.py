@@ -65,8 +65,8 @@ def test_a_family_leaves_one_parameter_open():
     small, large = family.at(0.0).policy, family.at(1.0).policy
     assert small.retrieval_ratio == large.retrieval_ratio == 0.5
     assert small.recovery < 0.51 < 0.999 < large.recovery
-    # a preset has chosen its recovery: what is left open is searched all the same
-    assert family_of("balanced", {}).parameter == "recovery"
+    # a preset has chosen its budget: what is left open is searched all the same
+    assert family_of("balanced", {}).parameter == "budget"
     for policy, fixed in (("full", {}), ("h2o", {"budget": 0.2})):
         with pytest.raises(InvalidParameter, match="neither"):
             family_of(policy, fixed)
