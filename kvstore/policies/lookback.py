@@ -66,28 +66,52 @@ class Lookback(Competing):
         references = [profile.reference for profile in profiles if profile and profile.reference]
         if len(references) < len(layers):
             return [full_plan(prompt, layer.shape) for layer in layers]
-        scores = [
-            self._scores(reference, prompt, layer)
+        readings = [
+            [
+                _read(reference, head, layer.shape, self.distance)
+                for head in range(layer.shape.kv_heads)
+            ]
             for reference, layer in zip(references, layers, strict=True)
         ]
-        return self.plan_winners(scores, prompt, layers)
+        scores = [
+            self._scores(heads, prompt, layer)
+            for heads, layer in zip(readings, layers, strict=True)
+        ]
+        plans = self.plan_winners(scores, prompt, layers)
+        return [_covering(plan, heads) for plan, heads in zip(plans, readings, strict=True)]
 
     def _scores(
-        self, reference: ReferenceAttention, prompt: PromptFacts, layer: LayerFacts
+        self, heads: Sequence[_Reading], prompt: PromptFacts, layer: LayerFacts
     ) -> torch.Tensor:
-        heads = [
-            _read_from_afar(reference, head, layer.shape, self.distance)
-            for head in range(layer.shape.kv_heads)
-        ]
+        """Of all the layer's heads, f32 `[H, T]`, sinks and latest rows foremost."""
         recent = min(self.recent, int(_MOST_RECENT * self.rows(prompt, layer)))
         recent = max(recent, self.floor_rows - self.sinks)
-        return with_first_and_last(torch.stack(heads), self.sinks, recent, prompt, layer)
+        afar = torch.stack([head.afar for head in heads])
+        return with_first_and_last(afar, self.sinks, recent, prompt, layer)
 
 
-def _read_from_afar(
-    reference: ReferenceAttention, head: int, shape: LayerShape, distance: int
-) -> torch.Tensor:
-    """Each row's score in one KV head, f32 `[T]`; 0 for rows that no query is far enough from."""
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _Reading:
+    """What the late queries read of one KV head's rows, f32 `[T]` each.
+
+    `afar` the scores, 0 for rows that no query is far enough from; `shares` of all the attention,
+    from near and from afar.
+    """
+
+    afar: torch.Tensor
+    shares: torch.Tensor
+
+
+def _covering(plan: LayerPlan, heads: Sequence[_Reading]) -> LayerPlan:
+    """The plan, and the share of the late queries' attention that its rows cover."""
+    covering = (
+        dataclasses.replace(kept, recovered=min(1.0, float(head.shares[kept.rows].sum())))
+        for kept, head in zip(plan.heads, heads, strict=True)
+    )
+    return dataclasses.replace(plan, heads=tuple(covering))
+
+
+def _read(reference: ReferenceAttention, head: int, shape: LayerShape, distance: int) -> _Reading:
     group = shape.group
     k, v = reference.k[head].float(), reference.v[head].float()
     logits = reference.q[head * group : (head + 1) * group].float() @ k.mT * reference.scale
@@ -96,6 +120,7 @@ def _read_from_afar(
     if shape.sliding_window is not None:
         hidden |= away >= shape.sliding_window
     shares = logits.masked_fill_(hidden, -math.inf).softmax(-1)
+    every = shares.mean((0, 1))
     far = ~hidden & (away >= distance)
     shares = shares.masked_fill_(~far, 0.0)
     mass = shares.sum(-1, keepdim=True)
@@ -106,4 +131,4 @@ def _read_from_afar(
     scores = squares.sum(0) * v.square().sum(-1)
     scores -= 2 * (v * (squares.mT @ given)).sum(-1)
     scores += squares.mT @ given.square().sum(-1)
-    return (scores.clamp_min(0) / (group * far.sum(0)).clamp_min(1)).sqrt()
+    return _Reading((scores.clamp_min(0) / (group * far.sum(0)).clamp_min(1)).sqrt(), every)

@@ -53,7 +53,8 @@ def observe_cache(received: Received, pages: SequencePages) -> None:
         metrics.ROWS_RECEIVED.labels(*by_layer).inc(head.rows)
         metrics.DENSE_ROWS_RECEIVED.labels(*by_layer).inc(pages.length)
     metrics.WIRE_DENSE_EQUIVALENT_BYTES.inc(pages.dense_bytes)
-    metrics.RECOVERED_MASS.observe(received.recovered_mass)
+    if received.profiled:
+        metrics.RECOVERED_MASS.observe(received.recovered_mass)
     metrics.STAGE_SECONDS.labels("receive").observe(received.receive_seconds)
 
 

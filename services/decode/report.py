@@ -75,6 +75,11 @@ class Received:
         return dataclasses.replace(self, wire_bytes=0, receive_seconds=0.0, stages=stages)
 
     @property
+    def profiled(self) -> bool:
+        """Whether the policy knew what every head's rows cover."""
+        return all(head.recovered > 0 for head in self.heads)
+
+    @property
     def recovered_mass(self) -> float:
         """Mean over all heads; 1 for an empty cache, which lost nothing."""
         return sum(h.recovered for h in self.heads) / len(self.heads) if self.heads else 1.0

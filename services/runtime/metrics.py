@@ -117,7 +117,7 @@ DENSE_ROWS_RECEIVED = Counter(
 )
 RECOVERED_MASS = Histogram(
     "headwise_recovered_mass_ratio",
-    "Share of attention mass the kept rows cover, mean over a cache's heads",
+    "Share of attention mass the kept rows cover, mean over a cache's heads, where measured",
     buckets=_MASS,
 )
 

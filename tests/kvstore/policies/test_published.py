@@ -302,6 +302,18 @@ def test_lookback_keeps_what_late_queries_read_from_afar():
             assert head.rows.tolist() == (of_head >= threshold).nonzero().squeeze(1).tolist()
 
 
+def test_lookback_says_how_much_of_the_late_attention_its_rows_cover():
+    (layer, *_) = layers = layers_of(16)
+    plan, *_ = planned("lookback", layers, floor_rows=1, recent=9, distance=12, late_share=0.4)
+    for number, head in enumerate(plan.heads):
+        q, k = layer.q[2 * number : 2 * number + 2, 90:].double(), layer.k[number].double()
+        ahead = torch.arange(90, TOKENS)[:, None] < torch.arange(TOKENS)
+        shares = (q @ k.mT * SCALE).masked_fill(ahead, -math.inf).softmax(-1)
+        expected = shares[:, :, head.rows].sum(-1).mean()
+        assert head.recovered == pytest.approx(float(expected), abs=1e-5)
+        assert 0.2 < head.recovered < 1
+
+
 def test_attention_matching_has_one_threshold_for_all_heads():
     layers = layers_of(13)
     for layer in layers[1:]:
