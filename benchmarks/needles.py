@@ -79,7 +79,7 @@ def _table(found: dict[str, list[tuple[bool, float]]]) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    others = options.policy or ["quality", "balanced", "small"]
+    others = options.policy or ["quality", "small", "coverage"]
     settings = parse_settings([_FULL, options.default, *others])
     served = load_model(options.model)
     tasks = list(needles(Writer(served), options.lengths, DEPTHS[:: options.every]))
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--default", default="coverage", help="the service's default policy")
+    parser.add_argument("--default", default="balanced", help="the service's default policy")
     parser.add_argument("--policy", action="append", help="a setting beside the default's")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--every", type=int, default=1, help="only each so many of the depths")

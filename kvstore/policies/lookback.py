@@ -32,6 +32,7 @@ from kvstore.policies.budgeted import with_first_and_last
 from kvstore.policies.competing import Competing
 from kvstore.policies.parameters import ratio, tokens
 from kvstore.policies.selection import full_plan
+from kvstore.rules import RetentionRule
 
 # of a head's share of the budget, at most, is left to the latest rows
 _MOST_RECENT = 5 / 8
@@ -41,7 +42,8 @@ _MOST_RECENT = 5 / 8
 class Lookback(Competing):
     """`queries` of the last `late_share` of the prompt look back at least `distance` tokens.
 
-    The `recent` latest rows of every head are kept, fewer where the budget is small.
+    The `recent` latest rows of every head are kept, fewer where the budget is small. Of what is
+    generated heads that are not whole keep the latest `generated_window` rows, 0 for all.
     """
 
     name: ClassVar[str] = "lookback"
@@ -50,6 +52,7 @@ class Lookback(Competing):
     recent: int = tokens(192)
     late_share: float = ratio(0.3)
     queries: int = tokens(1024, least=1)
+    generated_window: int = tokens(0)
 
     def profile_request(self, tokens: int, shape: LayerShape) -> ProfileRequest | None:
         if self.keeps_everything():
@@ -78,7 +81,23 @@ class Lookback(Competing):
             for heads, layer in zip(readings, layers, strict=True)
         ]
         plans = self.plan_winners(scores, prompt, layers)
-        return [_covering(plan, heads) for plan, heads in zip(plans, readings, strict=True)]
+        return [
+            self._ruled(_covering(plan, heads), prompt)
+            for plan, heads in zip(plans, readings, strict=True)
+        ]
+
+    def _ruled(self, plan: LayerPlan, prompt: PromptFacts) -> LayerPlan:
+        """What was chosen of the prompt stays; what is generated, as far as it is wanted."""
+        if not self.generated_window:
+            return plan
+        rule = RetentionRule(
+            horizon=plan.shape.sliding_window or 0,
+            sinks=prompt.tokens,
+            generated_from=prompt.tokens,
+            generated_window=self.generated_window,
+        )
+        heads = (dataclasses.replace(head, rule=rule) for head in plan.heads)
+        return dataclasses.replace(plan, heads=tuple(heads))
 
     def _scores(
         self, heads: Sequence[_Reading], prompt: PromptFacts, layer: LayerFacts

@@ -34,7 +34,8 @@ def rows_bound(rule: RetentionRule, rows: int, length: int, final_length: int) -
     - What was evicted never returns, so at most the rows of now and the n − length tokens fed
       since are held. For a full head, and for one that protects a class (any token may belong to
       it), this is all that can be said.
-    - Otherwise each row held is kept by a clause: at most `sinks` rows by the first positions,
+    - Otherwise each row held is kept by a clause: at most `sinks` rows by the first positions (and
+      no more than are held, once all of these have been seen),
       `recent_rows` by the window, `generated_window` by the window after the prompt and
       `budget(n)` by score, which does not fall as n grows.
     - With a horizon all rows held have different positions among the last `horizon` tokens.
@@ -44,7 +45,8 @@ def rows_bound(rule: RetentionRule, rows: int, length: int, final_length: int) -
     """
     most = rows + final_length - length
     if not rule.full and rule.protected == TokenClass.NONE:
-        clauses = rule.sinks + rule.recent_rows + rule.generated_window
+        sinks = min(rule.sinks, rows) if length >= rule.sinks else rule.sinks
+        clauses = sinks + rule.recent_rows + rule.generated_window
         most = min(most, clauses + rule.budget(final_length))
     if rule.horizon:
         most = min(most, rule.horizon)

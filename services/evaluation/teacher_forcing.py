@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from kvstore.cache import RaggedLayer
+from kvstore.codecs import MODEL_ROWS
 from kvstore.pool import BatchStep, PagePool, SequencePages, pages_bound
 from services.decode.step import BatchAttention
 from services.evaluation.attention_hooks import DenseAttention, KeptAttention
@@ -64,7 +65,10 @@ def open_pages(
     pool = PagePool(served.shapes, pages=pages, page_rows=_PAGE_ROWS, dtype=served.dtype)
     batch = []
     for layers in caches:
-        sequence = pool.open(first_position, bound)
+        coding = layers[0].coding
+        codec = coding.codec if coding else MODEL_ROWS
+        # coded rows need fewer pages than the bound
+        sequence = pool.open(first_position, bound, codec)
         for index, layer in enumerate(layers):
             sequence.load(index, layer)
         batch.append(sequence)

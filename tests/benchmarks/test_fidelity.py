@@ -13,7 +13,7 @@ from kvstore.policies.full import Full
 from services.evaluation.forced_runs import with_later_kept, with_rules
 from services.evaluation.passages import OFFSETS, Passage, hidden_keys, passages
 from services.evaluation.prompt_record import PromptRecord
-from services.evaluation.settings import Setting
+from services.evaluation.settings import Setting, parse_setting
 from services.evaluation.teacher_forcing import compare, dense_logits, kept_logits
 from services.runtime.model import load_model
 
@@ -78,6 +78,21 @@ def test_rows_and_bytes_at_the_end_are_counted(served, passage):
     # a fixed budget and a fixed window: the rows stay the same while the text grows
     assert measured.final_rows == pytest.approx(held / (4 * (48 + len(passage.fed))))
     assert measured.bytes == pytest.approx(sum(layer.nbytes for layer in layers) / (4 * 48 * 128))
+
+
+@pytest.mark.parametrize("way", [with_rules, with_later_kept])
+def test_coded_rows_are_measured_as_they_are_held(served, passage, way):
+    exact, coded, coarse = way(
+        served,
+        (passage,),
+        tuple(parse_setting(text) for text in ("full", "full@int8", "full@int4")),
+        lambda: None,
+    )
+    kls = [float(one.divergence.kl.mean()) for one in (exact, coded, coarse)]
+    assert kls[0] < 1e-6 < kls[1] < 0.1 * kls[2]
+    # keys, values and their scales, and a position: of 128 bytes
+    assert coded.bytes == pytest.approx((2 * (16 + 2) + 4) / 128)
+    assert coded.costs["fp16_bytes"] == pytest.approx(2 * coded.bytes)
 
 
 def test_divergence_is_computed_from_probabilities():

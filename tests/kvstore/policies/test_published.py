@@ -302,6 +302,23 @@ def test_lookback_keeps_what_late_queries_read_from_afar():
             assert head.rows.tolist() == (of_head >= threshold).nonzero().squeeze(1).tolist()
 
 
+def test_lookback_may_forget_what_was_generated_long_ago():
+    parameters = {"floor_rows": 1, "recent": 9, "distance": 12}
+    layers = layers_of(17)
+    for plan, plain in zip(
+        planned("lookback", layers, **parameters, generated_window=5),
+        planned("lookback", layers, **parameters),
+        strict=True,
+    ):
+        for head, other in zip(plan.heads, plain.heads, strict=True):
+            assert head.rows.tolist() == other.rows.tolist()
+            positions = torch.cat([head.rows, torch.arange(TOKENS, TOKENS + 30)])
+            kept = keep_mask(head.rule, positions, None, None, TOKENS + 30)
+            latest = list(range(TOKENS + 25, TOKENS + 30))
+            assert positions[kept].tolist() == [*head.rows.tolist(), *latest]
+            assert keep_mask(other.rule, positions, None, None, TOKENS + 30).all()
+
+
 def test_lookback_says_how_much_of_the_late_attention_its_rows_cover():
     (layer, *_) = layers = layers_of(16)
     plan, *_ = planned("lookback", layers, floor_rows=1, recent=9, distance=12, late_share=0.4)

@@ -22,6 +22,10 @@ def test_each_kind_of_rule_grows_as_it_may() -> None:
     assert rows_bound(FULL_RULE, 10, 20, 100) == 90
     assert rows_bound(RetentionRule(full=True, horizon=30), 10, 20, 100) == 30
     assert rows_bound(RetentionRule(sinks=4, window=16), 18, 20, 100) == 20
+    # of a prompt of 100 tokens 30 rows were chosen, and no other of its rows comes back
+    chosen = RetentionRule(sinks=100, generated_from=100, generated_window=8)
+    assert rows_bound(chosen, 30, 100, 500) == 38
+    assert rows_bound(chosen, 10, 50, 500) == 108
     assert rows_bound(RetentionRule(window=2, budget_ratio=0.3), 8, 20, 100) == 32
     protecting = RetentionRule(protected=TokenClass.SPECIAL, window=2)
     assert rows_bound(protecting, 8, 20, 100) == 88
