@@ -38,6 +38,12 @@ from services.runtime.model import ServedModel, load_model
 
 # of the best policy, by percent of the rows
 _KL_TARGETS = {30: 0.010, 20: 0.018, 10: 0.050}
+# of the default policy, one pass, at other sizes than the default's: setting and target
+_DEFAULT_TARGETS = {
+    30: ("lookback_30_r10", 0.012),
+    20: ("lookback_20_r5", 0.020),
+    10: ("lookback_10", 0.050),
+}
 # budgets are met to a row a head
 _ROUNDING = 0.002
 
@@ -54,7 +60,7 @@ def compare_sizes(
     """KL, perplexity and first choices of every setting, on all passages."""
     on_step = bar("sizes", len(settings) * len(texts))
     results = with_later_kept(served, texts, settings, on_step, calibration)
-    figures = best_at_rows(results)
+    figures = best_at_rows(results) | default_at_rows(results)
     for one in results:
         figures |= measured_figures(one.name, one)
     return measured_table("Prompt compacted, every later token kept", results), figures
@@ -70,6 +76,32 @@ def best_at_rows(results: Sequence[Measured]) -> dict[str, Figure]:
             against = f"the full cache, at most {percent} % of its rows"
             figure: Figure = {"value": kl, "unit": "nats", "against": against, "target": target}
             found[f"kl_at_{percent}"] = figure
+    return found
+
+
+def default_at_rows(results: Sequence[Measured]) -> dict[str, Figure]:
+    """KL of the default policy at each share of the rows, and over H2O's at a fifth of them."""
+    kls = {one.name: float(one.divergence.kl.mean()) for one in results}
+    found: dict[str, Figure] = {
+        f"kl_default_at_{percent}": {
+            "value": kls[name],
+            "unit": "nats",
+            "against": f"the full cache, {percent} % of its rows",
+            "target": target,
+        }
+        for percent, (name, target) in _DEFAULT_TARGETS.items()
+        if name in kls
+    }
+    name, _ = _DEFAULT_TARGETS[20]
+    if name in kls and "h2o_20" in kls:
+        ratio = kls[name] / kls["h2o_20"]
+        against = "H2O on the same passages"
+        found["kl_ratio_h2o_20"] = {
+            "value": ratio,
+            "unit": "ratio",
+            "against": against,
+            "target": 0.4,
+        }
     return found
 
 
