@@ -36,6 +36,9 @@ _SETTINGS = (
     "quality",
     "balanced",
     "small",
+    # the default policy at the sizes of the presses; at .3 it is `balanced`
+    "lookback:budget=0.2,retrieval_ratio=0.05",
+    "lookback:budget=0.1",
     *(f"{policy}:budget={budget}" for policy in ("h2o", "snapkv") for budget in (0.3, 0.2, 0.1)),
 )
 
@@ -52,12 +55,15 @@ class Press:
 
 def environment(folder: Path) -> Path:
     """The Python of an environment with kvpress and our torch, made in `folder` if need be."""
-    python = folder / "bin" / "python"
-    if not python.exists():
+    python, ready = folder / "bin" / "python", folder / ".ready"
+    if not ready.exists():
         venv.create(folder, with_pip=True)
         version = str(torch.__version__).partition("+")[0]
         wanted = [f"torch=={version}", "kvpress>=0.5,<0.6"]
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
+        # fire, plain Python, is published as source alone
+        wheels = ["--only-binary", ":all:", "--no-binary", "fire"]
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *wheels, *wanted], check=True)
+        ready.touch()
     return python
 
 

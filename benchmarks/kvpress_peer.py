@@ -15,6 +15,7 @@ from pathlib import Path
 import kvpress
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers.utils import logging
 
 # by name; each is told which share of the rows to remove
 PRESSES: dict[str, Callable[[float], kvpress.BasePress]] = {
@@ -35,6 +36,8 @@ PRESSES: dict[str, Callable[[float], kvpress.BasePress]] = {
 
 def main() -> None:
     folder, work = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
+    # the bar of the whole run is drawn by who started this
+    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="sdpa"
     ).eval()

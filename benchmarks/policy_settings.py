@@ -57,7 +57,11 @@ SIZES = (
     *_budgets("cascading", 30),
     *_budgets("citrus", 30),
     *_budgets("vlcache", 30),
+    *_budgets("uncomp", 30, 20),
+    *_budgets("zeromerge", 30, 20),
+    *_budgets("kvmerger", 30, 20),
     _setting("razor_attention_256", "razor_attention", least_window=256),
+    _setting("razor_attention_256_plain", "razor_attention", least_window=256, compensation=False),
 )
 
 # profiles are what costs here: these share four

@@ -30,6 +30,8 @@ def compact_layer(
         offsets.append(offsets[-1] + chosen.numel())
         if head.fitted is not None:
             values[offsets[-2] : offsets[-1]] = head.fitted.values
+            if head.fitted.keys is not None:
+                keys[offsets[-2] : offsets[-1]] = head.fitted.keys
     coding = RowCoding(codec, k.shape[2], k.dtype)
     keys, values = encode_rows(keys, coding.keys), encode_rows(values, coding.values)
     classes = classes.to(k.device)

@@ -21,7 +21,7 @@ class ProfileRequest:
     `rows`: how many uniformly strided query rows to look at; 0 means all of them.
     `value_weighted`: weigh each probability by the norm of its value, renormalised per row.
     `recent_rows`: look at the prompt's last rows alone, and at all of these; 0 for no such limit.
-    `keys`: the prompt's keys themselves.
+    `keys`, `values`: the prompt's keys or values themselves.
     `density_threshold`: what part of a row's highest probability counts as looked at; 0 where no
     density is wanted.
     `reconstruct`: the most that any token of a second pass, which repeats the prompt, pays to each
@@ -36,6 +36,7 @@ class ProfileRequest:
     value_weighted: bool = False
     recent_rows: int = 0
     keys: bool = False
+    values: bool = False
     density_threshold: float = 0.0
     reconstruct: bool = False
     reference_queries: int = 0
@@ -71,8 +72,8 @@ class AttentionProfile:
     scaled to all `tokens` rows where only a sample was looked at, and not scaled where only the
     recent rows were. `edges[0]` is 0, so `far[..., 0, :]` is the accumulated attention. No n × n
     map is ever held. `mass_rows`: how many rows of mass 1 `far` stands for. `keys` `[H, T, D]`
-    after RoPE, `peaks` f32 `[H, G, T]`, `density`, the mean share of columns looked at, and
-    `reference` where they were asked for.
+    after RoPE, `values` `[H, T, D]`, `peaks` f32 `[H, G, T]`, `density`, the mean share of columns
+    looked at, and `reference` where they were asked for.
     """
 
     far: torch.Tensor
@@ -80,6 +81,7 @@ class AttentionProfile:
     tokens: int
     mass_rows: int
     keys: torch.Tensor | None = None
+    values: torch.Tensor | None = None
     peaks: torch.Tensor | None = None
     density: float = 0.0
     reference: ReferenceAttention | None = None
@@ -108,7 +110,7 @@ class HeadPlan:
     `scores` f32 `[T]` are the scores of *all* prompt tokens (None where the rule needs none);
     `recovered` is the share of the head's attention mass, in the rows that were looked at, that
     the kept rows cover; 0 where nothing was profiled. `fitted`: what the kept rows hold in the
-    place of their own values, where they stand for dropped ones too.
+    place of their own values, or keys and values, where they stand for dropped ones too.
     """
 
     rule: RetentionRule

@@ -53,6 +53,7 @@ class Profiler:
         self._positions = looked_at(request, tokens)
         self._far = torch.zeros(shape.query_heads, len(request.edges), tokens, device=device)
         self._keys: torch.Tensor | None = None
+        self._values: torch.Tensor | None = None
         self._density = 0.0
         self._late = late_positions(request, tokens)
         self._late_queries: list[torch.Tensor] = []
@@ -74,6 +75,8 @@ class Profiler:
         """
         if self._request.keys:
             self._keys = k
+        if self._request.values:
+            self._values = v
         self._take_late(q, k, v, first_position, scale)
         if not self._request.edges:
             return
@@ -138,6 +141,7 @@ class Profiler:
             self._tokens,
             self._tokens if sampled else rows,
             self._keys,
+            self._values,
             density=self._density,
             reference=self._reference,
         )

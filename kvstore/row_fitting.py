@@ -26,10 +26,14 @@ _RIDGE = 0.1
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class FittedRows:
-    """What R kept rows hold: `values` `[R, D]`, and `log_weights` f32 `[R]` for their logits."""
+    """What R kept rows hold: `values` `[R, D]`, and `log_weights` f32 `[R]` for their logits.
+
+    `keys` `[R, D]` where these are others too.
+    """
 
     values: torch.Tensor
     log_weights: torch.Tensor
+    keys: torch.Tensor | None = None
 
 
 def fit_rows(shares: torch.Tensor, values: torch.Tensor, rows: torch.Tensor) -> FittedRows:

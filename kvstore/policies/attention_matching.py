@@ -13,13 +13,12 @@ latest, are fitted like all others; heads that keep everything are not.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 
-from kvstore.cache import LayerShape
+from kvstore.cache import LOG_WEIGHT_BYTES, LayerShape
 from kvstore.plans import (
     AttentionProfile,
     CacheFacts,
@@ -33,6 +32,7 @@ from kvstore.plans import (
 from kvstore.policies.budgeted import with_first_and_last
 from kvstore.policies.competing import Competing
 from kvstore.policies.parameters import tokens
+from kvstore.policies.reference_shares import head_shares, visible_columns
 from kvstore.policies.selection import full_plan
 from kvstore.row_fitting import fit_rows
 
@@ -42,8 +42,7 @@ class AttentionMatching(Competing):
     """`queries`: how many positions of the second pass are looked at, in every query head."""
 
     name: ClassVar[str] = "attention_matching"
-    # a log-weight takes as many bytes as a score
-    scored: ClassVar[bool] = True
+    mark_bytes: ClassVar[int] = LOG_WEIGHT_BYTES
 
     queries: int = tokens(1024, least=1)
 
@@ -85,14 +84,11 @@ def _shares(reference: ReferenceAttention, head: int, shape: LayerShape) -> torc
 
     f32 `[m, T]`; in a layer with a sliding window, of the queries that still see some of it.
     """
-    group, tokens = shape.group, reference.k.shape[1]
-    q = reference.q[head * group : (head + 1) * group].float()
-    logits = q @ reference.k[head].float().mT * reference.scale
+    seen = visible_columns(reference, shape)
+    shares = head_shares(reference, head, shape, seen)
     if shape.sliding_window is not None:
-        columns = torch.arange(tokens, device=q.device)
-        hidden = reference.positions.to(q.device)[:, None] - columns >= shape.sliding_window
-        logits = logits.masked_fill_(hidden, -math.inf)[:, ~hidden.all(1)]
-    return logits.reshape(-1, tokens).softmax(-1)
+        shares = shares[:, seen.any(1)]
+    return shares.flatten(0, 1)
 
 
 def _peaks(shares: torch.Tensor) -> torch.Tensor:

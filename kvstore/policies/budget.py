@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 
-from kvstore.cache import POSITION_BYTES, SCORE_BYTES, LayerShape
+from kvstore.cache import POSITION_BYTES, LayerShape
 from kvstore.plans import CacheFacts, LayerFacts, PromptFacts
 from kvstore.rules import RATIO_ROUNDING
 
@@ -51,11 +51,11 @@ def visible_rows(prompt: PromptFacts, shape: LayerShape) -> int:
 
 
 def share_of_others(
-    budget: Budget, prompt: PromptFacts, cache: CacheFacts, *, scored: bool
+    budget: Budget, prompt: PromptFacts, cache: CacheFacts, *, mark_bytes: int
 ) -> float:
     """What the heads that are not kept whole may keep of their rows, 0 to 1.
 
-    `scored`: their rows carry a score, which counts among the bytes.
+    `mark_bytes`: of the score and log-weight that each of their rows carries.
     """
     allowed, whole, others = float(budget.bytes), 0.0, 0.0
     for index, shape in enumerate(cache.shapes):
@@ -63,16 +63,16 @@ def share_of_others(
         heads = sum(1 for layer, _ in cache.whole if layer == index)
         unit = cache.row_bytes(shape) + POSITION_BYTES if budget.bytes else 1
         whole += heads * visible * unit
-        score = SCORE_BYTES if budget.bytes and scored else 0
-        others += (shape.kv_heads - heads) * visible * (unit + score)
+        marks = mark_bytes if budget.bytes else 0
+        others += (shape.kv_heads - heads) * visible * (unit + marks)
         allowed += shape.kv_heads * (budget.ratio * visible + budget.rows)
     return min(1.0, max(0.0, allowed - whole) / others) if others else 1.0
 
 
 def rows_per_head(
-    budget: Budget, prompt: PromptFacts, layer: LayerFacts, *, scored: bool, floor_rows: int
+    budget: Budget, prompt: PromptFacts, layer: LayerFacts, *, mark_bytes: int, floor_rows: int
 ) -> int:
     """Rows for each head of `layer` that is not kept whole, at least the floor."""
-    share = share_of_others(budget, prompt, layer.cache, scored=scored)
+    share = share_of_others(budget, prompt, layer.cache, mark_bytes=mark_bytes)
     visible = visible_rows(prompt, layer.shape)
     return min(visible, max(floor_rows, math.floor(share * visible + RATIO_ROUNDING)))

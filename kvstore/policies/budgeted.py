@@ -23,8 +23,8 @@ class Budgeted:
 
     scope: ClassVar[Scope] = Scope.LAYER
     uses_filters: ClassVar[bool] = False
-    # whether the rows of its heads carry a score while decoding
-    scored: ClassVar[bool] = False
+    # what a row's score and log-weight take, where it has them
+    mark_bytes: ClassVar[int] = 0
 
     budget: Budget = budget(0.3)
     sinks: int = tokens(4)
@@ -40,7 +40,7 @@ class Budgeted:
     def rows(self, prompt: PromptFacts, layer: LayerFacts) -> int:
         """Rows for each head that is not kept whole."""
         return rows_per_head(
-            self.budget, prompt, layer, scored=self.scored, floor_rows=self.floor_rows
+            self.budget, prompt, layer, mark_bytes=self.mark_bytes, floor_rows=self.floor_rows
         )
 
 

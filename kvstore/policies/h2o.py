@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import torch
 
-from kvstore.cache import LayerShape
+from kvstore.cache import SCORE_BYTES, LayerShape
 from kvstore.plans import AttentionProfile, LayerFacts, LayerPlan, ProfileRequest, PromptFacts
 from kvstore.policies.budget import visible_rows
 from kvstore.policies.budgeted import Budgeted
@@ -27,7 +27,7 @@ class H2O(Budgeted):
     """`recent_ratio` of the budget is the window of latest rows."""
 
     name: ClassVar[str] = "h2o"
-    scored: ClassVar[bool] = True
+    mark_bytes: ClassVar[int] = SCORE_BYTES
 
     recent_ratio: float = ratio(0.5)
 

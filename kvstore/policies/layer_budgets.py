@@ -1,4 +1,4 @@
-"""A cache's rows spread over its layers by shares, for policies whose layers differ."""
+"""Rows spread over layers or heads by shares, for policies that do not treat them alike."""
 
 from __future__ import annotations
 
@@ -32,6 +32,21 @@ def spread_rows(
         of_layer * policy.rows(prompt, LayerFacts(index, cache))
         for index, of_layer in enumerate(heads)
     )
+    return in_proportion(shares, heads, least, most, total)
+
+
+def in_proportion(
+    shares: Sequence[float],
+    heads: Sequence[int],
+    least: Sequence[int],
+    most: Sequence[int],
+    total: int,
+) -> list[int]:
+    """Rows for each of the `heads` of a part, in proportion to the parts' `shares`, above 0.
+
+    None gets fewer than its `least` or more than its `most`, and what one cannot hold goes to the
+    others, up to `total` rows in all heads.
+    """
 
     def rows(scale: float) -> list[int]:
         wanted = (math.floor(scale * share + RATIO_ROUNDING) for share in shares)

@@ -12,7 +12,6 @@ queries tell more than all of them or the last few.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -31,6 +30,7 @@ from kvstore.plans import (
 from kvstore.policies.budgeted import with_first_and_last
 from kvstore.policies.competing import Competing
 from kvstore.policies.parameters import ratio, tokens
+from kvstore.policies.reference_shares import head_shares, visible_columns
 from kvstore.policies.selection import full_plan
 from kvstore.rules import RetentionRule
 
@@ -131,23 +131,19 @@ def _covering(plan: LayerPlan, heads: Sequence[_Reading]) -> LayerPlan:
 
 
 def _read(reference: ReferenceAttention, head: int, shape: LayerShape, distance: int) -> _Reading:
-    group = shape.group
-    k, v = reference.k[head].float(), reference.v[head].float()
-    logits = reference.q[head * group : (head + 1) * group].float() @ k.mT * reference.scale
-    away = reference.positions.to(k.device)[:, None] - torch.arange(len(k), device=k.device)
-    hidden = away < 0
-    if shape.sliding_window is not None:
-        hidden |= away >= shape.sliding_window
-    shares = logits.masked_fill_(hidden, -math.inf).softmax(-1)
+    v = reference.v[head].float()
+    seen = visible_columns(reference, shape)
+    shares = head_shares(reference, head, shape, seen)
     every = shares.mean((0, 1))
-    far = ~hidden & (away >= distance)
+    away = reference.positions.to(v.device)[:, None] - torch.arange(len(v), device=v.device)
+    far = seen & (away >= distance)
     shares = shares.masked_fill_(~far, 0.0)
     mass = shares.sum(-1, keepdim=True)
     given = shares @ v / mass.clamp_min(torch.finfo(mass.dtype).tiny)
-    squares = shares.square_().view(-1, len(k))
+    squares = shares.square_().view(-1, len(v))
     given = given.view(len(squares), -1)
     # Σ s² · |v − o|², without the T × m distances
     scores = squares.sum(0) * v.square().sum(-1)
     scores -= 2 * (v * (squares.mT @ given)).sum(-1)
     scores += squares.mT @ given.square().sum(-1)
-    return _Reading((scores.clamp_min(0) / (group * far.sum(0)).clamp_min(1)).sqrt(), every)
+    return _Reading((scores.clamp_min(0) / (shape.group * far.sum(0)).clamp_min(1)).sqrt(), every)

@@ -15,6 +15,7 @@ from kvstore.policies.coverage import Coverage
 from kvstore.policies.fastgen import FastGen
 from kvstore.policies.full import Full
 from kvstore.policies.h2o import H2O
+from kvstore.policies.kvmerger import KVMerger
 from kvstore.policies.lookback import Lookback
 from kvstore.policies.parameters import from_parameters
 from kvstore.policies.presets import PRESETS
@@ -26,7 +27,9 @@ from kvstore.policies.reconstruction import Reconstruction
 from kvstore.policies.sagekv import SageKV
 from kvstore.policies.snapkv import SnapKV
 from kvstore.policies.streaming_llm import StreamingLLM
+from kvstore.policies.uncomp import UNComp
 from kvstore.policies.vlcache import VLCache
+from kvstore.policies.zeromerge import ZeroMerge
 
 _KINDS: tuple[type[Policy], ...] = (
     Full,
@@ -45,6 +48,9 @@ _KINDS: tuple[type[Policy], ...] = (
     Cascading,
     CItruS,
     VLCache,
+    UNComp,
+    ZeroMerge,
+    KVMerger,
     Reconstruction,
     AttentionMatching,
     Lookback,

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import torch
 
-from kvstore.cache import LayerShape
+from kvstore.cache import SCORE_BYTES, LayerShape
 from kvstore.plans import AttentionProfile, LayerFacts, LayerPlan, ProfileRequest, PromptFacts
 from kvstore.policies.budget import visible_rows
 from kvstore.policies.budgeted import Budgeted
@@ -28,7 +28,7 @@ class SageKV(Budgeted):
     """`recent_ratio` of the budget is the window that slides."""
 
     name: ClassVar[str] = "sagekv"
-    scored: ClassVar[bool] = True
+    mark_bytes: ClassVar[int] = SCORE_BYTES
 
     recent_ratio: float = ratio(0.5)
 

@@ -9,6 +9,8 @@ from benchmarks.fidelity_vs_kvpress import Press
 from services.evaluation.forced_runs import Measured
 from services.evaluation.teacher_forcing import Divergence
 
+_COMPACT = ("default", "h2o:budget=.2")
+
 
 def test_the_defaults_share_of_the_needles_is_a_figure(tiny_model, tmp_path):
     out = tmp_path / "figures.json"
@@ -16,8 +18,8 @@ def test_the_defaults_share_of_the_needles_is_a_figure(tiny_model, tmp_path):
     needles.main(["--model", str(tiny_model), "--json", str(out), *few])
     document = json.loads(out.read_text())
     assert document["conditions"]["cases"] == 4
-    names = {"needle_full", "needle_ratio_default", "needle_ratio_h2o:budget=.2"}
-    assert set(document["figures"]) == names
+    of_each = {f"needle_{kind}_{name}" for kind in ("ratio", "bytes") for name in _COMPACT}
+    assert set(document["figures"]) == {"needle_full", *of_each}
 
 
 def test_the_ratio_is_of_what_the_full_cache_finds():

@@ -15,8 +15,16 @@ pytestmark = pytest.mark.processes
 
 _PROMPT = "The with statement is used to wrap the execution of a block. " * 8
 # of all queries' mass, of late queries themselves, of calibration alone, of a second pass over the
-# whole cache, and rows that this fits
-_NAMES = ("coverage", "lookback", "qfilters", "reconstruction", "attention_matching")
+# whole cache, and rows that this fits; merged keys and values, that stay and that compete
+_NAMES = (
+    "coverage",
+    "lookback",
+    "qfilters",
+    "reconstruction",
+    "attention_matching",
+    "kvmerger",
+    "zeromerge",
+)
 
 
 @pytest.fixture(scope="module")

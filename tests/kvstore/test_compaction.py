@@ -1,11 +1,14 @@
 """Compaction against indexing by hand."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from kvstore.cache import LayerShape
 from kvstore.compaction import compact_layer
 from kvstore.plans import HeadPlan, LayerPlan
+from kvstore.row_fitting import FittedRows
 from kvstore.rules import FULL_RULE, RetentionRule, ScoreUpdate, TokenClass
 
 TOKENS = 63
@@ -76,3 +79,26 @@ def test_the_layer_owns_its_memory():
     assert layer.keys.untyped_storage().nbytes() == layer.keys.nbytes
     assert torch.equal(layer.keys, before[0])
     assert torch.equal(layer.values, before[1])
+
+
+def test_rows_that_stand_for_others_hold_what_was_merged():
+    plan, classes = plan_and_classes()
+    heads = list(plan.heads)
+    for head in (1, 4):
+        parts = [torch.randn(len(ROWS[head]), 8) for _ in range(2)]
+        # the first with values of its own, the second with keys too
+        keys = parts[1] if head == 4 else None
+        fitted = FittedRows(parts[0], torch.rand(len(ROWS[head])), keys)
+        heads[head] = dataclasses.replace(heads[head], fitted=fitted)
+    k, v = torch.randn(5, TOKENS, 8), torch.randn(5, TOKENS, 8)
+    layer = compact_layer(k, v, dataclasses.replace(plan, heads=tuple(heads)), classes)
+    assert layer.weighted == (False, True, False, False, True)
+    for number, (held, planned) in enumerate(zip(layer.heads(), heads, strict=True)):
+        rows, fitted = ROWS[number], planned.fitted
+        merged = fitted is not None
+        own_keys = k[number, rows]
+        keys = fitted.keys if merged and fitted.keys is not None else own_keys
+        assert torch.equal(held.keys, keys)
+        assert torch.equal(held.values, fitted.values if merged else v[number, rows])
+        assert (held.log_weights is not None) == merged
+        assert not merged or torch.equal(held.log_weights, fitted.log_weights)

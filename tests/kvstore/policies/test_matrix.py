@@ -7,6 +7,7 @@ from kvstore.plans import LayerPlan
 from kvstore.policies import known_policies, parse_policy
 from kvstore.policies.base import CachePolicy, Scope
 from kvstore.retention import keep_mask
+from kvstore.row_fitting import FittedRows
 from kvstore.rule_table import decode, encode
 from tests.kvstore.policies.planning import (
     LAYERS,
@@ -38,6 +39,11 @@ def test_no_policy_is_forgotten_here():
     assert set(NAMES) - set(RETRIEVING) == {"full"}
 
 
+def sound(fitted: FittedRows, rows: int) -> bool:
+    parts = [fitted.values, fitted.log_weights, *([] if fitted.keys is None else [fitted.keys])]
+    return all(len(part) == rows and bool(part.isfinite().all()) for part in parts)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("windows", [(None,) * LAYERS, WINDOWS], ids=["full", "sliding"])
 @pytest.mark.parametrize("n", [1, 2, 5, 7, 63, TOKENS])
@@ -55,6 +61,7 @@ def test_plans_are_sound(name, windows, n):
             assert 0 <= head.recovered <= 1 + 1e-6
             assert (head.scores is not None) == head.rule.needs_scores
             assert head.scores is None or head.scores.isfinite().all()
+            assert head.fitted is None or sound(head.fitted, len(rows))
             assert decode(encode(head.rule)) == head.rule
             # a floor of 8 rows counts 4 sinks, which a sliding layer may not see any more
             assert rows.numel() >= min(n - first, 4 if first else 8)
@@ -109,12 +116,14 @@ def test_no_head_is_kept_whole_unasked(name):
 def test_budgets_are_met_and_used(name, budget, retrieval_ratio):
     plans = plans_of(small(name, budget=budget, retrieval_ratio=retrieval_ratio), layers_of(6))
     rows = sum(plan.rows for plan in plans)
-    # 128 bytes of keys and values, a position, and a score where there is one
-    scored = sum(h.rows.numel() for p in plans for h in p.heads if h.scores is not None)
+    # 128 bytes of keys and values, a position, a score and a log-weight where there are any
+    heads = [head for plan in plans for head in plan.heads]
+    marks = sum(head.rows.numel() for head in heads if head.scores is not None)
+    marks += sum(head.rows.numel() for head in heads if head.fitted is not None)
     used, allowed = {
         0.4: (rows, 0.4 * 2 * LAYERS * TOKENS),
         "60 rows": (rows, 60 * 2 * LAYERS),
-        "46 KiB": (132 * rows + 4 * scored, 46 << 10),
+        "46 KiB": (132 * rows + 4 * marks, 46 << 10),
     }[budget]
     # a row a head may be lost to rounding, and in AdaKV two where parts are mixed
     assert used <= allowed * (1 + 1e-9)

@@ -10,6 +10,7 @@ from kvstore.policies import known_policies, parse_policy
 from kvstore.policies.cascading import cascade
 from kvstore.policies.pyramid_infer import cosine_shares
 from kvstore.policies.pyramidkv import falling_shares
+from kvstore.policies.uncomp import group_shares, matrix_entropies
 from kvstore.retention import keep_mask
 from kvstore.rules import TokenClass
 from tests.kvstore.policies.planning import (
@@ -115,6 +116,8 @@ CHOSEN = (
     "cascading",
     "citrus",
     "vlcache",
+    "uncomp",
+    "kvmerger",
     "reconstruction",
 )
 
@@ -239,14 +242,44 @@ def test_qfilters_keeps_keys_that_project_highest_on_the_filter():
 
 @pytest.mark.parametrize(("least_window", "window"), [(10, 30), (50, 50), (4000, TOKENS)])
 def test_razor_attention_has_two_classes_of_heads(least_window, window):
-    policy = parse_policy("razor_attention", {"least_window": least_window, "retrieval_ratio": 0.2})
-    plans = plans_of(policy, layers_of(11))
-    heads = [head for plan in plans for head in plan.heads]
+    heads = razor_heads(least_window=least_window, compensation=False)
     assert [head.rule.full for head in heads] == [False] * 5 + [True]
     for head in heads[:-1]:
         expected = sorted({*range(4), *range(TOKENS - window, TOKENS)})
         assert head.rows.tolist() == expected
+        assert head.fitted is None
     assert heads[-1].rows.numel() == TOKENS
+
+
+def razor_heads(**parameters):
+    policy = parse_policy("razor_attention", {"retrieval_ratio": 0.2, **parameters})
+    return [head for plan in plans_of(policy, layers_of(11)) for head in plan.heads]
+
+
+@pytest.mark.parametrize(("least_window", "dropped"), [(50, 96), (145, 1)])
+def test_razor_attention_has_a_row_for_all_that_is_dropped(least_window, dropped):
+    heads = razor_heads(least_window=least_window)
+    keys = torch.cat([layer.k for layer in layers_of(11)]).double()
+    values = torch.cat([layer.v for layer in layers_of(11)]).double()
+    for head, k, v in zip(heads[:-1], keys, values, strict=False):
+        window = range(TOKENS - least_window, TOKENS)
+        assert head.rows.tolist() == [*range(5), *window]
+        weights = torch.zeros(len(head.rows))
+        weights[4] = math.log(dropped)
+        torch.testing.assert_close(head.fitted.log_weights, weights)
+        others = head.rows != 4
+        for held, dense in ((head.fitted.keys, k), (head.fitted.values, v)):
+            mean = dense[4 : 4 + dropped].mean(0)
+            torch.testing.assert_close(held[4].double(), mean, atol=1e-6, rtol=0)
+            assert torch.equal(held[others].double(), dense[head.rows[others]])
+        # it stays, and the window slides
+        *_, held = decoded(head, 30)
+        assert held == [*range(5), *range(TOKENS + 30 - least_window, TOKENS + 30)]
+    assert heads[-1].fitted is None
+
+
+def test_razor_attention_compensates_nothing_where_nothing_is_dropped():
+    assert all(head.fitted is None for head in razor_heads(least_window=146))
 
 
 def test_reconstruction_has_one_threshold_for_all_heads():
@@ -391,6 +424,152 @@ def test_citrus_lets_the_instruction_vote_once_for_all_heads():
         always = {*range(4), *range(TOKENS - 12, TOKENS)}
         expected = always | best(votes, 44, set(range(TOKENS)) - always)
         assert [set(head.rows.tolist()) for head in plan.heads] == [expected, expected]
+
+
+def matrix_entropy(x, size=32):
+    """As the paper has it, of `x` `[n, D]`."""
+    centred = x.double() - x.double().mean(0)
+    rows = centred / centred.norm(dim=1, keepdim=True)
+    spectrum = torch.linalg.svdvals(rows).square() / len(x)
+    shares = (spectrum / spectrum.sum()).sort(descending=True).values[:size]
+    return float(-(shares * shares.log()).sum()) / math.log(x.shape[1])
+
+
+def test_uncomp_measures_what_queries_carry():
+    (layer,) = layers_of(20, TOKENS, (None,))
+    flat = torch.outer(torch.randn(TOKENS), torch.randn(16))
+    found = matrix_entropies(torch.stack([layer.q[0], flat, torch.ones_like(flat)]))
+    assert found.tolist() == pytest.approx([matrix_entropy(layer.q[0]), 0.0, 0.0], abs=1e-6)
+    wide = torch.randn(1, 400, 64)
+    assert float(matrix_entropies(wide)) == pytest.approx(matrix_entropy(wide[0]))
+    assert float(matrix_entropies(wide)) < matrix_entropy(wide[0], 64)
+
+
+def test_uncomp_gives_more_to_heads_whose_queries_carry_more():
+    layers = layers_of(21)
+    for number, layer in enumerate(layers):
+        # one head's queries are nearly all along one line
+        poor = number % 2
+        line = torch.outer(torch.randn(TOKENS), torch.randn(16))
+        layer.q[2 * poor : 2 * poor + 2] = line + 0.05 * layer.q[2 * poor : 2 * poor + 2]
+    parameters = {"window": 16, "pool": 1, "spread": 0.25}
+    for number, (layer, plan) in enumerate(
+        zip(layers, planned("uncomp", layers, **parameters), strict=True)
+    ):
+        votes = votes_of(layer, 16)
+        for head, kept in enumerate(plan.heads):
+            count = 45 if head == number % 2 else 75
+            always = {*range(4), *range(TOKENS - 16, TOKENS)}
+            top = best(votes[head], count - 20, set(range(TOKENS)) - always)
+            assert set(kept.rows.tolist()) == always | top
+
+
+def test_uncomp_groups_fall_by_one_step_and_are_of_like_size():
+    assert group_shares(8, 4, 0.3) == pytest.approx([1.3, 1.3, 1.1, 1.1, 0.9, 0.9, 0.7, 0.7])
+    assert group_shares(3, 2, 0.5) == pytest.approx([1.5, 1.5, 0.5])
+    assert group_shares(3, 1, 0.5) == [1.0] * 3
+    assert group_shares(2, 32, 0.5) == pytest.approx([1.5, 0.5])
+
+
+def decayed_votes(layer, decay):
+    """Each column's attention, later queries counting more; mean over the group, f64 `[H, T]`."""
+    logits = layer.q.double() @ layer.k.double().repeat_interleave(2, 0).mT * SCALE
+    future = torch.arange(TOKENS)[:, None] < torch.arange(TOKENS)
+    mass = logits.masked_fill(future, -torch.inf).softmax(-1)
+    weights = decay ** torch.arange(TOKENS - 1, -1, -1).double()
+    return (weights[:, None] * mass).sum(1).view(2, 2, TOKENS).mean(1)
+
+
+@pytest.mark.parametrize("residual", [1, 3])
+def test_zeromerge_merges_what_is_neither_late_nor_heavy(residual):
+    layers = layers_of(22)
+    parameters = {"residual_rows": residual, "alpha": 0.6, "decay": 0.9}
+    for layer, plan in zip(layers, planned("zeromerge", layers, **parameters), strict=True):
+        votes = decayed_votes(layer, 0.9)
+        for number, head in enumerate(plan.heads):
+            always = {*range(4), *range(TOKENS - 24, TOKENS)}
+            others = set(range(TOKENS)) - always
+            heavy = best(votes[number], 60 - 28 - residual, others)
+            rest = sorted(others - heavy)
+            slots = rest[:residual]
+            assert set(head.rows.tolist()) == always | heavy | set(slots)
+            sizes = []
+            for slot, position in enumerate(slots):
+                group = [j for i, j in enumerate(rest) if i * residual // len(rest) == slot]
+                row = head.rows.tolist().index(position)
+                for held, dense in (
+                    (head.fitted.keys, layer.k[number]),
+                    (head.fitted.values, layer.v[number]),
+                ):
+                    torch.testing.assert_close(held[row], dense[group].mean(0))
+                expected = 0.6 * math.log(len(group))
+                assert float(head.fitted.log_weights[row]) == pytest.approx(expected)
+                sizes.append(len(group))
+            assert sum(sizes) == 150 - 60 + residual
+            assert int((head.fitted.log_weights != 0).sum()) == residual
+
+
+def test_zeromerge_holds_its_size_and_its_residual_rows_while_decoding():
+    for plan in planned("zeromerge", residual_rows=2):
+        for head in plan.heads:
+            residual = head.rows[head.fitted.log_weights > 0].tolist()
+            for step, held in enumerate(decoded(head, 100), 1):
+                assert len(held) == 60
+                assert {*range(4), *residual} <= set(held)
+                assert set(range(TOKENS + step - 24, TOKENS + step)) <= set(held)
+
+
+def test_zeromerge_looks_no_further_back_than_its_decay_reaches():
+    request = parse_policy("zeromerge", {"decay": 0.5}).profile_request(1000, layers_of(0)[0].shape)
+    assert (request.late_queries, round(request.late_share * 1000)) == (14, 14)
+
+
+def test_kvmerger_joins_the_neighbours_that_are_most_alike():
+    layers = layers_of(23)
+    for layer in layers:
+        # keys that drift, so that neighbours are more or less alike
+        layer.k.copy_(torch.cumsum(layer.k, 1) / torch.arange(1, TOKENS + 1)[:, None] ** 0.5)
+    parameters = {"recent_ratio": 0.3, "heavy_ratio": 0.2}
+    for layer, plan in zip(layers, planned("kvmerger", layers, **parameters), strict=True):
+        votes = votes_of(layer, TOKENS)
+        for number, head in enumerate(plan.heads):
+            k, v = layer.k[number].double(), layer.v[number].double()
+            apart = {*range(4), *range(TOKENS - 18, TOKENS)}
+            apart |= best(votes[number], 12, set(range(TOKENS)) - apart)
+            links = [j for j in range(1, TOKENS) if not {j - 1, j} & apart]
+            alike = {j: float(torch.cosine_similarity(k[j - 1], k[j], dim=0)) for j in links}
+            joined = sorted(links, key=lambda j: -alike[j])[: TOKENS - 60]
+            runs = [[0]]
+            for j in range(1, TOKENS):
+                if j in joined:
+                    runs[-1].append(j)
+                else:
+                    runs.append([j])
+            assert len(runs) == 60
+            for row, run in enumerate(runs):
+                pivot = max(run, key=lambda j: float(votes[number, j]))
+                assert int(head.rows[row]) == pivot
+                distances = (k[run] - k[pivot]).norm(dim=1)
+                width = distances.mean() / math.sqrt(2)
+                weights = (
+                    torch.exp(-distances.square() / (2 * width**2))
+                    if len(run) > 1
+                    else torch.ones(1, dtype=torch.float64)
+                )
+                weights /= weights.sum()
+                merged = head.fitted.keys[row].double(), head.fitted.values[row].double()
+                torch.testing.assert_close(merged[0], weights @ k[run], atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(merged[1], weights @ v[run], atol=1e-4, rtol=1e-4)
+                assert float(head.fitted.log_weights[row]) == pytest.approx(math.log(len(run)))
+
+
+def test_kvmerger_loses_no_token_that_is_still_seen():
+    for window in (None, 60):
+        layers = layers_of(24, TOKENS, (window,) * LAYERS)
+        for plan in planned("kvmerger", layers, budget=0.3):
+            for head in plan.heads:
+                seen = float(head.fitted.log_weights.exp().sum())
+                assert seen == pytest.approx(window or TOKENS, rel=1e-5)
 
 
 def test_vlcache_gives_layers_rows_in_proportion_to_their_density():

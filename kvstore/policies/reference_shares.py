@@ -1,0 +1,33 @@
+"""What reference queries of a prompt pay to its rows."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from kvstore.cache import LayerShape
+from kvstore.plans import ReferenceAttention
+
+
+def visible_columns(reference: ReferenceAttention, shape: LayerShape) -> torch.Tensor:
+    """Which of the prompt's rows each query sees, bool `[n, T]`."""
+    tokens, device = reference.k.shape[1], reference.k.device
+    away = reference.positions.to(device)[:, None] - torch.arange(tokens, device=device)
+    seen = away >= 0
+    if shape.sliding_window is not None:
+        seen &= away < shape.sliding_window
+    return seen
+
+
+def head_shares(
+    reference: ReferenceAttention, head: int, shape: LayerShape, seen: torch.Tensor
+) -> torch.Tensor:
+    """What each query of KV head `head` pays to the rows it sees, f32 `[G, n, T]`; they sum to 1.
+
+    `seen`: see `visible_columns`; a query that sees nothing gets NaN.
+    """
+    group = shape.group
+    q = reference.q[head * group : (head + 1) * group].float()
+    logits = q @ reference.k[head].float().mT * reference.scale
+    return logits.masked_fill_(~seen, -math.inf).softmax(-1)
