@@ -20,9 +20,10 @@ from kvstore.policies import Policy, parse_policy
 from kvstore.pool import PagePool, SequencePages, pages_bound
 from services.decode.options import DecodeOptions
 from services.evaluation.passages import all_topics
+from services.prefill.calibration.calibrations import Calibrations
 from services.prefill.options import PrefillOptions
 from services.prefill.prefiller import Prefiller
-from services.runtime.model import ServedModel, load_model
+from services.runtime.model import ServedModel, default_cache_dir, load_model
 
 _SHORTEST, _LONGEST = 256, 4096
 _DEFAULTS = {
@@ -53,6 +54,7 @@ def fill(
         sequences=len(prompts),
         sequence_tokens=max(map(len, prompts)),
     )
+    calibration = Calibrations(served, default_cache_dir()).needed_by(policy)
     held = []
     with Progress(transient=True) as progress:
         task = progress.add_task("prefilling", total=sum(map(len, prompts)))
@@ -66,6 +68,7 @@ def fill(
                 emit=pages.load,
                 progress=lambda done: None,
                 stop=threading.Event(),
+                calibration=calibration,
             ).run()
             held.append(pages)
             progress.advance(task, len(prompt))
