@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import urllib.parse
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
@@ -61,16 +62,53 @@ class RedisClient(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class RedisTls:
+    """Paths of PEM files, read for each new connection; "" for none.
+
+    `ca`: authorities that servers are checked against, else the system's. `certificate` and `key`:
+    the client's own.
+    """
+
+    ca: str = ""
+    certificate: str = ""
+    key: str = ""
+
+    def options(self) -> dict[str, str]:
+        """As redis-py spells them."""
+        files = {
+            "ssl_ca_certs": self.ca,
+            "ssl_certfile": self.certificate,
+            "ssl_keyfile": self.key,
+        }
+        return {name: path for name, path in files.items() if path}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class RedisAddress:
     """Where a server, or any node of a Cluster, listens. `url` as redis-py spells it.
 
-    The time-outs bound one exchange with one server; a tier's own deadline bounds them together.
+    `password` is asked for each new connection, and stands in place of any in the URL; `tls` is for
+    `rediss://` alone. The time-outs bound one exchange with one server; a tier's own deadline
+    bounds them together.
     """
 
     url: str
     cluster: bool = False
     connect_timeout_seconds: float = 1.0
     socket_timeout_seconds: float = 5.0
+    password: Callable[[], str] | None = dataclasses.field(default=None, repr=False)
+    tls: RedisTls = RedisTls()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Credentials:
+    """What redis-py asks whenever it connects."""
+
+    user: str
+    password: Callable[[], str] = dataclasses.field(repr=False)
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        return (self.user, self.password()) if self.user else (self.password(),)
 
 
 def connect_redis(address: RedisAddress) -> RedisClient:
@@ -88,10 +126,13 @@ def connect_redis(address: RedisAddress) -> RedisClient:
         message = "needs redis-py: pip install 'headwise[redis]'"
         raise InvalidParameter("store.redis", message) from error
 
+    url, options = _told(address)
+
     def connect(kind: type[Redis] | type[RedisCluster]) -> RedisClient:
         # once, because a connection that rested in the pool may have been closed meanwhile
         client = kind.from_url(
-            address.url,
+            url,
+            **options,
             retry=Retry(NoBackoff(), 1),
             socket_connect_timeout=address.connect_timeout_seconds,
             socket_timeout=address.socket_timeout_seconds,
@@ -104,6 +145,18 @@ def connect_redis(address: RedisAddress) -> RedisClient:
     if not address.cluster:
         return single
     return cast(RedisClient, _LaterClient(lambda: connect(RedisCluster)))
+
+
+def _told(address: RedisAddress) -> tuple[str, dict[str, Any]]:
+    """The URL and what is told beside it: redis-py takes a password from one place alone."""
+    options: dict[str, Any] = address.tls.options()
+    if address.password is None:
+        return address.url, options
+    parts = urllib.parse.urlsplit(address.url)
+    said, _, host = parts.netloc.rpartition("@")
+    user = urllib.parse.unquote(said.partition(":")[0])
+    options["credential_provider"] = _Credentials(user, address.password)
+    return parts._replace(netloc=host).geturl(), options
 
 
 class _LaterClient:

@@ -17,9 +17,21 @@ class StoreOptions:
     )
     store_disk_bytes: int = setting(16 << 30, "Bytes of kept caches on disk.", minimum=0)
     store_redis: str = setting(
-        "", "Redis or Valkey for kept caches, as redis://HOST:PORT; empty for none."
+        "",
+        "Redis or Valkey for kept caches, as redis://HOST:PORT, or rediss:// with TLS; "
+        "empty for none.",
     )
     store_redis_cluster: bool = setting(False, "That address is a node of a Cluster.")
+    store_redis_password: str = setting(
+        "", "File with the password for Redis, read again when it changes; empty for none."
+    )
+    store_redis_ca: str = setting(
+        "", "PEM file with the authorities that vouch for Redis; empty for the system's."
+    )
+    store_redis_certificate: str = setting(
+        "", "PEM file with the certificate shown to Redis, and its chain; empty for none."
+    )
+    store_redis_key: str = setting("", "PEM file with that certificate's private key.")
     store_mooncake: str = setting(
         "", "Mooncake Store's master for kept caches, as HOST:PORT; empty for none."
     )

@@ -8,8 +8,9 @@ from kvstore.tiers import BoundedTier, Budget, DiskTier, MemoryTier, Tier
 from kvstore.tiers.mooncake import MooncakeTier
 from kvstore.tiers.mooncake_client import MooncakeAddress, connect_mooncake
 from kvstore.tiers.redis import RedisOptions, RedisTier
-from kvstore.tiers.redis_client import RedisAddress, connect_redis
+from kvstore.tiers.redis_client import connect_redis
 from kvstore.wire import WireLimits
+from services.prefill.redis_access import redis_address
 from services.prefill.store_options import StoreOptions
 from services.runtime.serve_error import ServeError
 
@@ -45,7 +46,7 @@ def _budget(options: StoreOptions, nbytes: int) -> Budget:
 
 def _redis(options: StoreOptions, limits: WireLimits) -> RedisTier:
     # a server that is not there yet is a miss, and found once it is
-    address = RedisAddress(options.store_redis, options.store_redis_cluster)
+    address = redis_address(options)
     layout = RedisOptions(each_bytes=options.store_tenant_bytes or None)
     try:
         return RedisTier(connect_redis(address), layout, limits=limits)

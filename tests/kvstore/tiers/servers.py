@@ -15,6 +15,7 @@ from kvstore.tiers.mooncake_client import MooncakeAddress
 from kvstore.tiers.redis_client import RedisAddress, RedisClient, connect_redis
 from tests.observe import wait_until
 from tests.parts import require_import, require_package, require_program
+from tests.security.certificates import Authority
 
 _START_SECONDS = 20
 _STOP_SECONDS = 10
@@ -32,6 +33,11 @@ class RedisServer:
         return RedisAddress(f"redis://127.0.0.1:{self.port}")
 
     @property
+    def private_url(self) -> str:
+        """Of one that speaks TLS."""
+        return f"rediss://127.0.0.1:{self.port}"
+
+    @property
     def cluster_address(self) -> RedisAddress:
         return RedisAddress(f"redis://127.0.0.1:{self.port}", cluster=True)
 
@@ -44,6 +50,29 @@ def running_valkey(folder: pathlib.Path, *arguments: str, port: int = 0) -> Iter
 
     with _running_server(str(_binary.get_binary_path()), folder, arguments, port) as server:
         yield server
+
+
+@contextlib.contextmanager
+def running_private_redis(
+    folder: pathlib.Path, authority: Authority, password: str
+) -> Iterator[RedisServer]:
+    """Redis that speaks TLS alone; it asks for a certificate of the authority and the password.
+
+    The wheel's Valkey is built without TLS.
+    """
+    program = require_program("redis-server", "apt-get install redis-server")
+    pair = authority.issue("redis")
+    configuration = folder / "redis.conf"
+    configuration.write_text(
+        f"requirepass {password}\ntls-ca-cert-file {authority.file}\n"
+        f"tls-cert-file {pair.certificate}\ntls-key-file {pair.key}\n"
+    )
+    port = free_port()
+    command = [program, str(configuration), "--port", "0", "--tls-port", str(port)]
+    command += ["--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    with _running(command, folder / "server.log") as process:
+        wait_until(lambda: _listens(port), _START_SECONDS, "Redis to listen")
+        yield RedisServer(process, port)
 
 
 @contextlib.contextmanager
