@@ -31,7 +31,7 @@ _DOCKER = ROOT / "deploy" / "docker"
 _EACH = [(overlay, service) for overlay in OVERLAYS for service in SERVICES]
 
 
-def _parsed(service: str, arguments: list[str]) -> Any:
+def parsed(service: str, arguments: list[str]) -> Any:
     """The configuration that these arguments give; click refuses what it does not know."""
     assert arguments[0] == service
     context = _COMMANDS[service].make_context(service, arguments[1:])
@@ -46,7 +46,7 @@ def _compose() -> dict[str, Any]:
 @pytest.mark.parametrize(("overlay", "service"), _EACH)
 def test_flags_ports_and_probes(overlay: str, service: str) -> None:
     spec = container(overlay, service)
-    options = _parsed(service, spec["args"])
+    options = parsed(service, spec["args"])
     ports = {port["name"]: port["containerPort"] for port in spec["ports"]}
     assert options.server.host == "0.0.0.0"
     assert ports["grpc"] == options.port == _default_port(service)
@@ -71,14 +71,14 @@ def test_a_pod_is_given_the_time_its_drain_takes(overlay: str, service: str) -> 
     spec = container(overlay, service)
     pause = int(spec["lifecycle"]["preStop"]["exec"]["command"][1])
     pod = one(overlay, "Deployment", f"headwise-{service}")["spec"]["template"]["spec"]
-    drain = _parsed(service, spec["args"]).server.drain_seconds
+    drain = parsed(service, spec["args"]).server.drain_seconds
     assert pod["terminationGracePeriodSeconds"] >= pause + drain + 5
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_decode_fits_its_memory_and_finds_prefill(overlay: str) -> None:
     spec = container(overlay, "decode")
-    options = _parsed("decode", spec["args"])
+    options = parsed("decode", spec["args"])
     limit = int(spec["resources"]["limits"]["memory"].removesuffix("Gi")) << 30
     on_host = options.pool_bytes if options.model.device == "cpu" else 0
     assert on_host + options.swap_bytes < limit * 0.75
@@ -91,7 +91,7 @@ def test_decode_fits_its_memory_and_finds_prefill(overlay: str) -> None:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_prefill_keeps_caches_within_its_memory_and_in_the_valkey_beside_it(overlay: str) -> None:
     spec = container(overlay, "prefill")
-    store = _parsed("prefill", spec["args"]).store
+    store = parsed("prefill", spec["args"]).store
     limit = int(spec["resources"]["limits"]["memory"].removesuffix("Gi")) << 30
     assert store.store_memory_bytes < limit * 0.25
     valkeys = [
@@ -99,8 +99,12 @@ def test_prefill_keeps_caches_within_its_memory_and_in_the_valkey_beside_it(over
         for resource in resources(overlay)
         if resource["kind"] == "StatefulSet"
     ]
-    addresses = [f"redis://{name}:{_valkey_port(overlay, name)}" for name in valkeys]
+    addresses = [f"rediss://{name}:{_valkey_port(overlay, name)}" for name in valkeys]
     assert [store.store_redis] == (addresses or [""])
+    mounted = tuple(f"{mount['mountPath']}/" for mount in spec["volumeMounts"])
+    for name in ("password", "ca", "certificate", "key"):
+        file = getattr(store, f"store_redis_{name}")
+        assert file.startswith(mounted) if valkeys else not file
     configurations = [r["data"] for r in resources(overlay) if r["kind"] == "ConfigMap"]
     settings = [data["valkey.conf"] for data in configurations if "valkey.conf" in data]
     assert [store.store_redis_cluster] == (
@@ -149,13 +153,13 @@ def test_network_policies_open_the_ports_that_are_served(overlay: str) -> None:
 def test_compose_starts_the_services_with_known_flags() -> None:
     services = _compose()
     for service in SERVICES:
-        options = _parsed(service, services[service]["command"])
+        options = parsed(service, services[service]["command"])
         assert options.server.metrics_port == 9090
         grace = int(services[service]["stop_grace_period"].removesuffix("s"))
         assert grace >= options.server.drain_seconds + 5
         assert services[service]["read_only"]
-    assert _parsed("decode", services["decode"]["command"]).prefill == "prefill:7081"
-    store = _parsed("prefill", services["prefill"]["command"]).store
+    assert parsed("decode", services["decode"]["command"]).prefill == "prefill:7081"
+    store = parsed("prefill", services["prefill"]["command"]).store
     assert "valkey" in services
     assert store.store_redis == "redis://valkey:6379"
     assert not store.store_redis_cluster
