@@ -16,6 +16,7 @@ from services.commands.eval import evaluate_policies
 from services.commands.generate import generate
 from services.commands.inspect import inspect_cache
 from services.commands.prefill import prefill
+from services.commands.top import top
 from services.commands.tune import tune
 from services.commands.variables import KNOWN_VARIABLES
 from services.runtime.configuration import refuse_unknown_variables
@@ -43,5 +44,6 @@ for _command in (
     evaluate_policies,
     tune,
     doctor,
+    top,
 ):
     command_line.add_command(_command)

@@ -10,17 +10,11 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from headwise.connection import Connection, Metadata
-from headwise.errors import (
-    Forbidden,
-    HeadwiseError,
-    NotSupported,
-    Unauthenticated,
-    Unavailable,
-    from_rpc_error,
-)
+from headwise.errors import HeadwiseError, NotSupported, from_rpc_error
 from headwise.v1 import cache_pb2, decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
 from kvstore.errors import FingerprintMismatch
 from services.doctor.finding import Finding, Level
+from services.runtime.advice import advice_for
 from services.runtime.convert import describe_versions, model_from_proto
 
 _TIMEOUT_SECONDS = 6.0
@@ -73,16 +67,7 @@ def _describe(channel: grpc.Channel, metadata: Metadata) -> tuple[str, _Describe
 
 
 def _failure(target: str, error: HeadwiseError) -> Finding:
-    match error:
-        case Unavailable():
-            advice = "Is it started, is the address right? With TLS give --tls-ca."
-        case Unauthenticated() | Forbidden():
-            advice = "Give --token-file with a token that is let in."
-        case NotSupported():
-            advice = "Another program listens there; give a Headwise service."
-        case _:
-            advice = "Its log says more."
-    return Finding(target, Level.PROBLEM, str(error), advice)
+    return Finding(target, Level.PROBLEM, str(error), advice_for(error))
 
 
 def _health(peer: Peer, serving: bool) -> Finding:

@@ -1,0 +1,123 @@
+"""`headwise top`: what running services hold and do, as it changes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.live import Live
+
+from services.commands.connection_options import ConnectionFlags, credential_options
+
+if TYPE_CHECKING:
+    from services.top.look import Look
+    from services.top.watch import Watch
+
+# title, head, frame and a line for the shell
+_LINES_AROUND = 12
+_FEWEST_SESSIONS = 5
+
+
+@click.command()
+@click.option(
+    "--metrics",
+    multiple=True,
+    help="Metrics of a prefill or decode, HOST:PORT of its --metrics-port; repeatable.",
+)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    help="A decode whose sessions are listed, HOST:PORT; repeatable. They are those of the "
+    "tenant that calls.  [default: 127.0.0.1:7080 without --metrics]",
+)
+@click.option(
+    "--every",
+    "seconds",
+    type=click.FloatRange(0.1, 3600),
+    default=2.0,
+    show_default=True,
+    help="Seconds from one look to the next; rates are over this time.",
+)
+@click.option("--once", is_flag=True, help="Look twice, print once, and exit with 1 on problems.")
+@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each look.")
+@credential_options
+def top(
+    metrics: tuple[str, ...],
+    targets: tuple[str, ...],
+    seconds: float,
+    once: bool,
+    as_json: bool,
+    connection: ConnectionFlags,
+) -> None:
+    """Show live sessions, bytes and rates of running services, until interrupted.
+
+    Counts, bytes and rates are read from the services' metrics, sessions from decode itself. What
+    is kept are sessions in decode, and leases in prefill. Full is the share of the pool that is
+    resident, dense the share of what dense caches would take.
+    """
+    from services.top.watch import Watch
+
+    if not metrics and not targets:
+        targets = ("127.0.0.1:7080",)
+    # said twice, an address is looked at once
+    metrics, targets = tuple(dict.fromkeys(metrics)), tuple(dict.fromkeys(targets))
+    connections = [dataclasses.replace(connection, target=one).connection() for one in targets]
+    with Watch(metrics, connections) as watch:
+        if once:
+            _show_once(watch, seconds if metrics else 0.0, as_json)
+        else:
+            with contextlib.suppress(KeyboardInterrupt):
+                _show_all(watch, seconds, as_json)
+
+
+def _show_once(watch: Watch, seconds: float, as_json: bool) -> None:
+    if seconds:
+        # for the rates
+        watch.look()
+        time.sleep(seconds)
+    look = watch.look()
+    if as_json:
+        _print_json(look)
+    else:
+        _print_tables(look)
+    if look.problems:
+        count = len(look.problems)
+        message = f"{count} address{'es' * (count > 1)} told nothing"
+        raise click.ClickException(message)
+
+
+def _show_all(watch: Watch, seconds: float, as_json: bool) -> None:
+    if as_json:
+        for look in _looks(watch, seconds):
+            _print_json(look)
+        return
+    from services.top.tables import look_tables
+
+    console = Console()
+    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
+        for look in _looks(watch, seconds):
+            room = console.height - 2 * len(look.services) - len(look.problems) - _LINES_AROUND
+            live.update(look_tables(look, max(room, _FEWEST_SESSIONS)), refresh=True)
+
+
+def _looks(watch: Watch, seconds: float) -> Iterator[Look]:
+    while True:
+        yield watch.look()
+        time.sleep(seconds)
+
+
+def _print_json(look: Look) -> None:
+    click.echo(json.dumps(dataclasses.asdict(look)))
+
+
+def _print_tables(look: Look) -> None:
+    from services.top.tables import look_tables
+
+    Console().print(look_tables(look))

@@ -1,0 +1,1 @@
+"""What running services hold and do, read from their metrics and their own lists of sessions."""
