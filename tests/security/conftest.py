@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from headwise import Client, Tls
+from headwise.connection import Connection
 from services.demo.processes import Service
 from tests.conftest import running_pair
 from tests.security import certificates
@@ -22,6 +23,8 @@ TOKENS = {
     "small": "small-token-90aa41",
     "decode": "decode-token-c3b2f8",
 }
+# with these prefill knows who fetches caches from it without a decode between
+FETCH_TOKENS = {"acme": "acme-fetches-1c9d20", "globex": "globex-fetches-7e55b1"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,6 +46,10 @@ class SecurePair:
         """Of decode, with the right certificate."""
         return Client(self.decode.target, tls=self.tls, token=token)
 
+    def prefill_connection(self, token: str, tenant: str = "") -> Connection:
+        """To prefill, with the right certificate, on behalf of the tenant."""
+        return Connection(self.prefill.target, self.tls, token=token, tenant=tenant)
+
 
 @pytest.fixture(scope="session")
 def secure_pair(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecurePair]:
@@ -52,7 +59,8 @@ def secure_pair(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     limits = "[tenants.small]\nstreams = 1\ntokens_per_minute = 40"
     tenants = (entry(TOKENS[name], name) for name in ("acme", "globex", "small"))
     for_decode = write(folder / "decode.toml", *tenants, limits)
-    for_prefill = write(folder / "prefill.toml", entry(TOKENS["decode"], "*"))
+    fetching = (entry(token, name) for name, token in FETCH_TOKENS.items())
+    for_prefill = write(folder / "prefill.toml", entry(TOKENS["decode"], "*"), *fetching)
     keys = write(folder / "keys.pem", issuer.pem())
     own_token = write(folder / "own-token", TOKENS["decode"])
     own, client = authority.issue("decode-client"), authority.issue("client")

@@ -32,7 +32,7 @@ from services.commands import command_line
 from tests.interop.clients import node_client
 from tests.observe import wait_until
 from tests.security.certificates import Authority
-from tests.security.conftest import TOKENS, SecurePair
+from tests.security.conftest import FETCH_TOKENS, TOKENS, SecurePair
 from tests.security.tokens import Issuer
 
 pytestmark = pytest.mark.processes
@@ -105,29 +105,6 @@ def test_prefill_is_for_decode_alone(secure_pair: SecurePair) -> None:
         assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
-def test_another_tenants_session_does_not_exist(secure_pair: SecurePair) -> None:
-    with secure_pair.client(TOKENS["acme"]) as acme, secure_pair.client(TOKENS["globex"]) as globex:
-        options = {"max_tokens": 2, "keep_session_seconds": 60.0}
-        session = acme.generate(_PROMPT, **options).result.session_id
-        assert [one.session_id for one in acme.sessions.list()] == [session]
-        assert globex.sessions.list() == []
-        for unknown in (session, "0" * 32):
-            for call in (
-                lambda s=unknown: globex.generate("more", session_id=s).text(),
-                lambda s=unknown: globex.sessions.describe(s),
-                lambda s=unknown: globex.sessions.fork(s),
-                lambda s=unknown: globex.sessions.release(s),
-            ):
-                error = _error(call)
-                assert isinstance(error, NotFound)
-                assert (error.reason, error.field) == ("SESSION_UNKNOWN", "session_id")
-                assert session not in str(error)
-        assert acme.generate("more", session_id=session, max_tokens=1).result.session_id == session
-        # the same name of a tenant, told by another kind of token
-        with secure_pair.client(secure_pair.issuer.sign(tenant="acme")) as signed:
-            signed.sessions.release(session)
-
-
 def test_a_tenant_that_has_used_its_tokens_is_told_when_to_come_again(
     secure_pair: SecurePair,
 ) -> None:
@@ -190,6 +167,31 @@ def test_the_doctor_says_what_is_missing_to_be_let_in(
         assert said in ran.output
 
 
+def test_top_shows_a_tenant_its_own_sessions_and_says_what_it_takes(
+    secure_pair: SecurePair, tmp_path: Path
+) -> None:
+    tls, file = secure_pair.tls, tmp_path / "token"
+    flags = ["--tls-ca", str(tls.ca), "--tls-certificate", str(tls.certificate)]
+    flags += ["--tls-key", str(tls.key), "--token-file", str(file)]
+    command = ["top", "--once", "--target", secure_pair.decode.target]
+    with secure_pair.client(TOKENS["acme"]) as acme:
+        options = {"max_tokens": 2, "keep_session_seconds": 60.0}
+        session = acme.generate(_PROMPT, **options).result.session_id
+        for name, seen in (("acme", True), ("globex", False)):
+            file.write_text(TOKENS[name])
+            ran = CliRunner().invoke(command_line, [*command, *flags], env={"COLUMNS": "220"})
+            assert ran.exit_code == 0, ran.output
+            assert (session in ran.output) == seen
+        acme.sessions.release(session)
+    file.write_text("wrong-token")
+    for given, said in ((flags, "TOKEN_REFUSED"), (flags[:-2], "TOKEN_MISSING")):
+        ran = CliRunner().invoke(command_line, [*command, *given], env={"COLUMNS": "220"})
+        assert ran.exit_code == 1
+        assert said in ran.output
+        assert "Give --token-file" in ran.output
+        assert "wrong-token" not in ran.output
+
+
 def test_a_node_client_shows_its_certificate_and_token(
     secure_pair: SecurePair, tmp_path: Path
 ) -> None:
@@ -240,7 +242,14 @@ def test_nothing_said_in_confidence_is_written_anywhere(secure_pair: SecurePair)
         for key in secure_pair.authority.file.parent.glob("*.key")
         for line in key.read_text().splitlines()[1:-1]
     ]
-    secrets = (*words, *TOKENS.values(), signed, signed.split(".")[2], *keys)
+    secrets = (
+        *words,
+        *TOKENS.values(),
+        *FETCH_TOKENS.values(),
+        signed,
+        signed.split(".")[2],
+        *keys,
+    )
     for service in (secure_pair.prefill, secure_pair.decode):
         with urllib.request.urlopen(service.metrics_url, timeout=10) as answer:
             written = service.log.read_text() + answer.read().decode()
