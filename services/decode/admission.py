@@ -143,7 +143,7 @@ class Admission:
 
         Raises `Overloaded` if none comes free in time.
         """
-        until = time.monotonic() + self._claim_seconds
+        until, held_up = time.monotonic() + self._claim_seconds, False
         while True:
             self._room.clear()
             try:
@@ -151,7 +151,10 @@ class Admission:
             except PoolExhausted as error:
                 if self._evict():
                     continue
-                metrics.CLAIMS_WAITING.inc()
+                if not held_up:
+                    # once, however often it looks in vain
+                    metrics.CLAIMS_WAITING.inc()
+                    held_up = True
                 await self._wait_for_room(until, error)
             else:
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
+from deploy.observe.__main__ import declared_metrics
 from headwise import Client, HeadwiseError, InvalidRequest, Policy
 from headwise.results import Result
 from headwise.version import __version__
@@ -190,6 +192,14 @@ def test_promtool_finds_nothing_to_say(load: Load) -> None:
             text = answer.read()
         done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True)
         assert (done.returncode, done.stderr.decode()) == (0, "")
+
+
+def test_every_metric_is_held_against_something() -> None:
+    folder = Path(__file__).parents[1]
+    tests = itertools.chain(folder.glob("e2e/test_*.py"), folder.glob("faults/test_*.py"))
+    named = "".join(path.read_text() for path in tests)
+    ours = {name for name in declared_metrics() if name.startswith("headwise_")}
+    assert not {name for name in ours if name not in named}
 
 
 def test_reasons_of_a_hostile_peer_do_not_become_series() -> None:

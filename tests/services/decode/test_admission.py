@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from prometheus_client import REGISTRY
 
 from headwise import Overloaded
 from kvstore.cache import LayerShape
@@ -172,6 +173,27 @@ async def test_an_arriving_cache_waits_for_room_and_no_longer_than_it_may(pool: 
         await admission.claim(arriving, PageCount(31, 31))
     assert (caught.value.reason, pool.free_pages) == ("POOL_EXHAUSTED", 25)
     assert isinstance(caught.value.__cause__, PoolExhausted)
+
+
+async def test_a_claim_that_is_held_up_is_counted_once_however_often_it_looks(
+    pool: PagePool,
+) -> None:
+    def counted() -> float:
+        return REGISTRY.get_sample_value("headwise_claims_waiting_total") or 0.0
+
+    before, admission = counted(), _admission()
+    running = await admission.admit(1, None, _room(pool, 28))
+    arriving = await admission.admit(1, None, _room(pool, 1))
+    claim = asyncio.create_task(admission.claim(arriving, PageCount(5, 5)))
+    for _ in range(4):
+        await asyncio.sleep(0.01)
+        admission.tick()
+    assert not claim.done()
+    _leave(admission, running)
+    await claim
+    # there is room for this one
+    await admission.claim(arriving, PageCount(6, 6))
+    assert counted() == before + 1
 
 
 async def test_an_error_of_opening_reaches_who_asked_and_no_one_else(pool: PagePool) -> None:
