@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,10 +21,8 @@ pytestmark = pytest.mark.processes
 
 # the least there may be; 8 heads that keep all of 1,000 tokens fill it
 _POOL_BYTES, _LAYERS = 1 << 20, 4
-_MOST = 3
+_MOST = 5
 _PAGE_ROWS, _ROW_BYTES, _HEADS = 16, 2 * 16 * 4, 2 * _LAYERS
-# longer than two looks of the service at what waits
-_LOOKS_SECONDS = 2.5
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +66,12 @@ def _wait_for_tokens(*asked: Asking) -> None:
 
 
 def test_who_waits_in_line_is_counted(decode: Service) -> None:
-    # answers on and on without growing
+    # does not grow: that the pool is full is another matter
     policy = Policy("streaming_llm", {"budget": "64 rows"})
     with contextlib.ExitStack() as stack:
         asked = [
             stack.enter_context(
-                Asking(decode.target, prompt_of(70 + n), policy=policy, max_tokens=15_000)
+                Asking(decode.target, prompt_of(70 + n), policy=policy, max_tokens=800)
             )
             for n in range(_MOST)
         ]
@@ -145,28 +142,33 @@ def test_an_arriving_cache_that_is_held_up_is_counted(decode: Service) -> None:
     with Asking(decode.target, prompt_of(800), policy=small, max_tokens=1) as asking:
         asking.ended(20)
         assert asking.error is None
-    # holds so many rows however long it answers, and leaves a quarter of the pages needed below
-    rows = int((total - 24) // _HEADS) * _PAGE_ROWS
+    # four hold so many rows however long they answer, and leave a quarter of what is needed below
+    rows = int((total - 28) // (4 * _HEADS)) * _PAGE_ROWS
     filling = Policy("streaming_llm", {"budget": f"{rows} rows"})
-    prompt = prompt_of(rows + 12)
-    with Asking(decode.target, prompt, policy=filling, max_tokens=15_000) as filler:
-        _wait_for_tokens(filler)
-        wait_until(lambda: len(filler.tokens) > 40, 30, "a pool that is nearly full")
+    with contextlib.ExitStack() as stack:
+        fillers = list[Asking]()
+        for n in range(4):
+            prompt = prompt_of(rows + 10 + n)
+            filler = Asking(decode.target, prompt, policy=filling, max_tokens=690)
+            fillers.append(stack.enter_context(filler))
+            _wait_for_tokens(filler)
         free = _pages(scrape(decode.metrics_url))["free"]
         # here all of a prompt is kept: 10 pages a head
-        with Asking(decode.target, prompt_of(160), policy=small, max_tokens=3) as held_up:
-            name = "headwise_claims_waiting_total"
-            wait_until(lambda: _value(decode, name) > before[name], 10, "a claim")
-            time.sleep(_LOOKS_SECONDS)
-            told = scrape(decode.metrics_url)
-            assert not held_up.tokens
-            assert _pages(told)["free"] <= free < 10 * _HEADS
-            assert told["headwise_queued_requests"] == 0
-            assert told["headwise_sequences"] == 2
+        held_up = stack.enter_context(
+            Asking(decode.target, prompt_of(160), policy=small, max_tokens=3)
+        )
+        name = "headwise_claims_waiting_total"
+        wait_until(lambda: _value(decode, name) > before[name], 10, "a claim")
+        told = scrape(decode.metrics_url)
+        assert not held_up.tokens
+        assert _pages(told)["free"] <= free < 10 * _HEADS
+        assert told["headwise_queued_requests"] == 0
+        assert told["headwise_sequences"] == len(fillers) + 1
+        for filler in fillers:
             assert filler.error is None
             filler.cancel()
-            held_up.ended(20)
-            assert len(held_up.tokens) == 3
+        held_up.ended(20)
+        assert len(held_up.tokens) == 3
     assert _value(decode, name) == before[name] + 1
 
 
