@@ -97,13 +97,15 @@ def test_who_has_to_make_room_is_counted(decode: Service) -> None:
     """Of three answers the pool ends up holding one, and afterwards the two others again."""
     before = scrape(decode.metrics_url)
     per_head = sum(_pages(before).values()) // _HEADS
-    # tokens a head may hold when there are one, two or three: each goes beyond the next lower
-    alone, two, three = (int(per_head // n) * _PAGE_ROWS for n in (1, 2, 3))
-    first, second, third = alone - 40, two + 40, three + 20
+    # tokens a head may hold when there are two or three: each answer goes beyond one of these
+    two, three = (int(per_head // n) * _PAGE_ROWS for n in (2, 3))
+    first, second, third = two + 200, two + 40, three + 20
+    # so long that the pool is soon full
+    shortest = three - 30
     with contextlib.ExitStack() as stack:
         asked: list[Asking] = []
         for n, tokens in enumerate((first, second, third)):
-            prompt = prompt_of(24 + n)
+            prompt = prompt_of(shortest + n)
             asking = Asking(decode.target, prompt, max_tokens=tokens - len(prompt))
             asked.append(stack.enter_context(asking))
             _wait_for_tokens(*asked)
@@ -115,7 +117,9 @@ def test_who_has_to_make_room_is_counted(decode: Service) -> None:
         assert told["headwise_preempted_sequences"] == len(stalled)
         assert told["headwise_sequences"] == len(asked)
         # each row with its position; a token that was told may not be in the cache yet
-        most = sum((24 + n + len(one.tokens)) for n, one in enumerate(asked) if one in stalled)
+        most = sum(
+            (shortest + n + len(one.tokens)) for n, one in enumerate(asked) if one in stalled
+        )
         host = told["headwise_kv_resident_bytes{tier=host}"] / (_HEADS * (_ROW_BYTES + 4))
         assert most - 2 * len(stalled) <= host <= most
         for one, tokens in zip(asked, (first, second, third), strict=True):
