@@ -15,6 +15,7 @@ from services.prefill.messages import found_to_proto, lease_to_proto
 from services.prefill.options import PrefillOptions
 from services.prefill.parts import PrefillParts
 from services.runtime import metrics
+from services.runtime.cache_formats import require_read
 from services.runtime.convert import allowed_codecs, codec_from_proto, policy_from_proto
 from services.runtime.identity import current_namespace
 from services.runtime.limits import check_tokens
@@ -62,6 +63,7 @@ class CacheServicer(store_pb2_grpc.CacheServiceServicer):
     ) -> None:
         namespace = current_namespace()
         found = await self._keeper.find(request.handle, namespace, context.time_remaining())
+        require_read(found.cache.fingerprint.format_version, request.cache_formats)
         sent = metrics.WIRE_BYTES.labels("sent")
         for message in self._messages.of(found.cache):
             await context.write(message)
