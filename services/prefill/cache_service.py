@@ -22,6 +22,7 @@ from services.runtime.limits import check_tokens
 from services.runtime.model import ServedModel
 from services.runtime.prompt import context_tokens
 from services.runtime.status import RETRY_AFTER_SECONDS
+from services.runtime.unknown_fields import require_known
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -40,6 +41,7 @@ class CacheServicer(store_pb2_grpc.CacheServiceServicer):
     async def KeepCache(  # noqa: N802
         self, request: store_pb2.KeepCacheRequest, context: _Context
     ) -> store_pb2.KeepCacheResponse:
+        require_known(request)
         seconds = self._keeper.seconds(request.keep_for_seconds)
         if not seconds:
             message = "keep_for_seconds: must be more than 0"
