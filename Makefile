@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 3
 READY := $(VENV)/.ready
 
-.PHONY: help demo observe test lint soak bench clients stubs verify-stubs dashboards contract-baseline image-environment image-check manifests checkov clean
+.PHONY: help demo observe test lint soak bench clients stubs verify-stubs dashboards release-record image-environment image-check manifests checkov clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-18s %s\n", $$1, $$2}'
@@ -76,8 +76,9 @@ verify-stubs: $(READY)  ## fail if the committed stubs are not what proto/ gives
 dashboards: $(READY)  ## generate deploy/grafana/dashboards and the PrometheusRule
 	$(BIN)/python -m deploy.dashboards
 
-contract-baseline: $(READY)  ## on a release: what later contracts must stay compatible with
+release-record: $(READY)  ## on a release: what later versions must stay compatible with, and run beside
 	$(BIN)/buf build -o tests/contract/baseline.binpb
+	git archive --format tar.gz -o tests/interop/versions/$$($(BIN)/python -c 'import headwise; print(headwise.__version__)').tar.gz HEAD headwise kvstore services
 
 # the steps of deploy/docker/Dockerfile.*: they need no .venv
 IMAGE ?= build/image
