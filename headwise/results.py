@@ -16,6 +16,8 @@ class FinishReason(enum.StrEnum):
 
     STOP = "stop"
     LENGTH = "length"
+    # said by a server that is newer than this client
+    OTHER = "other"
 
 
 _FINISH_REASONS = {
@@ -184,7 +186,7 @@ def session_from_proto(session: decode_pb2.Session) -> SessionInfo:
 
 def result_from_proto(result: decode_pb2.Result) -> Result:
     return Result(
-        finish_reason=_FINISH_REASONS[result.finish_reason],
+        finish_reason=_FINISH_REASONS.get(result.finish_reason, FinishReason.OTHER),
         usage=Usage(*(getattr(result.usage, f.name) for f in dataclasses.fields(Usage))),
         prompt_memory=_memory(result.prompt_memory),
         final_memory=_memory(result.final_memory),

@@ -18,11 +18,21 @@ from kvstore.rules import RetentionRule
 FORMAT_VERSION = 1
 # with a codec in the header
 CODED_FORMAT_VERSION = 2
+# with log-weights, and a codec in the header where rows are coded
+WEIGHTED_FORMAT_VERSION = 3
+FORMAT_VERSIONS = (FORMAT_VERSION, CODED_FORMAT_VERSION, WEIGHTED_FORMAT_VERSION)
 
 POSITION_BYTES = 4
 SCORE_BYTES = 4
 FLAG_BYTES = 1
 LOG_WEIGHT_BYTES = 4
+
+
+def lowest_format(codec: RowCodec, *, weighted: bool) -> int:
+    """The version that the oldest readers understand of those that can say this."""
+    if weighted:
+        return WEIGHTED_FORMAT_VERSION
+    return FORMAT_VERSION if codec == MODEL_ROWS else CODED_FORMAT_VERSION
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,9 +93,9 @@ class Fingerprint:
     format_version: int = FORMAT_VERSION
     codec: str = MODEL_ROWS.name
 
-    def coded_as(self, codec: RowCodec) -> Fingerprint:
-        """That of the same cache with its rows under this codec."""
-        version = FORMAT_VERSION if codec == MODEL_ROWS else CODED_FORMAT_VERSION
+    def coded_as(self, codec: RowCodec, *, weighted: bool = False) -> Fingerprint:
+        """That of the same cache with its rows under this codec, some `weighted` or none."""
+        version = lowest_format(codec, weighted=weighted)
         return dataclasses.replace(self, format_version=version, codec=codec.name)
 
 

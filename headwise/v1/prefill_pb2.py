@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from headwise.v1 import cache_pb2 as headwise_dot_v1_dot_cache__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19headwise/v1/prefill.proto\x12\x0bheadwise.v1\x1a\x17headwise/v1/cache.proto\"\xbf\x01\n\x0ePrefillRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12#\n\x06policy\x18\x02 \x01(\x0b\x32\x13.headwise.v1.Policy\x12\x35\n\x0e\x65xpected_model\x18\x03 \x01(\x0b\x32\x1d.headwise.v1.ModelFingerprint\x12$\n\x05\x63odec\x18\x04 \x01(\x0b\x32\x15.headwise.v1.RowCodec\x12\x18\n\x10keep_for_seconds\x18\x05 \x01(\x01\"\xcb\x01\n\x0fPrefillResponse\x12(\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x17.headwise.v1.CacheFrameH\x00\x12\x30\n\x08progress\x18\x02 \x01(\x0b\x32\x1c.headwise.v1.PrefillProgressH\x00\x12,\n\x06report\x18\x03 \x01(\x0b\x32\x1a.headwise.v1.PrefillReportH\x00\x12&\n\x04kept\x18\x04 \x01(\x0b\x32\x16.headwise.v1.KeptCacheH\x00\x42\x06\n\x04part\"E\n\tKeptCache\x12\'\n\x05\x63\x61\x63he\x18\x01 \x01(\x0b\x32\x18.headwise.v1.StoredCache\x12\x0f\n\x07refusal\x18\x02 \x01(\t\"<\n\x0fPrefillProgress\x12\x13\n\x0btokens_done\x18\x01 \x01(\r\x12\x14\n\x0ctokens_total\x18\x02 \x01(\r\"\x97\x01\n\rPrefillReport\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x02 \x01(\x01\x12\x17\n\x0fprofile_seconds\x18\x03 \x01(\x01\x12\x17\n\x0f\x63ompact_seconds\x18\x04 \x01(\x01\x12\x14\n\x0cship_seconds\x18\x05 \x01(\x01\x12\x0e\n\x06reused\x18\x06 \x01(\x08\"\x1f\n\x1dPrefillServiceDescribeRequest\"\xed\x01\n\x1ePrefillServiceDescribeResponse\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.headwise.v1.ModelDescription\x12\x30\n\x08policies\x18\x02 \x03(\x0b\x32\x1e.headwise.v1.PolicyDescription\x12\x16\n\x0e\x64\x65\x66\x61ult_policy\x18\x03 \x01(\t\x12*\n\x06limits\x18\x04 \x01(\x0b\x32\x1a.headwise.v1.PrefillLimits\x12\'\n\x08versions\x18\x05 \x01(\x0b\x32\x15.headwise.v1.Versions\"q\n\rPrefillLimits\x12\x19\n\x11max_prompt_tokens\x18\x01 \x01(\r\x12\x1b\n\x13max_queued_requests\x18\x02 \x01(\r\x12\x18\n\x10max_keep_seconds\x18\x03 \x01(\x01\x12\x0e\n\x06\x63odecs\x18\x1e \x03(\t2\xbd\x01\n\x0ePrefillService\x12\x46\n\x07Prefill\x12\x1b.headwise.v1.PrefillRequest\x1a\x1c.headwise.v1.PrefillResponse0\x01\x12\x63\n\x08\x44\x65scribe\x12*.headwise.v1.PrefillServiceDescribeRequest\x1a+.headwise.v1.PrefillServiceDescribeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19headwise/v1/prefill.proto\x12\x0bheadwise.v1\x1a\x17headwise/v1/cache.proto\"\xd6\x01\n\x0ePrefillRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12#\n\x06policy\x18\x02 \x01(\x0b\x32\x13.headwise.v1.Policy\x12\x35\n\x0e\x65xpected_model\x18\x03 \x01(\x0b\x32\x1d.headwise.v1.ModelFingerprint\x12$\n\x05\x63odec\x18\x04 \x01(\x0b\x32\x15.headwise.v1.RowCodec\x12\x18\n\x10keep_for_seconds\x18\x05 \x01(\x01\x12\x15\n\rcache_formats\x18\x06 \x03(\r\"\xcb\x01\n\x0fPrefillResponse\x12(\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x17.headwise.v1.CacheFrameH\x00\x12\x30\n\x08progress\x18\x02 \x01(\x0b\x32\x1c.headwise.v1.PrefillProgressH\x00\x12,\n\x06report\x18\x03 \x01(\x0b\x32\x1a.headwise.v1.PrefillReportH\x00\x12&\n\x04kept\x18\x04 \x01(\x0b\x32\x16.headwise.v1.KeptCacheH\x00\x42\x06\n\x04part\"E\n\tKeptCache\x12\'\n\x05\x63\x61\x63he\x18\x01 \x01(\x0b\x32\x18.headwise.v1.StoredCache\x12\x0f\n\x07refusal\x18\x02 \x01(\t\"<\n\x0fPrefillProgress\x12\x13\n\x0btokens_done\x18\x01 \x01(\r\x12\x14\n\x0ctokens_total\x18\x02 \x01(\r\"\x97\x01\n\rPrefillReport\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x02 \x01(\x01\x12\x17\n\x0fprofile_seconds\x18\x03 \x01(\x01\x12\x17\n\x0f\x63ompact_seconds\x18\x04 \x01(\x01\x12\x14\n\x0cship_seconds\x18\x05 \x01(\x01\x12\x0e\n\x06reused\x18\x06 \x01(\x08\"\x1f\n\x1dPrefillServiceDescribeRequest\"\xed\x01\n\x1ePrefillServiceDescribeResponse\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.headwise.v1.ModelDescription\x12\x30\n\x08policies\x18\x02 \x03(\x0b\x32\x1e.headwise.v1.PolicyDescription\x12\x16\n\x0e\x64\x65\x66\x61ult_policy\x18\x03 \x01(\t\x12*\n\x06limits\x18\x04 \x01(\x0b\x32\x1a.headwise.v1.PrefillLimits\x12\'\n\x08versions\x18\x05 \x01(\x0b\x32\x15.headwise.v1.Versions\"q\n\rPrefillLimits\x12\x19\n\x11max_prompt_tokens\x18\x01 \x01(\r\x12\x1b\n\x13max_queued_requests\x18\x02 \x01(\r\x12\x18\n\x10max_keep_seconds\x18\x03 \x01(\x01\x12\x0e\n\x06\x63odecs\x18\x1e \x03(\t2\xbd\x01\n\x0ePrefillService\x12\x46\n\x07Prefill\x12\x1b.headwise.v1.PrefillRequest\x1a\x1c.headwise.v1.PrefillResponse0\x01\x12\x63\n\x08\x44\x65scribe\x12*.headwise.v1.PrefillServiceDescribeRequest\x1a+.headwise.v1.PrefillServiceDescribeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,21 +33,21 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headwise.v1.prefill_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PREFILLREQUEST']._serialized_start=68
-  _globals['_PREFILLREQUEST']._serialized_end=259
-  _globals['_PREFILLRESPONSE']._serialized_start=262
-  _globals['_PREFILLRESPONSE']._serialized_end=465
-  _globals['_KEPTCACHE']._serialized_start=467
-  _globals['_KEPTCACHE']._serialized_end=536
-  _globals['_PREFILLPROGRESS']._serialized_start=538
-  _globals['_PREFILLPROGRESS']._serialized_end=598
-  _globals['_PREFILLREPORT']._serialized_start=601
-  _globals['_PREFILLREPORT']._serialized_end=752
-  _globals['_PREFILLSERVICEDESCRIBEREQUEST']._serialized_start=754
-  _globals['_PREFILLSERVICEDESCRIBEREQUEST']._serialized_end=785
-  _globals['_PREFILLSERVICEDESCRIBERESPONSE']._serialized_start=788
-  _globals['_PREFILLSERVICEDESCRIBERESPONSE']._serialized_end=1025
-  _globals['_PREFILLLIMITS']._serialized_start=1027
-  _globals['_PREFILLLIMITS']._serialized_end=1140
-  _globals['_PREFILLSERVICE']._serialized_start=1143
-  _globals['_PREFILLSERVICE']._serialized_end=1332
+  _globals['_PREFILLREQUEST']._serialized_end=282
+  _globals['_PREFILLRESPONSE']._serialized_start=285
+  _globals['_PREFILLRESPONSE']._serialized_end=488
+  _globals['_KEPTCACHE']._serialized_start=490
+  _globals['_KEPTCACHE']._serialized_end=559
+  _globals['_PREFILLPROGRESS']._serialized_start=561
+  _globals['_PREFILLPROGRESS']._serialized_end=621
+  _globals['_PREFILLREPORT']._serialized_start=624
+  _globals['_PREFILLREPORT']._serialized_end=775
+  _globals['_PREFILLSERVICEDESCRIBEREQUEST']._serialized_start=777
+  _globals['_PREFILLSERVICEDESCRIBEREQUEST']._serialized_end=808
+  _globals['_PREFILLSERVICEDESCRIBERESPONSE']._serialized_start=811
+  _globals['_PREFILLSERVICEDESCRIBERESPONSE']._serialized_end=1048
+  _globals['_PREFILLLIMITS']._serialized_start=1050
+  _globals['_PREFILLLIMITS']._serialized_end=1163
+  _globals['_PREFILLSERVICE']._serialized_start=1166
+  _globals['_PREFILLSERVICE']._serialized_end=1355
 # @@protoc_insertion_point(module_scope)

@@ -8,18 +8,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PrefillRequest(_message.Message):
-    __slots__ = ("token_ids", "policy", "expected_model", "codec", "keep_for_seconds")
+    __slots__ = ("token_ids", "policy", "expected_model", "codec", "keep_for_seconds", "cache_formats")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_MODEL_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     KEEP_FOR_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FORMATS_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     policy: _cache_pb2.Policy
     expected_model: _cache_pb2.ModelFingerprint
     codec: _cache_pb2.RowCodec
     keep_for_seconds: float
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., policy: _Optional[_Union[_cache_pb2.Policy, _Mapping]] = ..., expected_model: _Optional[_Union[_cache_pb2.ModelFingerprint, _Mapping]] = ..., codec: _Optional[_Union[_cache_pb2.RowCodec, _Mapping]] = ..., keep_for_seconds: _Optional[float] = ...) -> None: ...
+    cache_formats: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., policy: _Optional[_Union[_cache_pb2.Policy, _Mapping]] = ..., expected_model: _Optional[_Union[_cache_pb2.ModelFingerprint, _Mapping]] = ..., codec: _Optional[_Union[_cache_pb2.RowCodec, _Mapping]] = ..., keep_for_seconds: _Optional[float] = ..., cache_formats: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PrefillResponse(_message.Message):
     __slots__ = ("frame", "progress", "report", "kept")

@@ -26,7 +26,7 @@ from headwise.v1 import cache_pb2 as headwise_dot_v1_dot_cache__pb2
 from headwise.v1 import decode_pb2 as headwise_dot_v1_dot_decode__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17headwise/v1/store.proto\x12\x0bheadwise.v1\x1a\x17headwise/v1/cache.proto\x1a\x18headwise/v1/decode.proto\"\xe5\x01\n\x10KeepCacheRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\'\n\x06tokens\x18\x02 \x01(\x0b\x32\x15.headwise.v1.TokenIdsH\x00\x12)\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x19.headwise.v1.ChatMessagesH\x00\x12#\n\x06policy\x18\x04 \x01(\x0b\x32\x13.headwise.v1.Policy\x12\x18\n\x10keep_for_seconds\x18\x05 \x01(\x01\x12$\n\x05\x63odec\x18\x06 \x01(\x0b\x32\x15.headwise.v1.RowCodecB\x08\n\x06prompt\"L\n\x11KeepCacheResponse\x12\'\n\x05\x63\x61\x63he\x18\x01 \x01(\x0b\x32\x18.headwise.v1.StoredCache\x12\x0e\n\x06reused\x18\x02 \x01(\x08\"4\n\x11\x46\x65tchCacheRequest\x12\x0e\n\x06handle\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\x08\"F\n\x12\x46\x65tchCacheResponse\x12(\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x17.headwise.v1.CacheFrameH\x00\x42\x06\n\x04part\"&\n\x14\x44\x65scribeCacheRequest\x12\x0e\n\x06handle\x18\x01 \x01(\t\"@\n\x15\x44\x65scribeCacheResponse\x12\'\n\x05\x63\x61\x63he\x18\x01 \x01(\x0b\x32\x18.headwise.v1.StoredCache\"=\n\x11RenewLeaseRequest\x12\x0e\n\x06handle\x18\x01 \x01(\t\x12\x18\n\x10keep_for_seconds\x18\x02 \x01(\x01\"=\n\x12RenewLeaseResponse\x12\'\n\x05\x63\x61\x63he\x18\x01 \x01(\x0b\x32\x18.headwise.v1.StoredCache\"%\n\x13ReleaseLeaseRequest\x12\x0e\n\x06handle\x18\x01 \x01(\t\"\x16\n\x14ReleaseLeaseResponse2\xa7\x03\n\x0c\x43\x61\x63heService\x12J\n\tKeepCache\x12\x1d.headwise.v1.KeepCacheRequest\x1a\x1e.headwise.v1.KeepCacheResponse\x12O\n\nFetchCache\x12\x1e.headwise.v1.FetchCacheRequest\x1a\x1f.headwise.v1.FetchCacheResponse0\x01\x12V\n\rDescribeCache\x12!.headwise.v1.DescribeCacheRequest\x1a\".headwise.v1.DescribeCacheResponse\x12M\n\nRenewLease\x12\x1e.headwise.v1.RenewLeaseRequest\x1a\x1f.headwise.v1.RenewLeaseResponse\x12S\n\x0cReleaseLease\x12 .headwise.v1.ReleaseLeaseRequest\x1a!.headwise.v1.ReleaseLeaseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17headwise/v1/store.proto\x12\x0bheadwise.v1\x1a\x17headwise/v1/cache.proto\x1a\x18headwise/v1/decode.proto\"\xe5\x01\n\x10KeepCacheRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\'\n\x06tokens\x18\x02 \x01(\x0b\x32\x15.headwise.v1.TokenIdsH\x00\x12)\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x19.headwise.v1.ChatMessagesH\x00\x12#\n\x06policy\x18\x04 \x01(\x0b\x32\x13.headwise.v1.Policy\x12\x18\n\x10keep_for_seconds\x18\x05 \x01(\x01\x12$\n\x05\x63odec\x18\x06 \x01(\x0b\x32\x15.headwise.v1.RowCodecB\x08\n\x06prompt\"L\n\x11KeepCacheResponse\x12\'\n\x05\x63\x61\x63he\x18\x01 \x01(\x0b\x32\x18.headwise.v1.StoredCache\x12\x0e\n\x06reused\x18\x02 \x01(\x08\"K\n\x11\x46\x65tchCacheRequest\x12\x0e\n\x06handle\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\x08\x12\x15\n\rcache_formats\x18\x03 \x03(\r\"F\n\x12\x46\x65tchCacheResponse\x12(\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x17.headwise.v1.CacheFrameH\x00\x42\x06\n\x04part\"&\n\x14\x44\x65scribeCacheRequest\x12\x0e\n\x06handle\x18\x01 \x01(\t\"@\n\x15\x44\x65scribeCacheResponse\x12\'\n\x05\x63\x61\x63he\x18\x01 \x01(\x0b\x32\x18.headwise.v1.StoredCache\"=\n\x11RenewLeaseRequest\x12\x0e\n\x06handle\x18\x01 \x01(\t\x12\x18\n\x10keep_for_seconds\x18\x02 \x01(\x01\"=\n\x12RenewLeaseResponse\x12\'\n\x05\x63\x61\x63he\x18\x01 \x01(\x0b\x32\x18.headwise.v1.StoredCache\"%\n\x13ReleaseLeaseRequest\x12\x0e\n\x06handle\x18\x01 \x01(\t\"\x16\n\x14ReleaseLeaseResponse2\xa7\x03\n\x0c\x43\x61\x63heService\x12J\n\tKeepCache\x12\x1d.headwise.v1.KeepCacheRequest\x1a\x1e.headwise.v1.KeepCacheResponse\x12O\n\nFetchCache\x12\x1e.headwise.v1.FetchCacheRequest\x1a\x1f.headwise.v1.FetchCacheResponse0\x01\x12V\n\rDescribeCache\x12!.headwise.v1.DescribeCacheRequest\x1a\".headwise.v1.DescribeCacheResponse\x12M\n\nRenewLease\x12\x1e.headwise.v1.RenewLeaseRequest\x1a\x1f.headwise.v1.RenewLeaseResponse\x12S\n\x0cReleaseLease\x12 .headwise.v1.ReleaseLeaseRequest\x1a!.headwise.v1.ReleaseLeaseResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,21 +38,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KEEPCACHERESPONSE']._serialized_start=323
   _globals['_KEEPCACHERESPONSE']._serialized_end=399
   _globals['_FETCHCACHEREQUEST']._serialized_start=401
-  _globals['_FETCHCACHEREQUEST']._serialized_end=453
-  _globals['_FETCHCACHERESPONSE']._serialized_start=455
-  _globals['_FETCHCACHERESPONSE']._serialized_end=525
-  _globals['_DESCRIBECACHEREQUEST']._serialized_start=527
-  _globals['_DESCRIBECACHEREQUEST']._serialized_end=565
-  _globals['_DESCRIBECACHERESPONSE']._serialized_start=567
-  _globals['_DESCRIBECACHERESPONSE']._serialized_end=631
-  _globals['_RENEWLEASEREQUEST']._serialized_start=633
-  _globals['_RENEWLEASEREQUEST']._serialized_end=694
-  _globals['_RENEWLEASERESPONSE']._serialized_start=696
-  _globals['_RENEWLEASERESPONSE']._serialized_end=757
-  _globals['_RELEASELEASEREQUEST']._serialized_start=759
-  _globals['_RELEASELEASEREQUEST']._serialized_end=796
-  _globals['_RELEASELEASERESPONSE']._serialized_start=798
-  _globals['_RELEASELEASERESPONSE']._serialized_end=820
-  _globals['_CACHESERVICE']._serialized_start=823
-  _globals['_CACHESERVICE']._serialized_end=1246
+  _globals['_FETCHCACHEREQUEST']._serialized_end=476
+  _globals['_FETCHCACHERESPONSE']._serialized_start=478
+  _globals['_FETCHCACHERESPONSE']._serialized_end=548
+  _globals['_DESCRIBECACHEREQUEST']._serialized_start=550
+  _globals['_DESCRIBECACHEREQUEST']._serialized_end=588
+  _globals['_DESCRIBECACHERESPONSE']._serialized_start=590
+  _globals['_DESCRIBECACHERESPONSE']._serialized_end=654
+  _globals['_RENEWLEASEREQUEST']._serialized_start=656
+  _globals['_RENEWLEASEREQUEST']._serialized_end=717
+  _globals['_RENEWLEASERESPONSE']._serialized_start=719
+  _globals['_RENEWLEASERESPONSE']._serialized_end=780
+  _globals['_RELEASELEASEREQUEST']._serialized_start=782
+  _globals['_RELEASELEASEREQUEST']._serialized_end=819
+  _globals['_RELEASELEASERESPONSE']._serialized_start=821
+  _globals['_RELEASELEASERESPONSE']._serialized_end=843
+  _globals['_CACHESERVICE']._serialized_start=846
+  _globals['_CACHESERVICE']._serialized_end=1269
 # @@protoc_insertion_point(module_scope)

@@ -1,8 +1,9 @@
 from headwise.v1 import cache_pb2 as _cache_pb2
 from headwise.v1 import decode_pb2 as _decode_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -32,12 +33,14 @@ class KeepCacheResponse(_message.Message):
     def __init__(self, cache: _Optional[_Union[_cache_pb2.StoredCache, _Mapping]] = ..., reused: bool = ...) -> None: ...
 
 class FetchCacheRequest(_message.Message):
-    __slots__ = ("handle", "release")
+    __slots__ = ("handle", "release", "cache_formats")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FORMATS_FIELD_NUMBER: _ClassVar[int]
     handle: str
     release: bool
-    def __init__(self, handle: _Optional[str] = ..., release: bool = ...) -> None: ...
+    cache_formats: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, handle: _Optional[str] = ..., release: bool = ..., cache_formats: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class FetchCacheResponse(_message.Message):
     __slots__ = ("frame",)

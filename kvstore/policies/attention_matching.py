@@ -43,6 +43,7 @@ class AttentionMatching(Competing):
 
     name: ClassVar[str] = "attention_matching"
     mark_bytes: ClassVar[int] = LOG_WEIGHT_BYTES
+    weighs_rows: ClassVar[bool] = True
 
     queries: int = tokens(1024, least=1)
 

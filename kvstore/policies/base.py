@@ -35,6 +35,8 @@ class _AnyPolicy(Protocol):
     scope: ClassVar[Scope]
     # whether it wants the queries' directions, `CacheFacts.filters`
     uses_filters: ClassVar[bool]
+    # whether rows may get log-weights, which not every format of a cache has
+    weighs_rows: ClassVar[bool]
 
     @property
     def retrieval_ratio(self) -> float:

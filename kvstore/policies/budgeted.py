@@ -23,6 +23,7 @@ class Budgeted:
 
     scope: ClassVar[Scope] = Scope.LAYER
     uses_filters: ClassVar[bool] = False
+    weighs_rows: ClassVar[bool] = False
     # what a row's score and log-weight take, where it has them
     mark_bytes: ClassVar[int] = 0
 

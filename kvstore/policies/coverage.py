@@ -54,6 +54,7 @@ class Coverage:
     name: ClassVar[str] = "coverage"
     scope: ClassVar[Scope] = Scope.LAYER
     uses_filters: ClassVar[bool] = False
+    weighs_rows: ClassVar[bool] = False
 
     recovery: float = ratio(0.99)
     windows: tuple[int, ...] = token_grid((16, 32, 64, 128, 256, 512))

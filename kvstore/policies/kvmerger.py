@@ -46,6 +46,7 @@ class KVMerger(Budgeted):
 
     name: ClassVar[str] = "kvmerger"
     mark_bytes: ClassVar[int] = LOG_WEIGHT_BYTES
+    weighs_rows: ClassVar[bool] = True
 
     recent_ratio: float = ratio(0.34)
     heavy_ratio: float = share(0.24)

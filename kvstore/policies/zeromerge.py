@@ -52,6 +52,7 @@ class ZeroMerge(Budgeted):
 
     name: ClassVar[str] = "zeromerge"
     mark_bytes: ClassVar[int] = SCORE_BYTES + LOG_WEIGHT_BYTES
+    weighs_rows: ClassVar[bool] = True
 
     recent_ratio: float = ratio(0.4)
     residual_rows: int = tokens(1)

@@ -87,8 +87,9 @@ class FileMetadata:
 
     def indexes(self) -> tuple[LayerIndex, ...]:
         """One a layer."""
+        version = self.identity()[0].format_version
         reader = ObjectReader.parse(self.index.encode(), "index")
-        indexes = tuple(read_index(layer) for layer in reader.objects("layers"))
+        indexes = tuple(read_index(layer, version) for layer in reader.objects("layers"))
         reader.close()
         return indexes
 

@@ -106,7 +106,8 @@ class CacheDecoder:
     def _take_index(self, header: CacheHeader, frame: Frame) -> RaggedLayer | None:
         _require_place(frame, FrameKind.INDEX, self._next_layer)
         shape = header.shapes[self._next_layer]
-        index = read_index(ObjectReader.parse(frame.payload, "index"))
+        version = header.fingerprint.format_version
+        index = read_index(ObjectReader.parse(frame.payload, "index"), version)
         require_heads(index, shape.kv_heads, header.tokens)
         dtype = row_dtype(header.fingerprint.model.dtype)
         coding = RowCoding(header.codec, shape.head_size, dtype)

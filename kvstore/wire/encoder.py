@@ -52,7 +52,7 @@ class CacheEncoder:
         if index != self._next_layer or index >= len(self._header.shapes):
             raise InvalidParameter("layer", f"{index} came instead of {self._next_layer}")
         announced = LayerIndex.of(layer)
-        payload = encode_index(announced)
+        payload = encode_index(announced, self._header.fingerprint.format_version)
         shape = self._header.shapes[index]
         try:
             require_heads(announced, shape.kv_heads, self._header.tokens)

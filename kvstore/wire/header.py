@@ -6,7 +6,8 @@ import dataclasses
 
 from kvstore.cache import (
     CODED_FORMAT_VERSION,
-    FORMAT_VERSION,
+    FORMAT_VERSIONS,
+    WEIGHTED_FORMAT_VERSION,
     Fingerprint,
     LayerShape,
     ModelFingerprint,
@@ -72,12 +73,16 @@ def identity_fields(fingerprint: Fingerprint, tokens: int) -> dict[str, object]:
 def read_identity(reader: ObjectReader) -> tuple[Fingerprint, int]:
     """The fingerprint and the number of tokens; checks the format version first."""
     version = reader.integer("format_version", 0, MAX_COUNT)
-    if version not in (FORMAT_VERSION, CODED_FORMAT_VERSION):
-        raise FingerprintMismatch("format_version", str(CODED_FORMAT_VERSION), str(version))
+    if version not in FORMAT_VERSIONS:
+        known = f"one of {', '.join(map(str, FORMAT_VERSIONS))}"
+        raise FingerprintMismatch("format_version", known, str(version))
     fingerprint = _read_fingerprint(reader.member("fingerprint"))
-    if version == CODED_FORMAT_VERSION:
-        fingerprint = fingerprint.coded_as(_read_codec(reader.member("codec")))
-    return fingerprint, reader.integer("tokens", 0, MAX_COUNT)
+    weighted = version == WEIGHTED_FORMAT_VERSION
+    if version == CODED_FORMAT_VERSION or (weighted and "codec" in reader.names()):
+        codec = _read_codec(reader.member("codec"))
+    else:
+        codec = MODEL_ROWS
+    return fingerprint.coded_as(codec, weighted=weighted), reader.integer("tokens", 0, MAX_COUNT)
 
 
 def _read_codec(reader: ObjectReader) -> RowCodec:
@@ -88,7 +93,7 @@ def _read_codec(reader: ObjectReader) -> RowCodec:
     except ValueError as error:
         raise CorruptCache("header names an unknown codec") from error
     if codec == MODEL_ROWS:
-        raise CorruptCache("rows of the model itself are of the first format")
+        raise CorruptCache("rows as the model computes them have no codec")
     return codec
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
-from kvstore.cache import RaggedLayer, canonical_json
+from kvstore.cache import WEIGHTED_FORMAT_VERSION, RaggedLayer, canonical_json
 from kvstore.errors import CorruptCache, InvalidParameter
 from kvstore.rules import RetentionRule, ScoreUpdate, TokenClass
 from kvstore.wire.header import MAX_COUNT
@@ -59,11 +59,11 @@ class LayerIndex:
         return tuple(itertools.accumulate(self.rows, initial=0))
 
 
-def encode_index(index: LayerIndex) -> bytes:
+def encode_index(index: LayerIndex, format_version: int) -> bytes:
     """The index frame's payload. Raises `InvalidParameter` for what a reader would refuse."""
     try:
         payload = canonical_json(index_fields(index)).encode()
-        read_index(ObjectReader.parse(payload, "index"))
+        read_index(ObjectReader.parse(payload, "index"), format_version)
     # ValueError: a recovered share or a ratio that is not a number
     except (CorruptCache, ValueError) as error:
         raise InvalidParameter("layer", str(error)) from error
@@ -77,13 +77,17 @@ def index_fields(index: LayerIndex) -> dict[str, object]:
     return {**fields, "weighted": index.weighted} if index.weighted else fields
 
 
-def read_index(reader: ObjectReader) -> LayerIndex:
-    """Raises `CorruptCache`, also when the lists differ in length."""
+def read_index(reader: ObjectReader, format_version: int) -> LayerIndex:
+    """Raises `CorruptCache`, also when the lists differ in length.
+
+    Before the format that has log-weights, `weighted` is a member like any other unknown one.
+    """
+    weighs = format_version >= WEIGHTED_FORMAT_VERSION and "weighted" in reader.names()
     index = LayerIndex(
         rows=reader.integers("rows", 0, MAX_COUNT),
         rules=tuple(_read_rule(rule) for rule in reader.objects("rules")),
         recovered=reader.numbers("recovered", 0.0, MAX_RECOVERED),
-        weighted=reader.flags("weighted") if "weighted" in reader.names() else (),
+        weighted=reader.flags("weighted") if weighs else (),
     )
     reader.close()
     if not len(index.rows) == len(index.rules) == len(index.recovered):

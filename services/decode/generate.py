@@ -28,6 +28,7 @@ from services.decode.sessions import Session
 from services.runtime import metrics
 from services.runtime.convert import codec_to_proto, recorded_codec
 from services.runtime.identity import current_allowance, current_namespace, current_tenant
+from services.runtime.unknown_fields import require_known
 
 
 class GenerateCall:
@@ -53,6 +54,7 @@ class GenerateCall:
         """Answer the request; raises a typed error."""
         # before any work is done: whoever is refused is refused at once
         self._parts.admission.require_place()
+        require_known(self._request)
         if self._request.cache_handle:
             self._stored = await self._describe(self._request.cache_handle)
         if not self._request.session_id:

@@ -28,6 +28,7 @@ from headwise.v1 import (
     store_pb2,
     store_pb2_grpc,
 )
+from kvstore.cache import FORMAT_VERSIONS
 from kvstore.codecs import MODEL_ROWS
 from kvstore.errors import CorruptCache
 from kvstore.pool import PageCount, SequencePages
@@ -37,6 +38,7 @@ from services.decode.link_options import LinkOptions
 from services.decode.observations import watched_call, watched_transfer
 from services.decode.reception import Reception, Wanted
 from services.decode.report import Received
+from services.runtime.cache_formats import require_common
 from services.runtime.convert import codec_to_proto, model_from_proto, model_to_proto
 from services.runtime.model import ServedModel
 
@@ -82,7 +84,11 @@ class PrefillSource:
             )
 
     async def describe(self) -> prefill_pb2.PrefillServiceDescribeResponse:
-        """What prefill offers. Raises `FingerprintMismatch` if it serves another model."""
+        """What prefill offers.
+
+        Raises `FingerprintMismatch` if it serves another model, `Refused` if it writes no format
+        that is read here.
+        """
         stub = prefill_pb2_grpc.PrefillServiceStub(self._link.channel)
         with watched_call(self._target), self._typed_errors():
             answer: prefill_pb2.PrefillServiceDescribeResponse = await stub.Describe(
@@ -92,6 +98,7 @@ class PrefillSource:
             )
         theirs = model_from_proto(answer.model.fingerprint)
         self._served.fingerprint.require_same(theirs)
+        require_common(answer.versions.cache_formats)
         return answer
 
     async def pull(
@@ -116,6 +123,7 @@ class PrefillSource:
             policy=policy,
             expected_model=model_to_proto(self._served.fingerprint),
             codec=None if pages.codec == MODEL_ROWS else codec_to_proto(pages.codec),
+            cache_formats=FORMAT_VERSIONS,
         )
         call = self._call(_METHOD, request, namespace, timeout_seconds)
         return await self._fill(call, Wanted.of(token_ids), pages, claim)
@@ -129,7 +137,7 @@ class PrefillSource:
         claim: Claim,
     ) -> Received:
         """Fill `pages` with a stored cache, as `pull` does with a new one."""
-        request = store_pb2.FetchCacheRequest(handle=handle)
+        request = store_pb2.FetchCacheRequest(handle=handle, cache_formats=FORMAT_VERSIONS)
         call = self._call(_FETCH_METHOD, request, namespace, None)
         received = await self._fill(call, Wanted(stored.tokens, None), pages, claim)
         return dataclasses.replace(received, context_tokens=stored.tokens)

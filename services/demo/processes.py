@@ -42,15 +42,23 @@ class Service:
 
 @contextlib.contextmanager
 def running_service(
-    name: str, arguments: Sequence[str] = (), ready_seconds: float = 180.0
+    name: str,
+    arguments: Sequence[str] = (),
+    ready_seconds: float = 180.0,
+    packages: pathlib.Path | None = None,
 ) -> Iterator[Service]:
-    """`headwise NAME` on a free port of loopback, until the block ends."""
+    """`headwise NAME` on a free port of loopback, until the block ends.
+
+    `packages`: a folder with other packages of ours to run than those that run this.
+    """
     with tempfile.TemporaryDirectory(prefix="headwise-") as folder:
         ready, log = pathlib.Path(folder, "ready.json"), pathlib.Path(folder, f"{name}.log")
         command = [sys.executable, "-m", "services.cli", name, "--port", "0"]
         command += ["--ready-file", str(ready), *arguments]
         with log.open("wb") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, cwd=packages
+            )
         try:
             yield _wait(name, process, ready, log, ready_seconds)
         finally:

@@ -15,12 +15,14 @@ from services.prefill.messages import found_to_proto, lease_to_proto
 from services.prefill.options import PrefillOptions
 from services.prefill.parts import PrefillParts
 from services.runtime import metrics
+from services.runtime.cache_formats import require_read
 from services.runtime.convert import allowed_codecs, codec_from_proto, policy_from_proto
 from services.runtime.identity import current_namespace
 from services.runtime.limits import check_tokens
 from services.runtime.model import ServedModel
 from services.runtime.prompt import context_tokens
 from services.runtime.status import RETRY_AFTER_SECONDS
+from services.runtime.unknown_fields import require_known
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -39,6 +41,7 @@ class CacheServicer(store_pb2_grpc.CacheServiceServicer):
     async def KeepCache(  # noqa: N802
         self, request: store_pb2.KeepCacheRequest, context: _Context
     ) -> store_pb2.KeepCacheResponse:
+        require_known(request)
         seconds = self._keeper.seconds(request.keep_for_seconds)
         if not seconds:
             message = "keep_for_seconds: must be more than 0"
@@ -62,6 +65,7 @@ class CacheServicer(store_pb2_grpc.CacheServiceServicer):
     ) -> None:
         namespace = current_namespace()
         found = await self._keeper.find(request.handle, namespace, context.time_remaining())
+        require_read(found.cache.fingerprint.format_version, request.cache_formats)
         sent = metrics.WIRE_BYTES.labels("sent")
         for message in self._messages.of(found.cache):
             await context.write(message)

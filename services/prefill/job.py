@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from headwise.errors import InvalidRequest
 from headwise.v1 import prefill_pb2
-from kvstore.cache import Fingerprint, canonical_json, digest_tokens
+from kvstore.cache import Fingerprint, canonical_json, digest_tokens, lowest_format
 from kvstore.codecs import MODEL_ROWS, ElementCodec, RowCodec
 from kvstore.policies import Policy
 from kvstore.wire import CacheHeader
+from services.runtime.cache_formats import require_read
 from services.runtime.convert import codec_from_proto, model_from_proto, policy_from_proto
 from services.runtime.limits import check_tokens
 from services.runtime.model import ServedModel
@@ -24,6 +25,11 @@ class PrefillJob:
     policy: Policy
     codec: RowCodec = MODEL_ROWS
 
+    @property
+    def format_version(self) -> int:
+        """Of the cache this job makes."""
+        return lowest_format(self.codec, weighted=self.policy.weighs_rows)
+
     def header(self, served: ServedModel) -> CacheHeader:
         """The header of the cache this job makes."""
         fingerprint = Fingerprint(
@@ -32,7 +38,7 @@ class PrefillJob:
             policy=self.policy.name,
             policy_parameters=canonical_json(self.policy.parameters()),
         )
-        coded = fingerprint.coded_as(self.codec)
+        coded = fingerprint.coded_as(self.codec, weighted=self.policy.weighs_rows)
         return CacheHeader(coded, served.shapes, len(self.token_ids))
 
 
@@ -52,4 +58,6 @@ def parse_job(
         raise InvalidRequest("the prompt has no tokens", "EMPTY_PROMPT", {"field": "token_ids"})
     check_tokens(token_ids, "token_ids", served.vocabulary_size, max_prompt_tokens)
     policy = policy_from_proto(request.policy, default_policy)
-    return PrefillJob(token_ids, policy, codec_from_proto(request.codec, codecs))
+    job = PrefillJob(token_ids, policy, codec_from_proto(request.codec, codecs))
+    require_read(job.format_version, request.cache_formats)
+    return job

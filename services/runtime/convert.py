@@ -16,8 +16,7 @@ import headwise
 from headwise.errors import InvalidRequest
 from headwise.v1 import cache_pb2, prefill_pb2
 from kvstore.cache import (
-    CODED_FORMAT_VERSION,
-    FORMAT_VERSION,
+    FORMAT_VERSIONS,
     Fingerprint,
     LayerShape,
     ModelFingerprint,
@@ -140,7 +139,7 @@ def describe_versions() -> cache_pb2.Versions:
         headwise=headwise.__version__,
         torch=str(torch.__version__),
         transformers=transformers.__version__,
-        cache_formats=[FORMAT_VERSION, CODED_FORMAT_VERSION],
+        cache_formats=FORMAT_VERSIONS,
     )
 
 

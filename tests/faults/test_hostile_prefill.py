@@ -151,7 +151,7 @@ def test_a_cache_of_another_model(send: Send, good: Messages, field: str) -> Non
         (("tokens",), 16_000, CorruptStream),
         (("layers", 0, "kv_heads"), 65_536, CorruptStream),
         (("layers", 0, "head_size"), 65_536, Refused),
-        (("format_version",), 3, Refused),
+        (("format_version",), 9, Refused),
     ],
 )
 def test_hostile_headers(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from typing import cast
 
 import grpc
 import pytest
@@ -20,6 +21,7 @@ from headwise import (
     Overloaded,
     Unavailable,
 )
+from headwise.v1.decode_pb2 import FinishReason as FinishReasonValue
 from headwise.v1.decode_pb2 import GenerateResponse
 from tests.headwise.fake_service import delta, result, serving
 from tests.observe import wait_until
@@ -27,6 +29,15 @@ from tests.observe import wait_until
 
 def _good(call: int, context: grpc.ServicerContext) -> Iterator[GenerateResponse]:
     yield from (delta("a"), delta("b"), result())
+
+
+def _from_a_newer_server(call: int, context: grpc.ServicerContext) -> Iterator[GenerateResponse]:
+    # field 1023, and a reason to finish of 9, are nothing this contract has
+    yield GenerateResponse.FromString(b"\xf8\x3f\x01")
+    yield delta("a")
+    last = result()
+    last.result.finish_reason = cast(FinishReasonValue, 9)
+    yield last
 
 
 def _busy_at_first(call: int, context: grpc.ServicerContext) -> Iterator[GenerateResponse]:
@@ -67,6 +78,13 @@ def test_deltas_then_the_result() -> None:
         assert list(generation) == [Delta("a", (1,)), Delta("b", (1,))]
         assert generation.result.finish_reason is FinishReason.LENGTH
         assert generation.result.usage.completion_tokens == 2
+
+
+def test_what_a_newer_server_says_beyond_the_contract_does_no_harm() -> None:
+    with serving(_from_a_newer_server) as (_, target), Client(target) as client:
+        generation = client.generate("x")
+        assert list(generation) == [Delta("a", (1,))]
+        assert generation.result.finish_reason is FinishReason.OTHER
 
 
 def test_the_result_alone_reads_the_stream() -> None:

@@ -14,7 +14,7 @@ from headwise import Client
 from headwise.v1 import cache_pb2, prefill_pb2, prefill_pb2_grpc
 from services.runtime.cache_stream import assemble_cache
 from tests.conftest import Pair
-from tests.interop.clients import cpp_client, node_client
+from tests.interop.clients import cpp_client, go_client, node_client
 
 pytestmark = pytest.mark.processes
 
@@ -28,8 +28,16 @@ def _node(name: str) -> tuple[list[str], dict[str, str]]:
     return node_client(f"{name}.js")
 
 
+@pytest.fixture(params=[_node, cpp_client, go_client], ids=["node", "c++", "go"])
+def generate(request: pytest.FixtureRequest) -> _Example:
+    """A language with an example that generates."""
+    chosen: _Example = request.param
+    return chosen
+
+
 @pytest.fixture(params=[_node, cpp_client], ids=["node", "c++"])
-def example(request: pytest.FixtureRequest) -> _Example:
+def prefill(request: pytest.FixtureRequest) -> _Example:
+    """A language with an example that reads a cache."""
     chosen: _Example = request.param
     return chosen
 
@@ -46,25 +54,25 @@ def _run(example: _Example, name: str, *arguments: str) -> subprocess.CompletedP
     )
 
 
-def test_generate_streams_the_same_text(tiny_pair: Pair, example: _Example) -> None:
+def test_generate_streams_the_same_text(tiny_pair: Pair, generate: _Example) -> None:
     target = tiny_pair[1].target
     with Client(target) as client:
         expected = client.generate(_PROMPT, max_tokens=12, ignore_eos=True).text()
-    ran = _run(example, "generate", target, _PROMPT, "12")
+    ran = _run(generate, "generate", target, _PROMPT, "12")
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout == expected
     assert "12" in ran.stderr
 
 
-def test_a_refusal_is_seen_as_one(tiny_pair: Pair, example: _Example) -> None:
-    ran = _run(example, "generate", tiny_pair[1].target, "", "12")
+def test_a_refusal_is_seen_as_one(tiny_pair: Pair, generate: _Example) -> None:
+    ran = _run(generate, "generate", tiny_pair[1].target, "", "12")
     assert ran.returncode == 1
     assert "the prompt is empty" in ran.stderr
 
 
 @pytest.mark.parametrize("policy", ["full", "coverage"])
 def test_a_cache_is_checked_and_one_head_of_it_rebuilt(
-    tiny_pair: Pair, example: _Example, policy: str
+    tiny_pair: Pair, prefill: _Example, policy: str
 ) -> None:
     target = tiny_pair[0].target
     request = prefill_pb2.PrefillRequest(token_ids=_TOKENS, policy=cache_pb2.Policy(name=policy))
@@ -72,7 +80,7 @@ def test_a_cache_is_checked_and_one_head_of_it_rebuilt(
         stream = prefill_pb2_grpc.PrefillServiceStub(channel).Prefill(request, timeout=60)
         cache = assemble_cache(stream)
     expected = list(cache.layers[1].heads())[1]
-    ran = _run(example, "prefill", target, policy, "1", "1", *map(str, _TOKENS))
+    ran = _run(prefill, "prefill", target, policy, "1", "1", *map(str, _TOKENS))
     assert ran.returncode == 0, ran.stderr
     head = json.loads(ran.stdout)
     assert head["positions"] == expected.positions.tolist()
@@ -82,8 +90,8 @@ def test_a_cache_is_checked_and_one_head_of_it_rebuilt(
         assert rows
 
 
-def test_a_stream_that_fails_is_no_cache(tiny_pair: Pair, example: _Example) -> None:
-    ran = _run(example, "prefill", tiny_pair[0].target, "best", "0", "0", "5")
+def test_a_stream_that_fails_is_no_cache(tiny_pair: Pair, prefill: _Example) -> None:
+    ran = _run(prefill, "prefill", tiny_pair[0].target, "best", "0", "0", "5")
     assert ran.returncode == 1
     assert ran.stdout == ""
     assert "unknown policy" in ran.stderr

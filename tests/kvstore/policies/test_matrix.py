@@ -79,6 +79,13 @@ def test_the_rule_keeps_what_was_planned(name, windows):
             assert stays.all()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_have_weights_just_where_that_is_declared(name):
+    policy = small(name)
+    heads = [head for plan in plans_of(policy, layers_of(4)) for head in plan.heads]
+    assert any(head.fitted is not None for head in heads) == policy.weighs_rows
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "full"])
 def test_something_is_left_out(name):
     plans = plans_of(small(name), layers_of(3))

@@ -89,7 +89,7 @@ def test_another_format_is_a_miss_by_name(
 ) -> None:
     put(open_tier(), KEYS[0])
     path = file_of(tmp_path)
-    later = path.read_bytes().replace(rb"\"format_version\":1", rb"\"format_version\":3")
+    later = path.read_bytes().replace(rb"\"format_version\":1", rb"\"format_version\":9")
     path.write_bytes(later)
     assert got(open_tier(), KEYS[0]) is MissReason.OTHER_FORMAT
 

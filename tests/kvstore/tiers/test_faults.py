@@ -253,7 +253,7 @@ def lies(client: RedisClient) -> Iterator[tuple[str, MissReason, Callable[[], ob
     def forge(**changes: object) -> Callable[[], object]:
         return write(MANIFEST, dataclasses.replace(manifest, **changes).encode())
 
-    other_format = head.replace(rb"\"format_version\":1", rb"\"format_version\":3")
+    other_format = head.replace(rb"\"format_version\":1", rb"\"format_version\":9")
     other_model = head.replace(b"a" * 64, b"c" * 64)
     corrupt = MissReason.CORRUPT
     yield "garbage manifest", corrupt, write(MANIFEST, b"\x00\xffgarbage")

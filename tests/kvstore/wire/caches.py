@@ -44,10 +44,12 @@ RULES = (
 )
 
 
-def fingerprint(dtype: str = "float32", codec: str = "model") -> Fingerprint:
+def fingerprint(
+    dtype: str = "float32", codec: str = "model", weighted: bool = False
+) -> Fingerprint:
     model = ModelFingerprint("tiny/model", "main", "a" * 64, "b" * 64, dtype)
     plain = Fingerprint(model, digest_tokens(range(TOKENS)), "coverage", '{"target":0.9}')
-    return plain.coded_as(RowCodec.parse(codec))
+    return plain.coded_as(RowCodec.parse(codec), weighted=weighted)
 
 
 def ragged_layer(
@@ -86,16 +88,20 @@ def ragged_layer(
 
 
 def two_layers(
-    dtype: str = "float32", codec: str = "model"
+    dtype: str = "float32", codec: str = "model", weighted: bool = False
 ) -> tuple[CompactCache, tuple[LayerShape, ...]]:
-    """The cache of the golden streams: every kind of section, and one empty head."""
+    """The cache of the golden streams: every kind of section, and one empty head.
+
+    Where it is `weighted`, the first head of the first layer is.
+    """
     row_dtype = getattr(torch, dtype)
     shapes = (LayerShape(3, 6, 4), LayerShape(2, 2, 8, sliding_window=32))
+    weighs, rules = (True, False, False) if weighted else (), (RULES[1], RULES[2], RULES[3])
     layers = (
-        ragged_layer((6, 0, 9), (RULES[1], RULES[2], RULES[3]), 4, row_dtype, 1, codec=codec),
+        ragged_layer((6, 0, 9), rules, 4, row_dtype, 1, codec=codec, weighted=weighs),
         ragged_layer((7, 1), (RULES[4], RULES[2]), 8, row_dtype, 2, codec=codec),
     )
-    return CompactCache(fingerprint(dtype, codec), layers, TOKENS), shapes
+    return CompactCache(fingerprint(dtype, codec, weighted), layers, TOKENS), shapes
 
 
 @st.composite
@@ -117,7 +123,9 @@ def caches(draw: st.DrawFn) -> tuple[CompactCache, tuple[LayerShape, ...]]:
         weighted = weighted if any(weighted) else ()
         layer = ragged_layer(rows, rules, head_size, row_dtype, seed, tokens, codec, weighted)
         layers.append(layer)
-    return CompactCache(fingerprint(dtype, codec), tuple(layers), tokens), tuple(shapes)
+    weighs = draw(st.booleans()) or any(layer.weighted for layer in layers)
+    identity = fingerprint(dtype, codec, weighs)
+    return CompactCache(identity, tuple(layers), tokens), tuple(shapes)
 
 
 def encode(

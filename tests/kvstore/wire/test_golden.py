@@ -10,6 +10,7 @@ import pathlib
 
 import pytest
 
+from kvstore.cache import FORMAT_VERSIONS
 from kvstore.errors import CorruptCache, FingerprintMismatch, LimitExceeded
 from kvstore.wire.reference import decode_cache
 from tests.kvstore.wire.caches import encode, same, two_layers
@@ -20,7 +21,11 @@ FOLDER = pathlib.Path(__file__).parent / "golden"
 GOLDEN = FOLDER / "two_layers.bin"
 # of the second format: keys int8, values int4
 CODED = FOLDER / "two_layers_coded.bin"
-STREAMS = pytest.mark.parametrize("golden", [GOLDEN, CODED], ids=["model", "coded"])
+# of the third: log-weights
+WEIGHTED = FOLDER / "two_layers_weighted.bin"
+STREAMS = pytest.mark.parametrize(
+    "golden", [GOLDEN, CODED, WEIGHTED], ids=["model", "coded", "weighted"]
+)
 
 # small enough that sections of the recorded cache need several frames
 MAX_PAYLOAD_BYTES = 96
@@ -28,9 +33,9 @@ MAX_PAYLOAD_BYTES = 96
 REFUSALS = (CorruptCache, LimitExceeded, FingerprintMismatch)
 
 
-def record(codec: str) -> bytes:
+def record(codec: str, weighted: bool = False) -> bytes:
     """The stream as the code at hand writes it."""
-    return dump(encode(*two_layers(codec=codec), MAX_PAYLOAD_BYTES))
+    return dump(encode(*two_layers(codec=codec, weighted=weighted), MAX_PAYLOAD_BYTES))
 
 
 @STREAMS
@@ -45,6 +50,12 @@ def test_the_recorded_stream_is_still_read(golden: pathlib.Path) -> None:
     frames = parse(golden.read_bytes())
     assert same(receive(frames), decode_cache(frames))
     assert receive(frames).next_position == 40
+
+
+def test_each_format_has_a_recorded_stream() -> None:
+    streams = [parse(golden.read_bytes()) for golden in (GOLDEN, CODED, WEIGHTED)]
+    versions = [decode_cache(frames).fingerprint.format_version for frames in streams]
+    assert versions == list(FORMAT_VERSIONS)
 
 
 @pytest.mark.parametrize("flipped", [0x01, 0x80, 0xFF])
@@ -69,3 +80,4 @@ def test_every_truncation_is_noticed(golden: pathlib.Path) -> None:
 if __name__ == "__main__":
     GOLDEN.write_bytes(record("model"))
     CODED.write_bytes(record("int8/int4"))
+    WEIGHTED.write_bytes(record("model", weighted=True))

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from kvstore.cache import CompactCache, LayerShape
 from kvstore.codecs import RowCodec
-from kvstore.errors import CorruptCache, FingerprintMismatch, LimitExceeded
-from kvstore.wire import CacheDecoder, Frame, FrameKind, WireLimits
+from kvstore.errors import CorruptCache, FingerprintMismatch, InvalidParameter, LimitExceeded
+from kvstore.wire import CacheDecoder, CacheEncoder, CacheHeader, Frame, FrameKind, WireLimits
 from tests.kvstore.wire.caches import encode, fingerprint, same, two_layers
 from tests.kvstore.wire.receiving import receive
 
@@ -245,6 +245,39 @@ def test_a_coded_header_with_a_bad_codec_is_refused(
         receive([Frame.of(FrameKind.HEADER, altered(header, path, value))])
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("codec",), {"keys": "model", "values": "model"}),
+        (("codec",), {"keys": "int8"}),
+        (("codec",), None),
+        (("format_version",), 1),
+    ],
+)
+def test_a_weighted_header_with_a_bad_codec_is_refused(
+    path: tuple[str | int, ...], value: object
+) -> None:
+    header = encode(*two_layers(codec="int8", weighted=True))[0].payload
+    CacheDecoder(WireLimits()).feed(Frame.of(FrameKind.HEADER, header))
+    with pytest.raises(CorruptCache):
+        CacheDecoder(WireLimits()).feed(Frame.of(FrameKind.HEADER, altered(header, path, value)))
+
+
+@pytest.mark.parametrize("codec", ["model", "int8"])
+def test_log_weights_are_of_the_third_format_alone(codec: str) -> None:
+    cache, shapes = two_layers(codec=codec, weighted=True)
+    frames = encode(cache, shapes)
+    assert same(receive(frames), cache)
+    older = cache.fingerprint.coded_as(RowCodec.parse(codec))
+    header = CacheHeader(older, shapes, cache.next_position)
+    with pytest.raises(InvalidParameter, match="unknown members"):
+        CacheEncoder(header).layer(0, cache.layers[0])
+    decoder = CacheDecoder(WireLimits())
+    decoder.feed(CacheEncoder(header).header())
+    with pytest.raises(CorruptCache, match="unknown members"):
+        decoder.feed(frames[1])
+
+
 def test_another_codec_than_was_asked_for_is_refused_by_name() -> None:
     cache, shapes = two_layers(codec="int8")
     decoder = CacheDecoder(WireLimits(), expected_codec=RowCodec.parse("int4"))
@@ -263,8 +296,8 @@ def test_another_models_cache_is_refused_by_name(field: str) -> None:
 
 def test_another_format_is_refused_by_name_whatever_else_the_header_holds() -> None:
     with pytest.raises(FingerprintMismatch) as caught:
-        receive([Frame.of(FrameKind.HEADER, b'{"format_version":3,"tensors":[]}')])
-    assert (caught.value.field, caught.value.theirs) == ("format_version", "3")
+        receive([Frame.of(FrameKind.HEADER, b'{"format_version":9,"tensors":[]}')])
+    assert (caught.value.field, caught.value.theirs) == ("format_version", "9")
 
 
 @pytest.mark.parametrize(

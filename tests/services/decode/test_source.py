@@ -9,13 +9,16 @@ from pathlib import Path
 import grpc
 import pytest
 
-from headwise import Overloaded
+from headwise import Overloaded, Refused
+from headwise.v1 import cache_pb2, prefill_pb2
 from kvstore.pool import PageCount, PagePool, SequencePages
 from kvstore.wire import WireLimits
 from services.decode.admission import Admission
 from services.decode.reception import Wanted
 from services.decode.source import PrefillSource
+from services.runtime.convert import describe_model
 from services.runtime.model import ServedModel
+from tests.faults.fake_prefill import FakePrefill
 from tests.faults.recording import record
 from tests.services.decode.engine_parts import load_served, new_pool
 
@@ -104,3 +107,24 @@ async def test_it_is_given_up_when_nobody_leaves_in_time(
     assert caught.value.reason == "POOL_EXHAUSTED"
     pages.release()
     assert pool.free_pages == 24
+
+
+@pytest.mark.parametrize(("formats", "served_by_it"), [((), True), ((2, 9), True), ((9,), False)])
+async def test_decode_goes_on_only_with_a_prefill_whose_caches_it_reads(
+    served: ServedModel, formats: Sequence[int], served_by_it: bool
+) -> None:
+    description = prefill_pb2.PrefillServiceDescribeResponse(
+        model=describe_model(served), versions=cache_pb2.Versions(cache_formats=formats)
+    )
+    with FakePrefill(description.SerializeToString()) as prefill:
+        source = PrefillSource(prefill.target, served, limits=WireLimits(), stall_seconds=5)
+        try:
+            if served_by_it:
+                assert await source.describe() == description
+                return
+            with pytest.raises(Refused) as caught:
+                await source.describe()
+            assert caught.value.reason == "NO_COMMON_CACHE_FORMAT"
+            assert caught.value.metadata["theirs"] == "9"
+        finally:
+            await source.close()
