@@ -24,16 +24,17 @@ def compact_layer(
     """
     heads = plan.heads
     rows = [head.rows.to(k.device) for head in heads]
-    keys, values = gather_rows(k, v, rows)
+    coding = RowCoding(codec, k.shape[2], k.dtype)
+    keys, values = gather_rows(k, v, rows, coding)
     offsets = [0]
     for head, chosen in zip(heads, rows, strict=True):
         offsets.append(offsets[-1] + chosen.numel())
         if head.fitted is not None:
-            values[offsets[-2] : offsets[-1]] = head.fitted.values
-            if head.fitted.keys is not None:
-                keys[offsets[-2] : offsets[-1]] = head.fitted.keys
-    coding = RowCoding(codec, k.shape[2], k.dtype)
-    keys, values = encode_rows(keys, coding.keys), encode_rows(values, coding.values)
+            # as the model's own rows are: in its dtype before they are coded
+            own, fitted = slice(offsets[-2], offsets[-1]), head.fitted
+            values[own] = encode_rows(fitted.values.to(k), coding.values)
+            if fitted.keys is not None:
+                keys[own] = encode_rows(fitted.keys.to(k), coding.keys)
     classes = classes.to(k.device)
     scores = [
         head.scores.to(k.device)[chosen]

@@ -60,6 +60,12 @@ def decode(entry: NDArray[np.void]) -> RetentionRule:
     return RetentionRule(**values)
 
 
+def rule_words(rules: NDArray[np.void]) -> NDArray[np.int64]:
+    """A table as kernels on a device read it, int64 `[..., RULE_DTYPE.itemsize // 8]`."""
+    words: NDArray[np.int64] = np.ascontiguousarray(rules)[..., None].view(np.int64)
+    return words
+
+
 def needs_scores(rules: NDArray[np.void]) -> NDArray[np.bool_]:
     """`RetentionRule.needs_scores` of every entry."""
     budget = (rules["budget_rows"] > 0) | (rules["budget_ratio"] > 0)

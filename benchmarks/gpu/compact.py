@@ -1,4 +1,4 @@
-"""The gather of kept rows against the copy bandwidth."""
+"""The gather of kept rows, coded on the way or not, against the copy bandwidth."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from benchmarks.gpu.figures import Figure
 from benchmarks.gpu.head_lengths import head_lengths
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.timing import Timer
+from kvstore.codecs import RowCodec, RowCoding
 from kvstore.kernels.compact.kernel import gather_rows
 
 _KEPT_RATIO = 0.25
@@ -21,7 +22,12 @@ def measure(sizes: Sizes, timer: Timer, ceilings: Ceilings) -> dict[str, Figure]
     rows = [torch.randperm(tokens, device=here)[:count].sort().values for count in counts.tolist()]
     size = (2, sizes.kv_heads, tokens, sizes.head_size)
     k, v = torch.randn(size, device=here, dtype=sizes.dtype)
-    seconds = timer.seconds(lambda: gather_rows(k, v, rows))
-    moved = 2 * int(counts.sum()) * sizes.row_bytes
-    share = moved / seconds / ceilings.copy_bytes
-    return {"compact_bandwidth_ratio": Figure(share, "ratio", "copy bandwidth", 0.8)}
+    figures = {}
+    for name, target in (("model", 0.8), ("int8", None), ("int4", None)):
+        coding = RowCoding(RowCodec.parse(name), sizes.head_size, sizes.dtype)
+        seconds = timer.seconds(lambda coding=coding: gather_rows(k, v, rows, coding))
+        moved = int(counts.sum()) * (sizes.row_bytes + coding.row_bytes)
+        share = moved / seconds / ceilings.copy_bytes
+        figure = "compact_bandwidth_ratio" + ("" if name == "model" else f"_{name}")
+        figures[figure] = Figure(share, "ratio", "copy bandwidth", target)
+    return figures

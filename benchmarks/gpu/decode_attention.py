@@ -14,10 +14,13 @@ from benchmarks.gpu.head_lengths import head_lengths
 from benchmarks.gpu.pool import Pool, fill
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.timing import Timer
-from kvstore.kernels.ragged_attention.kernel import AttentionScratch, attend, line_ends
+from kvstore.codecs import RowCodec
+from kvstore.kernels.device_batch import DeviceScratch
+from kvstore.kernels.ragged_attention.kernel import attend_on_device, line_ends
 
 # shares of the dense cache's rows
 KEPT_RATIOS = (0.5, 0.25, 0.125)
+CODECS = ("fp8", "int8", "int8/int4", "int4")
 
 
 def measure(sizes: Sizes, timer: Timer, ceilings: Ceilings) -> dict[str, Figure]:
@@ -43,7 +46,21 @@ def measure(sizes: Sizes, timer: Timer, ceilings: Ceilings) -> dict[str, Figure]
             1.1,
         ),
     }
+    del pool
+    figures |= _of_codecs(skewed, sizes, timer, ceilings)
     return figures | _against_dense(sizes, timer)
+
+
+def _of_codecs(
+    rows: torch.Tensor, sizes: Sizes, timer: Timer, ceilings: Ceilings
+) -> dict[str, Figure]:
+    figures = {}
+    for name in CODECS:
+        pool = fill(rows, sizes, codec=RowCodec.parse(name))
+        read = int(rows.sum()) * pool.batch.store.coding.row_bytes
+        share = read / timer.seconds(step(pool, sizes)) / ceilings.copy_bytes
+        figures[f"ragged_bandwidth_ratio_{name}"] = Figure(share, "ratio", "copy bandwidth")
+    return figures
 
 
 def _against_dense(sizes: Sizes, timer: Timer) -> dict[str, Figure]:
@@ -67,44 +84,31 @@ def _lengths(sizes: Sizes, mean: float, device: torch.device) -> torch.Tensor:
 
 def step(pool: Pool, sizes: Sizes, *, scored: bool = False) -> Callable[[], torch.Tensor]:
     """One layer's attention of one fed token per sequence, the prefix sums included."""
-    here, rows = pool.rows.device, pool.rows
-    count = int(rows.sum())
-    q = torch.randn(sizes.sequences, sizes.query_heads, 1, sizes.head_size, device=here)
-    size = (2, 1, sizes.kv_heads, sizes.sequences, sizes.head_size)
-    new_keys, new_values = torch.randn(size, device=here, dtype=sizes.dtype)
-    scratch = AttentionScratch.of(
-        sizes.sequences,
-        sizes.kv_heads,
-        sizes.group,
-        1,
-        sizes.head_size,
-        here,
-        row_bound=count if scored else 0,
-    )
-    entries = (rows + 1).flatten().cumsum(0).view(rows.shape) - rows - 1
+    rows, batch = pool.rows, pool.batch
+    q = torch.randn(sizes.sequences, sizes.query_heads, sizes.head_size, device=rows.device)
     queries = q.to(sizes.dtype)
-    received = torch.empty(count + rows.numel(), device=here) if scored else None
-    everywhere = torch.ones_like(rows, dtype=torch.bool)
-    return lambda: attend(
-        queries,
-        new_keys,
-        new_values,
-        pool.slots,
-        pool.keys,
-        pool.values,
-        pool.pages,
-        rows,
-        pool.slots,
-        line_ends(rows, pool.slots),
-        0,
-        scratch,
-        kv_heads=sizes.kv_heads,
-        page_rows=sizes.page_rows,
-        scale=sizes.head_size**-0.5,
-        starts=entries,
-        scored=everywhere,
-        received=received,
+    entries = int(rows.sum()) + rows.numel() if scored else 0
+    scratch = DeviceScratch(
+        (rows + 1).flatten().cumsum(0).view(rows.shape) - rows - 1,
+        torch.ones_like(rows, dtype=torch.bool),
+        torch.empty(entries, device=rows.device),
+        torch.empty(0, dtype=torch.uint8, device=rows.device),
+        (scored,),
     )
+
+    def once() -> torch.Tensor:
+        line_ends(rows, batch.ends)
+        return attend_on_device(
+            queries,
+            batch,
+            0,
+            scratch,
+            kv_heads=sizes.kv_heads,
+            scale=sizes.head_size**-0.5,
+            sliding_window=None,
+        )
+
+    return once
 
 
 def best_dense(sizes: Sizes, timer: Timer) -> tuple[str, float]:

@@ -7,42 +7,97 @@ import dataclasses
 import torch
 
 from benchmarks.gpu.sizes import Sizes
+from kvstore.codecs import MODEL_ROWS, ElementCodec, RowCodec, RowCoding, RowLayout
+from kvstore.kernels.device_batch import DeviceBatch
 from kvstore.kernels.retain.kernel import FreePages
+from kvstore.kernels.row_pages import PageDivision, RowPages
+from kvstore.rule_table import full_rules, rule_words
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Pool:
-    """Pages of `rows` int32 `[B, L, H]`, in the layout that the kernels' contracts give."""
+    """Pages of a batch whose sequences feed a token each, and the pages that are free."""
 
-    keys: torch.Tensor
-    values: torch.Tensor
-    pages: torch.Tensor
-    rows: torch.Tensor
-    slots: torch.Tensor
+    batch: DeviceBatch
     free: FreePages
+
+    @property
+    def rows(self) -> torch.Tensor:
+        return self.batch.rows
 
     @property
     def row_count(self) -> int:
         """Rows there is room for."""
-        return self.keys.shape[0]
-
-    @property
-    def layers(self) -> int:
-        return self.rows.shape[1]
+        return self.free.ring.numel() * self.batch.store.page_rows
 
 
-def fill(rows: torch.Tensor, sizes: Sizes, spare_pages: int = 0) -> Pool:
+def fill(
+    rows: torch.Tensor, sizes: Sizes, spare_pages: int = 0, codec: RowCodec = MODEL_ROWS
+) -> Pool:
     """`rows` int32 `[B, L, H]` on the device; every head's table has one page to grow into."""
-    page_counts = (rows + sizes.page_rows - 1) // sizes.page_rows
-    ends = page_counts.flatten().cumsum(0)
+    sequences, layers, heads = rows.shape
+    device, page_bytes = rows.device, sizes.page_rows * sizes.row_bytes
+    division = PageDivision.of(RowCoding(codec, sizes.head_size, sizes.dtype), page_bytes)
+    counts = (rows + division.rows - 1) // division.rows
+    ends = counts.flatten().cumsum(0)
     held = int(ends[-1])
-    order = torch.randperm(held + spare_pages, device=rows.device).int()
-    number = torch.arange(int(page_counts.max()) + 1, device=rows.device)
-    begins = (ends.view(rows.shape) - page_counts)[..., None]
+    order = torch.randperm(held + spare_pages, device=device).int()
+    number = torch.arange(int(counts.max()) + 1, device=device)
+    begins = (ends.view(rows.shape) - counts)[..., None]
     place = (begins + number).clamp_(max=order.numel() - 1)
-    pages = torch.where(number < page_counts[..., None], order[place], -1)
-    size = (2, order.numel() * sizes.page_rows, sizes.head_size)
-    keys, values = torch.randn(size, device=rows.device, dtype=sizes.dtype)
-    slots = torch.arange(rows.shape[0], dtype=torch.int32, device=rows.device)
-    free = FreePages.of(order.numel(), order[held:])
-    return Pool(keys, values, pages.int().contiguous(), rows.clone(), slots, free)
+    pages = torch.where(number < counts[..., None], order[place], -1).int().contiguous()
+    line = rows.transpose(0, 1).reshape(layers, -1).cumsum(1)
+    new = torch.randn(2, layers, heads, sequences, sizes.head_size, device=device)
+    new_keys, new_values = new.to(sizes.dtype)
+    each = torch.arange(sequences, dtype=torch.int32, device=device)
+    nothing = torch.empty(0, device=device)
+    words = torch.from_numpy(rule_words(full_rules(rows.shape)))
+    batch = DeviceBatch(
+        store=_random_rows(order.numel(), division, device),
+        positions=nothing.int(),
+        scores=nothing,
+        mark_flags=nothing.to(torch.uint8),
+        log_weights=nothing,
+        mark_rows=sizes.page_rows,
+        kv_heads=torch.full((layers,), heads, dtype=torch.int32, device=device),
+        pages=pages,
+        marks=pages,
+        rows=rows.clone(),
+        marked=torch.zeros_like(rows, dtype=torch.bool),
+        weighted=torch.zeros_like(rows, dtype=torch.bool),
+        rules=words.to(device),
+        lengths=torch.full((sequences,), sizes.context, device=device),
+        ends=line.int(),
+        new_keys=new_keys,
+        new_values=new_values,
+        flags=torch.zeros(sequences, dtype=torch.uint8, device=device),
+        cells=each,
+        before=torch.zeros_like(each),
+        counts=torch.ones_like(each),
+        first_queries=each,
+        most=1,
+        single=True,
+        row_bound=int(line[:, -1].max()),
+        weighted_layers=(False,) * layers,
+    )
+    return Pool(batch, FreePages.of(order.numel(), order[held:]))
+
+
+def _random_rows(pages: int, division: PageDivision, device: torch.device) -> RowPages:
+    arena = torch.empty(pages * division.page_bytes, dtype=torch.uint8, device=device)
+    store = RowPages.of(arena, division)
+    coding = division.coding
+    for part, layout in ((store.keys, coding.keys), (store.values, coding.values)):
+        if layout.codec is ElementCodec.MODEL:
+            part.normal_()
+        else:
+            _random_codes(part, layout)
+    return store
+
+
+def _random_codes(rows: torch.Tensor, layout: RowLayout) -> None:
+    """Any codes, and scales under which they are like the model's rows."""
+    rows[..., : layout.code_bytes].random_(0, 120)
+    scale = torch.tensor([0.01], dtype=torch.bfloat16).view(torch.uint8).to(rows.device)
+    count = (layout.row_bytes - layout.code_bytes) // scale.numel()
+    rows[..., layout.code_bytes :] = scale.repeat(count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -11,8 +12,9 @@ from benchmarks.gpu.head_lengths import head_lengths
 from benchmarks.gpu.pool import Pool, fill
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.timing import Timer
-from kvstore.kernels.retain.kernel import FreePages, retain, rule_words
-from kvstore.rule_table import encode, full_rules, may_evict
+from kvstore.kernels.device_batch import DeviceScratch
+from kvstore.kernels.retain.kernel import FreePages, retain
+from kvstore.rule_table import encode, full_rules, may_evict, needs_scores, rule_words
 from kvstore.rules import RetentionRule, ScoreUpdate, TokenClass
 
 _KEPT_RATIO = 0.2
@@ -36,52 +38,30 @@ def step(sizes: Sizes, device: torch.device) -> Callable[[], None]:
     for number, (place, count) in enumerate(zip(_places(shape), counts.tolist(), strict=True)):
         rules[place] = encode(_rule(number, count))
     pool = fill(rows, sizes, spare_pages=heads)
-    entries = pool.pages.shape[3] * sizes.page_rows + 1
+    entries = pool.batch.pages.shape[3] * sizes.page_rows + 1
     starts = torch.arange(heads, device=device).view(shape) * entries
-    starts = torch.where(torch.from_numpy(may_evict(rules)).to(device), starts, -1)
-    size = (2, sizes.layers, sizes.kv_heads, sizes.sequences, sizes.head_size)
-    new_keys, new_values = torch.randn(size, device=device, dtype=sizes.dtype)
-    received = torch.rand(heads * entries, device=device)
-    stays = torch.empty(heads * entries, dtype=torch.uint8, device=device)
-    moves = torch.empty(heads * entries, 2, dtype=torch.int32, device=device)
-    positions = _latest_positions(pool, sizes)
-    scores = torch.rand(pool.row_count, device=device)
-    flags = torch.zeros(pool.row_count, dtype=torch.uint8, device=device)
-    new_flags = torch.zeros(sizes.sequences, 1, dtype=torch.uint8, device=device)
-    lengths = torch.full((sizes.sequences,), sizes.context, device=device)
-    words = rule_words(rules).to(device)
-    kv_heads = torch.full((sizes.layers,), sizes.kv_heads, dtype=torch.int32, device=device)
-    marks = pool.pages.clone()
+    marked = torch.from_numpy(may_evict(rules)).to(device)
+    batch = dataclasses.replace(
+        pool.batch,
+        positions=_latest_positions(pool, sizes),
+        scores=torch.rand(pool.row_count, device=device),
+        mark_flags=torch.zeros(pool.row_count, dtype=torch.uint8, device=device),
+        marks=pool.batch.pages.clone(),
+        marked=marked,
+        rules=torch.from_numpy(rule_words(rules)).to(device),
+    )
+    scratch = DeviceScratch(
+        torch.where(marked, starts, -1),
+        torch.from_numpy(needs_scores(rules)).to(device),
+        torch.rand(heads * entries, device=device),
+        torch.empty(heads * entries, dtype=torch.uint8, device=device),
+        (True,) * sizes.layers,
+    )
     free_marks = FreePages(*(each.clone() for each in _tensors(pool.free)))
 
     def once() -> None:
-        retain(
-            new_keys,
-            new_values,
-            pool.slots,
-            new_flags,
-            lengths,
-            pool.keys,
-            pool.values,
-            positions,
-            scores,
-            flags,
-            None,
-            pool.pages,
-            marks,
-            pool.rows,
-            words,
-            pool.slots,
-            kv_heads,
-            starts,
-            received,
-            stays,
-            moves,
-            pool.free,
-            free_marks,
-            page_rows=sizes.page_rows,
-        )
-        lengths.add_(1)
+        retain(batch, scratch, pool.free, free_marks)
+        batch.lengths.add_(1)
 
     return once
 
@@ -91,7 +71,7 @@ def _latest_positions(pool: Pool, sizes: Sizes) -> torch.Tensor:
     positions = torch.zeros(pool.row_count, dtype=torch.int32, device=pool.rows.device)
     by_page = positions.view(-1, sizes.page_rows)
     in_page = torch.arange(sizes.page_rows, dtype=torch.int32, device=pool.rows.device)
-    for number, pages in enumerate(pool.pages.unbind(-1)):
+    for number, pages in enumerate(pool.batch.pages.unbind(-1)):
         held = pages >= 0
         first = sizes.context - pool.rows[held] + number * sizes.page_rows
         by_page[pages[held].long()] = first[:, None] + in_page

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from rich.console import Console
 
-from benchmarks.gpu import ceilings, column_mass, compact, decode_attention, retain
+from benchmarks.gpu import ceilings, column_mass, compact, decode_attention, decode_step, retain
 from benchmarks.gpu.figures import document, table
 from benchmarks.gpu.sizes import LLAMA_3_8B, TINY
 from benchmarks.gpu.timing import Timer
@@ -21,5 +21,6 @@ def run(*, tiny: bool) -> dict[str, object]:
     figures |= column_mass.measure(sizes, timer)
     figures |= compact.measure(sizes, timer, limits)
     figures |= retain.measure(sizes, timer)
+    figures |= decode_step.measure(sizes, timer, limits)
     Console().print(table(figures, device))
     return document(figures, sizes, device)

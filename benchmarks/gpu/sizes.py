@@ -25,6 +25,9 @@ class Sizes:
     matrix_rows: int
     flush_bytes: int
     repeats: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
     dtype: torch.dtype = torch.bfloat16
 
     @property
@@ -53,6 +56,9 @@ LLAMA_3_8B = Sizes(
     # more than any second-level cache
     flush_bytes=512 << 20,
     repeats=30,
+    hidden=4096,
+    intermediate=14_336,
+    vocabulary=128_256,
 )
 
 TINY = Sizes(
@@ -70,4 +76,7 @@ TINY = Sizes(
     matrix_rows=32,
     flush_bytes=1 << 10,
     repeats=1,
+    hidden=64,
+    intermediate=64,
+    vocabulary=64,
 )

@@ -28,7 +28,13 @@ def hadamard(size: int) -> torch.Tensor:
     return torch.kron(torch.eye(size // block), matrix / math.sqrt(block))
 
 
+@functools.cache
+def _hadamard_on(size: int, device: torch.device) -> torch.Tensor:
+    """There once and for all: a step that is captured on a device cannot copy from the host."""
+    return hadamard(size).to(device)
+
+
 def rotate(rows: torch.Tensor) -> torch.Tensor:
     """`[..., D]` rotated, in the same dtype, the product in f32; again: as it was."""
-    matrix = hadamard(rows.shape[-1]).to(rows.device)
+    matrix = _hadamard_on(rows.shape[-1], rows.device)
     return (rows.float() @ matrix).to(rows.dtype)

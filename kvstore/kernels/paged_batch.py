@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from kvstore.codecs import encode_rows
+from kvstore.kernels.device_batch import DeviceBatch, DeviceScratch
+from kvstore.kernels.dispatch import runs_triton
 from kvstore.kernels.row_pages import RowIndex, RowPages
-from kvstore.rule_table import may_evict, needs_scores
+from kvstore.rule_table import may_evict, needs_scores, rule_words
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -95,7 +98,7 @@ class ArrivingRows:
     cells: NDArray[np.int64]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class PagedBatch:
     """B sequences of one coding, and what each feeds: a block of tokens, or a piece of one.
 
@@ -118,6 +121,16 @@ class PagedBatch:
         """What the compiled CPU kernels are written for."""
         keys = self.fed.keys
         return keys.device.type == "cpu" and keys.dtype == torch.float32
+
+    @property
+    def on_triton(self) -> bool:
+        """Whether the Triton kernels run here."""
+        return runs_triton(self.fed.keys)
+
+    @functools.cached_property
+    def single(self) -> bool:
+        """Whether every block is one token."""
+        return bool((self.blocks == 1).all())
 
     @property
     def rows(self) -> NDArray[np.int32]:
@@ -152,6 +165,50 @@ class PagedBatch:
             counts=self.counts[chosen],
         )
 
+    @functools.cached_property
+    def on_device(self) -> DeviceBatch:
+        """The same on the device, copied once: later changes of the tables are not seen there."""
+        tables, columns, slots, rows = self.tables, self.columns, self.slots, self.rows
+        device = self.fed.keys.device
+        most = int((rows + self.blocks[:, None, None]).max(initial=1))
+        ends = rows.transpose(1, 0, 2).reshape(rows.shape[1], -1).cumsum(1, dtype=np.int32)
+        weighted = tables.weighted[slots]
+
+        def copied(values: NDArray[np.generic]) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values)).to(device)
+
+        def pages(table: NDArray[np.int32], page_rows: int) -> torch.Tensor:
+            return copied(table[slots, :, :, : -(-most // page_rows)])
+
+        return DeviceBatch(
+            store=self.store,
+            positions=columns.positions,
+            scores=columns.scores,
+            mark_flags=columns.flags,
+            log_weights=columns.log_weights,
+            mark_rows=columns.page_rows,
+            kv_heads=copied(tables.kv_heads),
+            pages=pages(tables.pages, self.store.page_rows),
+            marks=pages(tables.marks, columns.page_rows),
+            rows=copied(rows),
+            marked=copied(tables.marked[slots]),
+            weighted=copied(weighted),
+            rules=copied(rule_words(tables.rules[slots])),
+            lengths=copied(tables.lengths[slots]),
+            ends=copied(ends),
+            new_keys=self.fed.keys,
+            new_values=self.fed.values,
+            flags=copied(self.fed.flags),
+            cells=copied(self.cells.astype(np.int32)),
+            before=copied(self.before.astype(np.int32)),
+            counts=copied(self.counts.astype(np.int32)),
+            first_queries=copied(self.query_starts.astype(np.int32)),
+            most=int(self.counts.max(initial=1)),
+            single=self.single,
+            row_bound=int(ends[:, -1].max(initial=1)),
+            weighted_layers=tuple(bool(some.any()) for some in weighted.transpose(1, 0, 2)),
+        )
+
     def held(self, b: int, layer: int, head: int) -> RowIndex:
         """Where what a head holds lies in the store, `[R]`."""
         tables, slot = self.tables, self.slots[b]
@@ -184,7 +241,7 @@ class PagedBatch:
         return self.columns.positions[torch.from_numpy(marks).to(device)]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class StepScratch:
     """What a step finds out before it changes anything.
 
@@ -192,14 +249,14 @@ class StepScratch:
     far, from `starts` int64 `[B, L, H]` on; −1 says that it has none. `received` f32: the
     probability each row received from the block's queries so far, averaged over the G query heads,
     which attention adds to where `scored` bool `[B, L, H]`; the retention decision turns it into
-    the row's new score. `stays` bool: that decision.
+    the row's new score. `stays` bool: that decision. Both lie where the batch's rows do.
     """
 
     starts: NDArray[np.int64]
     sizes: NDArray[np.int64]
     scored: NDArray[np.bool_]
-    received: NDArray[np.float32]
-    stays: NDArray[np.bool_]
+    received: torch.Tensor
+    stays: torch.Tensor
 
     @classmethod
     def of(cls, batch: PagedBatch) -> StepScratch:
@@ -209,13 +266,13 @@ class StepScratch:
         bounded = may_evict(rules) & exists
         sizes = np.where(bounded, rows + batch.blocks[:, None, None], 0)
         ends = sizes.cumsum().reshape(sizes.shape)
-        total = int(sizes.sum())
+        total, device = int(sizes.sum()), batch.fed.keys.device
         return cls(
             np.where(bounded, ends - sizes, -1),
             sizes,
             needs_scores(rules) & exists,
-            np.zeros(total, np.float32),
-            np.empty(total, np.bool_),
+            torch.zeros(total, device=device),
+            torch.empty(total, dtype=torch.bool, device=device),
         )
 
     def of_sequences(self, chosen: NDArray[np.int64]) -> StepScratch:
@@ -227,7 +284,25 @@ class StepScratch:
             scored=self.scored[chosen],
         )
 
-    def received_of(self, b: int) -> NDArray[np.float32]:
+    @functools.cached_property
+    def on_device(self) -> DeviceScratch:
+        """The same where kernels on a device read it; entries are the same memory."""
+        device = self.received.device
+        return DeviceScratch(
+            torch.from_numpy(self.starts).to(device),
+            torch.from_numpy(self.scored).to(device),
+            self.received,
+            self.stays.view(torch.uint8),
+            tuple(bool(some.any()) for some in self.scored.transpose(1, 0, 2)),
+        )
+
+    def received_of(self, b: int) -> torch.Tensor:
         """One sequence's entries, head after head."""
         first = int(self.sizes[:b].sum())
         return self.received[first : first + int(self.sizes[b].sum())]
+
+    def stays_of(self, place: tuple[int, int, int]) -> NDArray[np.bool_]:
+        """What was decided of a head's rows, in host memory."""
+        start, size = int(self.starts[place]), int(self.sizes[place])
+        stays: NDArray[np.bool_] = self.stays[start : start + size].cpu().numpy()
+        return stays

@@ -28,7 +28,7 @@ class OpenBlock:
     sequence: SequencePages
     cell: int
     fed: int = 0
-    received: NDArray[np.float32] | None = None
+    received: torch.Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,7 +51,10 @@ class _Change:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Part:
-    """The sequences of one coding: their `places` in the batch, the tokens they feed, the cells."""
+    """Sequences of one coding that all feed a single token, or all a block.
+
+    Their `places` in the batch, the tokens they feed, the cells.
+    """
 
     places: NDArray[np.int64]
     tokens: torch.Tensor
@@ -112,7 +115,7 @@ class BatchStep:
         cells = self._batch.token_cells()
         fed.flags[cells] = classes
         self._scratch = StepScratch.of(self._batch)
-        self._parts = tuple(self._of_one_coding())
+        self._parts = tuple(self._of_one_kind())
         self._remember_received()
         self._changes: dict[int, _Change] = {}
 
@@ -157,7 +160,7 @@ class BatchStep:
                 self._changes[place] = self._change(place, rows_after[n])
         for place, piece in enumerate(self._pieces):
             if not piece.ends:
-                piece.block.received = self._scratch.received_of(place).copy()
+                piece.block.received = self._scratch.received_of(place).clone()
                 piece.block.fed += piece.tokens
 
     def need(self, place: int) -> PageCount:
@@ -194,12 +197,17 @@ class BatchStep:
         self.decide()
         self.commit(sorted(self._changes))
 
-    def _of_one_coding(self) -> Iterator[_Part]:
-        """The sequences of each coding, in the order of their first."""
+    def _of_one_kind(self) -> Iterator[_Part]:
+        """The sequences of each coding, single tokens and blocks apart, in order of their first.
+
+        A block's queries are a matrix, which other forms of a kernel are made for.
+        """
         tokens = np.repeat(np.arange(len(self._pieces)), self._batch.counts)
+        singles = (self._batch.blocks == 1).tolist()
         stores = [piece.block.sequence.store for piece in self._pieces]
-        for store in dict.fromkeys(stores):
-            places = np.array([n for n, one in enumerate(stores) if one is store], np.int64)
+        kinds = list(zip(stores, singles, strict=True))
+        for kind in dict.fromkeys(kinds):
+            store, places = kind[0], np.array([n for n, k in enumerate(kinds) if k == kind])
             batch = dataclasses.replace(self._batch.of(places), store=store)
             device = batch.fed.keys.device
             yield _Part(
@@ -253,11 +261,10 @@ class BatchStep:
     def _written(self, place: int, layer: int, head: int, after: int) -> list[int]:
         """Numbers of the pages in which a head's slots change."""
         held = int(self._batch.rows[place, layer, head])
-        start, block = int(self._scratch.starts[place, layer, head]), self._batch.blocks[place]
-        if start < 0:
+        if self._scratch.starts[place, layer, head] < 0:
             slots = np.arange(held, after)
         else:
-            stays = self._scratch.stays[start : start + held + int(block)]
+            stays = self._scratch.stays_of((place, layer, head))
             holes, arriving = np.flatnonzero(~stays[:held]), int(stays[held:].sum())
             refilled = holes[:arriving]
             from_tail = holes[arriving:][holes[arriving:] < after]

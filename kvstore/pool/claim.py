@@ -66,6 +66,15 @@ class Claim:
         self._accounts.share(self._taken)
         other._taken |= self._taken
 
+    def exchange(self, pages: Iterable[int]) -> None:
+        """Use these pages now, as many as before: other claims use those that were used here.
+
+        All claims that exchange among each other do so before any of them is used otherwise.
+        """
+        taken = set(pages)
+        assert len(taken) == len(self._taken), "nobody gains or loses a page"
+        self._taken = taken
+
     def is_shared(self, page: int) -> bool:
         return self._accounts.is_shared(page)
 

@@ -35,7 +35,11 @@ def test_every_figure_is_written(tmp_path: Path) -> None:
         "column_mass_all_ratio",
         "column_mass_sampled_ratio",
         "compact_bandwidth_ratio",
+        "ragged_bandwidth_ratio_int8/int4",
         "retain_seconds",
+        "step_of_limit_ratio",
+        "dense_step_ratio",
+        "resident_ratio",
     } <= set(figures)
 
 
@@ -52,7 +56,7 @@ def test_a_pool_has_a_page_of_its_own_for_every_row() -> None:
     rows = torch.tensor([[[0, 1, 17]], [[16, 33, 5]]], dtype=torch.int32)
     pool = fill(rows, TINY, spare_pages=4)
     held = [
-        pool.pages[b, 0, h, slot // TINY.page_rows]
+        pool.batch.pages[b, 0, h, slot // TINY.page_rows]
         for b in range(2)
         for h in range(3)
         for slot in range(0, int(rows[b, 0, h]), TINY.page_rows)

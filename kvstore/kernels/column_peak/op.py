@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from kvstore.kernels.column_peak import cpu
+from kvstore.kernels.dispatch import runs_triton
 
 
 def column_peak(
@@ -23,8 +24,16 @@ def column_peak(
     at the positions from `first_position >= T` on; `k` `[H, T, D]`; query head `h` reads KV head
     `h // G`. `A_ij = exp(q_i · k_j · scale − lse_i)` within the sliding window, else 0.
 
-    The blocked form was written for the CPU and serves every device that has no kernel of its own.
+    The blocked form was written for the CPU and serves every device without Triton, too.
     """
     assert first_position >= k.shape[1], "every query comes after every column"
     assert peaks.shape == (q.shape[0], k.shape[1])
+    if runs_triton(peaks):
+        # imported where it can run: Triton is not there on every machine
+        from kvstore.kernels.column_peak import kernel
+
+        kernel.column_peak(
+            peaks, q, k, lse, first_position, scale=scale, sliding_window=sliding_window
+        )
+        return
     cpu.column_peak(peaks, q, k, lse, first_position, scale=scale, sliding_window=sliding_window)

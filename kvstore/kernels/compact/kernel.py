@@ -1,8 +1,6 @@
-"""The gather of a layer's kept rows on a GPU: all heads, keys and values in one launch.
+"""The gather of a layer's kept rows on a GPU: all heads, keys and values in one launch, coded.
 
-Bytes: each kept row is read once and written once, keys and values, `4 · R · D` elements, and 8
-bytes a row for its number; no arithmetic. So the limit is the copy bandwidth, and what can be
-lost to it is a row shorter than a memory transaction: neighbouring lanes copy a row together.
+Bytes and operations are counted in README.md.
 """
 
 from __future__ import annotations
@@ -14,35 +12,56 @@ import torch
 import triton
 import triton.language as tl
 
+from kvstore.codecs import RowCoding
+from kvstore.codecs.rotation import hadamard
+from kvstore.kernels.coded_rows import INT4, MODEL, codec_number, store_coded
+from kvstore.kernels.tile_product import tile_product
+
 # elements per program and tensor: 32 bytes for each of 128 lanes at 16 bits
 _TILE_ELEMENTS = 2048
+# a program that rotates reads the rotation, too: for so many rows it pays
+_ROTATED_ROWS = 64
 
 
 def gather_rows(
-    k: torch.Tensor, v: torch.Tensor, rows: Sequence[torch.Tensor]
+    k: torch.Tensor, v: torch.Tensor, rows: Sequence[torch.Tensor], coding: RowCoding
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See op.py."""
     ends = list(itertools.accumulate(chosen.numel() for chosen in rows))
     total, size = ends[-1], k.shape[2]
-    keys, values = k.new_empty(total, size), v.new_empty(total, size)
+    keys = k.new_empty(total, coding.keys.width, dtype=coding.keys.storage_dtype)
+    values = v.new_empty(total, coding.values.width, dtype=coding.values.storage_dtype)
     if total:
+        rotated = coding.keys.rotated or coding.values.rotated
         block = triton.next_power_of_2(size)
         tile = max(1, _TILE_ELEMENTS // block)
+        if rotated:
+            # products want sixteen of everything
+            tile, block = _ROTATED_ROWS, max(16, block)
         _gather[(triton.cdiv(total, tile),)](
             keys,
             values,
             k,
             v,
+            # exact in every dtype
+            hadamard(size).sign().to(k) if rotated else k,
+            (size & -size) ** -0.5,
             torch.cat(list(rows)),
             torch.tensor(ends, dtype=torch.int32).to(k.device, non_blocking=True),
             total,
             *k.stride(),
             *v.stride(),
+            KEY_CODEC=codec_number(coding.keys),
+            KEY_WIDTH=coding.keys.width,
+            VALUE_CODEC=codec_number(coding.values),
+            VALUE_WIDTH=coding.values.width,
             HEADS=len(rows),
             D=size,
             BLOCK_H=triton.next_power_of_2(max(2, len(rows))),
             BLOCK_R=tile,
             BLOCK_D=block,
+            BLOCK_HALF=max(16, triton.next_power_of_2((size + 1) // 2)),
+            num_warps=4,
         )
     return keys, values
 
@@ -53,6 +72,8 @@ def _gather(
     values: tl.tensor,
     k: tl.tensor,
     v: tl.tensor,
+    signs: tl.tensor,
+    spread: float,
     rows: tl.tensor,
     ends: tl.tensor,
     total: int,
@@ -62,11 +83,16 @@ def _gather(
     v_head: int,
     v_row: int,
     v_size: int,
+    KEY_CODEC: tl.constexpr,
+    KEY_WIDTH: tl.constexpr,
+    VALUE_CODEC: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
     HEADS: tl.constexpr,
     D: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
 ) -> None:
     """Program (tile of rows of the result), whichever heads they belong to."""
     target = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -77,7 +103,58 @@ def _gather(
     row = tl.load(rows + target, mask=valid, other=0)
     size = tl.arange(0, BLOCK_D)[None, :]
     wanted = valid[:, None] & (size < D)
-    key = tl.load(k + (head * k_head + row * k_row)[:, None] + size * k_size, mask=wanted)
-    value = tl.load(v + (head * v_head + row * v_row)[:, None] + size * v_size, mask=wanted)
-    tl.store(keys + target[:, None] * D + size, key, mask=wanted)
-    tl.store(values + target[:, None] * D + size, value, mask=wanted)
+    key = tl.load(
+        k + (head * k_head + row * k_row)[:, None] + size * k_size, mask=wanted, other=0.0
+    )
+    value = tl.load(
+        v + (head * v_head + row * v_row)[:, None] + size * v_size, mask=wanted, other=0.0
+    )
+    _write(keys, key, target, valid, signs, spread, KEY_CODEC, KEY_WIDTH, D, BLOCK_D, BLOCK_HALF)
+    _write(
+        values,
+        value,
+        target,
+        valid,
+        signs,
+        spread,
+        VALUE_CODEC,
+        VALUE_WIDTH,
+        D,
+        BLOCK_D,
+        BLOCK_HALF,
+    )
+
+
+@triton.jit
+def _write(
+    stored: tl.tensor,
+    rows: tl.tensor,
+    target: tl.tensor,
+    valid: tl.tensor,
+    signs: tl.tensor,
+    spread: float,
+    CODEC: tl.constexpr,
+    WIDTH: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+) -> None:
+    """Rows `[BLOCK_R, BLOCK_D]` to their place in the result, coded; `signs` `[D, D]` rotates."""
+    size = tl.arange(0, BLOCK_D)
+    if CODEC == MODEL:
+        wanted = valid[:, None] & (size[None, :] < D)
+        tl.store(stored + target[:, None] * D + size[None, :], rows, mask=wanted)
+    elif CODEC == INT4:
+        HALF: tl.constexpr = (D + 1) // 2
+        half = tl.arange(0, BLOCK_HALF)
+        place = signs + size[:, None] * D + half[None, :]
+        low_signs = tl.load(place, mask=(size[:, None] < D) & (half[None, :] < HALF), other=0.0)
+        high_signs = tl.load(
+            place + HALF, mask=(size[:, None] < D) & (half[None, :] + HALF < D), other=0.0
+        )
+        low = tile_product(rows, low_signs) * spread
+        high = tile_product(rows, high_signs) * spread
+        store_coded(stored, target * WIDTH, low, high, valid, CODEC, D, BLOCK_HALF)
+    else:
+        exact = rows.to(tl.float32)
+        store_coded(stored, target * WIDTH, exact, exact, valid, CODEC, D, BLOCK_D)

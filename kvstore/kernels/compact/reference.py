@@ -1,4 +1,4 @@
-"""The gather in plain torch: one index_select per head, straight into place."""
+"""The gather in plain torch: one index_select per head, straight into place; then the coding."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from kvstore.codecs import RowCoding, encode_rows
+
 
 def gather_rows(
-    k: torch.Tensor, v: torch.Tensor, rows: Sequence[torch.Tensor]
+    k: torch.Tensor, v: torch.Tensor, rows: Sequence[torch.Tensor], coding: RowCoding
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See op.py."""
     total = sum(chosen.numel() for chosen in rows)
@@ -19,4 +21,4 @@ def gather_rows(
         torch.index_select(k[head], 0, chosen, out=keys[first:last])
         torch.index_select(v[head], 0, chosen, out=values[first:last])
         first = last
-    return keys, values
+    return encode_rows(keys, coding.keys), encode_rows(values, coding.values)

@@ -86,7 +86,7 @@ def attend(
         layer,
         scratch.starts,
         scratch.scored,
-        scratch.received,
+        scratch.received.numpy(),
         np.float32(scale * math.log2(math.e)),
         sliding_window or 0,
         match_torch_threads(1 + int(batch.rows[:, layer].sum()) // _THREAD_ROWS),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvstore.kernels.flat_rows import flat_rows
 from kvstore.kernels.ragged_attention.tiles import (
     HIDDEN,
     chunk_rows,
+    fed_keys,
     fed_logits,
     first_head,
-    key_tile,
+    held_logits,
     marked_logits,
     query_tile,
 )
@@ -24,30 +24,34 @@ def hand_back(
     received: tl.tensor,
     starts: tl.tensor,
     q: tl.tensor,
-    q_sequence: int,
-    q_head: int,
     q_token: int,
+    q_head: int,
     q_size: int,
     new_keys: tl.tensor,
     new_values: tl.tensor,
     cells: tl.tensor,
+    before: tl.tensor,
+    counts: tl.tensor,
+    first_queries: tl.tensor,
     cell_count: int,
-    keys: tl.tensor,
-    values: tl.tensor,
+    elements: tl.tensor,
+    arena: tl.tensor,
     pages: tl.tensor,
+    table_pages: int,
     marks: tl.tensor,
+    mark_pages: int,
+    marked: tl.tensor,
+    weighted: tl.tensor,
     positions: tl.tensor,
     log_weights: tl.tensor,
     lengths: tl.tensor,
     rows: tl.tensor,
-    slots: tl.tensor,
     ends: tl.tensor,
     count: int,
     layer: int,
     layers: int,
     heads: int,
-    table_pages: int,
-    fed: int,
+    piece_queries: int,
     scale: float,
     window: int,
     maxima: tl.tensor,
@@ -56,13 +60,22 @@ def hand_back(
     totals: tl.tensor,
     saved_logits: tl.tensor,
     scored: tl.tensor,
+    KEY_CODEC: tl.constexpr,
+    KEY_PAGE: tl.constexpr,
+    KEY_WIDTH: tl.constexpr,
+    VALUE_CODEC: tl.constexpr,
+    VALUE_PAGE: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    VALUE_FIRST: tl.constexpr,
+    PAGE_ROWS: tl.constexpr,
     CHUNKS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
-    PAGE_ROWS: tl.constexpr,
+    MARK_ROWS: tl.constexpr,
     WINDOWED: tl.constexpr,
     WEIGHTED: tl.constexpr,
     SCORED: tl.constexpr,
+    SINGLE: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -71,7 +84,7 @@ def hand_back(
     """Program (chunk, then sequence and head): probabilities of its held rows, of the fed ones.
 
     Logits of a single token were saved; those of a block are computed again, which is cheaper
-    than G · m of them a row.
+    than G · m of them a row. What a block receives is added to what its earlier pieces gave.
     """
     program = tl.program_id(0)
     if program < CHUNKS:
@@ -86,35 +99,52 @@ def hand_back(
             if end > row:
                 b, h = head // heads, head % heads
                 stop = tl.minimum(last, end)
-                entry = (b * layers + layer) * heads + h
-                if tl.load(scored + entry) != 0:
-                    place = (tl.load(slots + b).to(tl.int64) * layers + layer) * heads + h
+                place = (tl.cast(b, tl.int64) * layers + layer) * heads + h
+                if tl.load(scored + place) != 0:
                     begin = end - tl.load(rows + place)
-                    start = tl.load(starts + entry).to(tl.int64)
+                    entry = tl.load(starts + place).to(tl.int64)
+                    fed = tl.load(counts + b)
+                    first_query = tl.load(first_queries + b)
+                    own = tl.load(before + b)
+                    if WINDOWED:
+                        own = own + tl.load(lengths + b).to(tl.int32)
+                    is_marked, is_weighted = False, False
+                    if WINDOWED or WEIGHTED:
+                        is_marked = tl.load(marked + place).to(tl.int32) != 0
+                        is_weighted = tl.load(weighted + place).to(tl.int32) != 0
                     for at in range(row, stop, BLOCK_N):
                         line = at + tl.arange(0, BLOCK_N)
                         valid = line < stop
                         slot = line - begin
-                        flat = flat_rows(pages + place * table_pages, slot, valid, PAGE_ROWS)
                         shares = tl.zeros([BLOCK_N], tl.float32)
-                        for tile in range(0, GROUP * fed, BLOCK_M):
-                            query = tile + tl.arange(0, BLOCK_M)
-                            known = query < GROUP * fed
-                            if fed == 1:
-                                saved = line[None, :].to(tl.int64) * GROUP + query[:, None]
-                                logits = tl.load(
-                                    saved_logits + saved,
-                                    mask=known[:, None] & valid[None, :],
-                                    other=HIDDEN,
-                                )
-                            else:
+                        if SINGLE:
+                            query = tl.arange(0, BLOCK_M)
+                            known = query < GROUP
+                            saved = line[None, :].to(tl.int64) * GROUP + query[:, None]
+                            logits = tl.load(
+                                saved_logits + saved,
+                                mask=known[:, None] & valid[None, :],
+                                other=HIDDEN,
+                            )
+                            total = tl.load(
+                                totals + head * piece_queries + query, mask=known, other=0.0
+                            )
+                            shares = tl.sum(tl.exp2(logits - total[:, None]), 0) / GROUP
+                        else:
+                            page = tl.load(
+                                pages + place * table_pages + slot // PAGE_ROWS,
+                                mask=valid,
+                                other=0,
+                            ).to(tl.int64)
+                            for tile in range(0, GROUP * fed, BLOCK_M):
+                                query = tile + tl.arange(0, BLOCK_M)
+                                known = query < GROUP * fed
                                 queries = query_tile(
                                     q,
-                                    q_sequence,
-                                    q_head,
                                     q_token,
+                                    q_head,
                                     q_size,
-                                    b,
+                                    first_query,
                                     h,
                                     query,
                                     fed,
@@ -122,56 +152,78 @@ def hand_back(
                                     D,
                                     BLOCK_D,
                                 )
-                                own = query % fed
-                                if WINDOWED:
-                                    own += tl.load(lengths + b).to(tl.int32)
-                                keys_here = key_tile(keys, flat, valid, D, BLOCK_D)
+                                logits = held_logits(
+                                    queries,
+                                    elements,
+                                    arena,
+                                    page,
+                                    slot % PAGE_ROWS,
+                                    valid,
+                                    KEY_CODEC,
+                                    KEY_PAGE,
+                                    KEY_WIDTH,
+                                    D,
+                                    BLOCK_D,
+                                )
                                 logits = marked_logits(
-                                    tile_product(queries, keys_here) * scale,
+                                    logits * scale,
                                     valid,
                                     slot,
-                                    own,
-                                    marks + place * table_pages,
+                                    own + query % fed,
+                                    is_marked,
+                                    is_weighted,
+                                    marks + place * mark_pages,
                                     positions,
                                     log_weights,
                                     window,
                                     WINDOWED,
                                     WEIGHTED,
-                                    PAGE_ROWS,
+                                    MARK_ROWS,
                                 )
-                            total = tl.load(
-                                totals + head * GROUP * fed + query, mask=known, other=0.0
-                            )
-                            logits = tl.where(known[:, None], logits, HIDDEN)
-                            shares += tl.sum(tl.exp2(logits - total[:, None]), 0)
-                        tl.store(received + start + slot, shares / GROUP, mask=valid)
+                                total = tl.load(
+                                    totals + head * piece_queries + query, mask=known, other=0.0
+                                )
+                                logits = tl.where(known[:, None], logits, HIDDEN)
+                                shares += tl.sum(tl.exp2(logits - total[:, None]), 0) / GROUP
+                            earlier = tl.load(received + entry + slot, mask=valid, other=0.0)
+                            shares += earlier
+                        tl.store(received + entry + slot, shares, mask=valid)
                 row = stop
             head += 1
     else:
         head = program - CHUNKS
         b, h = head // heads, head % heads
-        entry = (b * layers + layer) * heads + h
+        place = (tl.cast(b, tl.int64) * layers + layer) * heads + h
         wanted = False
         if h < KV_HEADS:
-            wanted = tl.load(scored + entry) != 0
+            wanted = tl.load(scored + place) != 0
         if wanted:
-            place = (tl.load(slots + b).to(tl.int64) * layers + layer) * heads + h
-            start = tl.load(starts + entry).to(tl.int64) + tl.load(rows + place)
+            entry = tl.load(starts + place).to(tl.int64) + tl.load(rows + place)
             cell = (layer * heads + h).to(tl.int64) * cell_count + tl.load(cells + b)
-            for token in range(0, fed, BLOCK_N):
-                other = token + tl.arange(0, BLOCK_N)
-                keys_here = key_tile(new_keys, cell + other, other < fed, D, BLOCK_D)
+            fed = tl.load(counts + b)
+            first_query = tl.load(first_queries + b)
+            earlier_tokens = tl.load(before + b)
+            block = earlier_tokens + fed
+            for start in range(0, block, BLOCK_N):
+                other = start + tl.arange(0, BLOCK_N)
+                keys = fed_keys(new_keys, cell + other, other < block, D, BLOCK_D)
                 shares = tl.zeros([BLOCK_N], tl.float32)
                 for tile in range(0, GROUP * fed, BLOCK_M):
                     query = tile + tl.arange(0, BLOCK_M)
                     known = query < GROUP * fed
                     queries = query_tile(
-                        q, q_sequence, q_head, q_token, q_size, b, h, query, fed, GROUP, D, BLOCK_D
+                        q, q_token, q_head, q_size, first_query, h, query, fed, GROUP, D, BLOCK_D
                     )
                     logits = fed_logits(
-                        tile_product(queries, keys_here) * scale, query % fed, other, fed, window
+                        tile_product(queries, keys) * scale,
+                        query % fed + earlier_tokens,
+                        other,
+                        block,
+                        window,
                     )
-                    total = tl.load(totals + head * GROUP * fed + query, mask=known, other=0.0)
+                    total = tl.load(totals + head * piece_queries + query, mask=known, other=0.0)
                     logits = tl.where(known[:, None], logits, HIDDEN)
-                    shares += tl.sum(tl.exp2(logits - total[:, None]), 0)
-                tl.store(received + start + other, shares / GROUP, mask=other < fed)
+                    shares += tl.sum(tl.exp2(logits - total[:, None]), 0) / GROUP
+                if not SINGLE:
+                    shares += tl.load(received + entry + other, mask=other < block, other=0.0)
+                tl.store(received + entry + other, shares, mask=other < block)

@@ -8,36 +8,33 @@ joins a head's pieces and adds the rows that the step itself feeds; a third hand
 probability it received. No atomics and a fixed order of sums: equal inputs give equal bits. The cut
 depends on the whole batch, so a sequence's last bits may differ between batches.
 
-Per layer with R rows held in all, one fed token, 16-bit rows: bytes are `4 · R · D` (keys and
-values once, whatever G is), 4 to 12 a row for the page table and marks, `8 · G · D` a piece, and
-with scores `8 · G + 4` a row (logits out and in, the result). Operations are `3 · R · G · D`
-multiply-adds (one product with the keys, two with the values, see `tiles.mix`), padded from G to 16
-rows on the tensor cores. At G = 4 that is 3 multiply-adds a byte, or 12 as padded, where an H200
-can do about a hundred: memory is the only limit. A block of m fed tokens does m times that
-arithmetic on the same bytes, and the products are the limit from some tens of tokens on.
+Bytes and operations are counted in README.md.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import torch
 import triton
 import triton.language as tl
 
-from kvstore.kernels.flat_rows import flat_rows
+from kvstore.kernels.coded_rows import PageOptions
+from kvstore.kernels.device_batch import DeviceBatch, DeviceScratch
+from kvstore.kernels.paged_batch import PagedBatch, StepScratch
 from kvstore.kernels.ragged_attention.hand_back import hand_back
 from kvstore.kernels.ragged_attention.tiles import (
     HIDDEN,
     chunk_rows,
+    fed_keys,
     fed_logits,
+    fed_values,
     first_head,
-    key_tile,
+    held_logits,
     marked_logits,
     mix,
+    mixed_values,
     query_tile,
-    value_tile,
 )
 from kvstore.kernels.tile_product import tile_product
 
@@ -54,47 +51,117 @@ _STAGES = 5
 _JOINED = tl.constexpr(4)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class AttentionScratch:
-    """What the launches of one layer leave each other; one for all layers, at fixed addresses.
+def attend(
+    q: torch.Tensor,
+    batch: PagedBatch,
+    layer: int,
+    scratch: StepScratch,
+    scale: float,
+    sliding_window: int | None,
+) -> torch.Tensor:
+    """See op.py."""
+    heads = int(batch.tables.kv_heads[layer])
+    return attend_on_device(
+        q,
+        batch.on_device,
+        layer,
+        scratch.on_device,
+        kv_heads=heads,
+        scale=scale,
+        sliding_window=sliding_window,
+    )
 
-    `maxima`, `sums` f32 `[C + B · H, G · m]`, `mixed` f32 `[C + B · H, G · m, D]` for C chunks;
-    `totals` f32 `[B · H, G · m]`, each query's log-sum-exp to base 2; `logits` f32
-    `[row_bound, G]`, used only to return probabilities of a single fed token: `row_bound` is at
-    least the rows that a layer's heads hold together.
+
+def attend_on_device(
+    q: torch.Tensor,
+    batch: DeviceBatch,
+    layer: int,
+    scratch: DeviceScratch,
+    *,
+    kv_heads: int,
+    scale: float,
+    sliding_window: int | None,
+    chunks: int = 0,
+) -> torch.Tensor:
+    """The same, of a batch that is on the device; nothing here waits for it.
+
+    The layer has `kv_heads` of the tables' H. Where all feed a single token, scored entries are
+    written, and added to otherwise. `chunks`: how often the line is cut, 0 for what the device
+    needs.
     """
-
-    chunks: int
-    maxima: torch.Tensor
-    sums: torch.Tensor
-    mixed: torch.Tensor
-    totals: torch.Tensor
-    logits: torch.Tensor
-
-    @classmethod
-    def of(
-        cls,
-        sequences: int,
-        kv_heads: int,
-        group: int,
-        fed: int,
-        head_size: int,
-        device: torch.device,
-        *,
-        row_bound: int = 0,
-        chunks: int | None = None,
-    ) -> AttentionScratch:
-        """Room for batches of that size; `row_bound` 0 where no probabilities are wanted."""
-        chunks = chunks or chunks_for(device, triton.cdiv(group * fed, _tile_for(group * fed)))
-        pieces, heads, queries = chunks + sequences * kv_heads, sequences * kv_heads, group * fed
-        return cls(
-            chunks,
-            torch.empty(pieces, queries, device=device),
-            torch.empty(pieces, queries, device=device),
-            torch.empty(pieces, queries, head_size, device=device),
-            torch.empty(heads, queries, device=device),
-            torch.empty(row_bound if fed == 1 else 0, group, device=device),
+    _, query_heads, size = q.shape
+    group = query_heads // kv_heads
+    queries, (sequences, layers, heads) = group * batch.most, batch.rows.shape
+    tile = _tile_for(queries)
+    tiles = triton.cdiv(queries, tile)
+    chunks = chunks or chunks_for(q.device, tiles)
+    scored = scratch.scored_layers[layer]
+    lines = sequences * heads
+    out = torch.empty_like(q)
+    # one piece per chunk, and one more for every head that a cut runs through
+    maxima, sums = torch.empty(2, chunks + lines, queries, device=q.device).unbind()
+    mixed = torch.empty(chunks + lines, queries, size, device=q.device)
+    saved = batch.row_bound if scored and batch.single else 0
+    elements = batch.store.arena.view(batch.store.coding.dtype)
+    shared = (
+        q,
+        *q.stride(),
+        batch.new_keys,
+        batch.new_values,
+        batch.cells,
+        batch.before,
+        batch.counts,
+        batch.first_queries,
+        batch.new_keys.shape[2],
+        elements,
+        batch.store.arena,
+        batch.pages,
+        batch.pages.shape[3],
+        batch.marks,
+        batch.marks.shape[3],
+        batch.marked,
+        batch.weighted,
+        batch.positions,
+        batch.log_weights,
+        batch.lengths,
+        batch.rows,
+        batch.ends[layer],
+        lines,
+        layer,
+        layers,
+        heads,
+        queries,
+        scale * _LOG2_E,
+        sliding_window or 0,
+        maxima,
+        sums,
+        mixed,
+        torch.empty(lines, queries, device=q.device),
+        torch.empty(saved, group, device=q.device),
+        scratch.scored,
+    )
+    options = PageOptions(batch.store.division).options() | {
+        "CHUNKS": chunks,
+        "KV_HEADS": kv_heads,
+        "GROUP": group,
+        "MARK_ROWS": batch.mark_rows,
+        "WINDOWED": sliding_window is not None,
+        "WEIGHTED": batch.weighted_layers[layer],
+        "SCORED": scored,
+        "SINGLE": batch.single,
+        "D": size,
+        "BLOCK_D": max(16, triton.next_power_of_2(size)),
+        "BLOCK_M": tile,
+        "BLOCK_N": _ROW_TILE_F32 if q.dtype == torch.float32 else _ROW_TILE,
+        "num_warps": 4,
+    }
+    _attend_chunk[(chunks, tiles)](*shared, **options, num_stages=_STAGES)
+    _join_pieces[(lines, tiles)](out, *out.stride(), *shared, **options, num_stages=2)
+    if scored:
+        hand_back[(chunks + lines,)](
+            scratch.received, scratch.starts, *shared, **options, num_stages=2
         )
+    return out
 
 
 def chunks_for(device: torch.device, query_tiles: int) -> int:
@@ -109,129 +176,19 @@ def _tile_for(queries: int) -> int:
     return int(min(_MAX_QUERY_TILE, max(16, triton.next_power_of_2(queries))))
 
 
-def line_ends(rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """Where each head's rows end in its layer's line, int32 `[L, B · H]`; once a step.
+def line_ends(rows: torch.Tensor, ends: torch.Tensor) -> None:
+    """Write where each head's rows end in its layer's line, `ends` int32 `[L, B · H]`.
 
-    `rows` int32 `[S, L, H]`, `slots` int32 `[B]`.
+    `rows` int32 `[B, L, H]`; once a step.
     """
     _, layers, heads = rows.shape
-    ends = torch.empty(layers, slots.numel() * heads, dtype=torch.int32, device=rows.device)
-    _line_ends[(layers,)](ends, rows, slots, layers, heads, ends.shape[1], BLOCK=1024)
-    return ends
-
-
-def attend(
-    q: torch.Tensor,
-    new_keys: torch.Tensor,
-    new_values: torch.Tensor,
-    cells: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    pages: torch.Tensor,
-    rows: torch.Tensor,
-    slots: torch.Tensor,
-    ends: torch.Tensor,
-    layer: int,
-    scratch: AttentionScratch,
-    *,
-    kv_heads: int,
-    page_rows: int,
-    scale: float,
-    sliding_window: int | None = None,
-    lengths: torch.Tensor | None = None,
-    marks: torch.Tensor | None = None,
-    positions: torch.Tensor | None = None,
-    log_weights: torch.Tensor | None = None,
-    starts: torch.Tensor | None = None,
-    scored: torch.Tensor | None = None,
-    received: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Attend m fed tokens of each of B sequences to its held rows, and causally to themselves.
-
-    `q` `[B, HQ, m, D]`, the G query heads of a KV head adjacent; the layer has `kv_heads` of the
-    table's H. Held rows: `keys`, `values` `[N, D]` through `pages` int32 `[S, L, H, P]` and `rows`
-    int32 `[S, L, H]`, for the sequences in `slots` int32 `[B]`; slot s of a head is flat row
-    `pages[.., s // page_rows] · page_rows + s % page_rows`. Fed rows: `new_keys`, `new_values`
-    `[L, H, C, D]`, those of a sequence in the m cells from `cells[b]` (int32) on.
-
-    With `sliding_window` a query at position `lengths[b] + i` sees only rows closer than that;
-    `positions` int32 `[M]` lie where `marks` int32 `[S, L, H, P]` says, and every head of the
-    layer has mark pages. `log_weights` f32 `[M]` are added to the logits of heads that have mark
-    pages; a first entry below 0 says that a head has none. With `received` f32, heads with
-    `scored[b, layer, h]` (bool `[B, L, H]`) get the probability of each held row and then of each
-    fed one, summed over queries and averaged over the G heads, from `starts[b, layer, h]` (int64)
-    on. Returns `[B, HQ, m, D]` in the strides of `q`.
-    """
-    _, query_heads, fed, size = q.shape
-    queries = query_heads // kv_heads * fed
-    assert scratch.maxima.shape[1] == queries, "a scratch for this many queries"
-    assert sliding_window is None or (lengths is not None and positions is not None)
-    for part in (keys, values, new_keys, new_values):
-        assert part.is_contiguous(), "rows lie one after another"
-    out = torch.empty_like(q)
-    nothing = rows
-    shared = (
-        q,
-        *q.stride(),
-        new_keys,
-        new_values,
-        cells,
-        new_keys.shape[2],
-        keys,
-        values,
-        pages,
-        nothing if marks is None else marks,
-        nothing if positions is None else positions,
-        nothing if log_weights is None else log_weights,
-        nothing if lengths is None else lengths,
-        rows,
-        slots,
-        ends[layer],
-        ends.shape[1],
-        layer,
-        rows.shape[1],
-        rows.shape[2],
-        pages.shape[3],
-        fed,
-        scale * _LOG2_E,
-        sliding_window or 0,
-        scratch.maxima,
-        scratch.sums,
-        scratch.mixed,
-        scratch.totals,
-        scratch.logits,
-        nothing if scored is None else scored,
-    )
-    tile = _tile_for(queries)
-    options = {
-        "CHUNKS": scratch.chunks,
-        "KV_HEADS": kv_heads,
-        "GROUP": query_heads // kv_heads,
-        "PAGE_ROWS": page_rows,
-        "WINDOWED": sliding_window is not None,
-        "WEIGHTED": log_weights is not None,
-        "SCORED": received is not None,
-        "D": size,
-        "BLOCK_D": max(16, triton.next_power_of_2(size)),
-        "BLOCK_M": tile,
-        "BLOCK_N": _ROW_TILE_F32 if q.dtype == torch.float32 else _ROW_TILE,
-        "num_warps": 4,
-    }
-    tiles = triton.cdiv(queries, tile)
-    _attend_chunk[(scratch.chunks, tiles)](*shared, **options, num_stages=_STAGES)
-    _join_pieces[(ends.shape[1], tiles)](out, *out.stride(), *shared, **options, num_stages=2)
-    if received is not None:
-        hand_back[(scratch.chunks + ends.shape[1],)](
-            received, starts, *shared, **options, num_stages=2
-        )
-    return out
+    _line_ends[(layers,)](ends, rows, layers, heads, ends.shape[1], BLOCK=1024)
 
 
 @triton.jit
 def _line_ends(
     ends: tl.tensor,
     rows: tl.tensor,
-    slots: tl.tensor,
     layers: int,
     heads: int,
     count: int,
@@ -243,8 +200,8 @@ def _line_ends(
     for first in range(0, count, BLOCK):
         line = first + tl.arange(0, BLOCK)
         valid = line < count
-        slot = tl.load(slots + line // heads, mask=valid, other=0)
-        held = tl.load(rows + (slot * layers + layer) * heads + line % heads, mask=valid, other=0)
+        place = (line // heads * layers + layer) * heads + line % heads
+        held = tl.load(rows + place, mask=valid, other=0)
         tl.store(ends + layer * count + line, before + tl.cumsum(held, 0), mask=valid)
         before += tl.sum(held, 0)
 
@@ -253,30 +210,34 @@ def _line_ends(
 @triton.jit(do_not_specialize=["layer"])
 def _attend_chunk(
     q: tl.tensor,
-    q_sequence: int,
-    q_head: int,
     q_token: int,
+    q_head: int,
     q_size: int,
     new_keys: tl.tensor,
     new_values: tl.tensor,
     cells: tl.tensor,
+    before: tl.tensor,
+    counts: tl.tensor,
+    first_queries: tl.tensor,
     cell_count: int,
-    keys: tl.tensor,
-    values: tl.tensor,
+    elements: tl.tensor,
+    arena: tl.tensor,
     pages: tl.tensor,
+    table_pages: int,
     marks: tl.tensor,
+    mark_pages: int,
+    marked: tl.tensor,
+    weighted: tl.tensor,
     positions: tl.tensor,
     log_weights: tl.tensor,
     lengths: tl.tensor,
     rows: tl.tensor,
-    slots: tl.tensor,
     ends: tl.tensor,
     count: int,
     layer: int,
     layers: int,
     heads: int,
-    table_pages: int,
-    fed: int,
+    piece_queries: int,
     scale: float,
     window: int,
     maxima: tl.tensor,
@@ -285,13 +246,22 @@ def _attend_chunk(
     totals: tl.tensor,
     saved_logits: tl.tensor,
     scored: tl.tensor,
+    KEY_CODEC: tl.constexpr,
+    KEY_PAGE: tl.constexpr,
+    KEY_WIDTH: tl.constexpr,
+    VALUE_CODEC: tl.constexpr,
+    VALUE_PAGE: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    VALUE_FIRST: tl.constexpr,
+    PAGE_ROWS: tl.constexpr,
     CHUNKS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
-    PAGE_ROWS: tl.constexpr,
+    MARK_ROWS: tl.constexpr,
     WINDOWED: tl.constexpr,
     WEIGHTED: tl.constexpr,
     SCORED: tl.constexpr,
+    SINGLE: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -300,7 +270,6 @@ def _attend_chunk(
     """Program (chunk, query tile). Piece `chunk + head`: each later one is of a later of both."""
     chunk = tl.program_id(0)
     query = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    known = query < GROUP * fed
     size = tl.arange(0, BLOCK_D)
     share = chunk_rows(ends, count, CHUNKS, BLOCK_N)
     row = chunk * share
@@ -311,57 +280,98 @@ def _attend_chunk(
     while row < last:
         end = tl.load(ends + head)
         if end > row:
-            b, h = head // heads, head % heads
-            place = (tl.load(slots + b).to(tl.int64) * layers + layer) * heads + h
-            begin = end - tl.load(rows + place)
             stop = tl.minimum(last, end)
-            queries = query_tile(
-                q, q_sequence, q_head, q_token, q_size, b, h, query, fed, GROUP, D, BLOCK_D
-            )
-            own = query % fed
-            if WINDOWED:
-                own += tl.load(lengths + b).to(tl.int32)
-            wants_scores = False
-            if SCORED:
-                wants_scores = tl.load(scored + (b * layers + layer) * heads + h) != 0
-            top = tl.full([BLOCK_M], HIDDEN, tl.float32)
-            total = tl.zeros([BLOCK_M], tl.float32)
-            result = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-            for at in range(row, stop, BLOCK_N):
-                line = at + tl.arange(0, BLOCK_N)
-                valid = line < stop
-                slot = line - begin
-                flat = flat_rows(pages + place * table_pages, slot, valid, PAGE_ROWS)
-                logits = tile_product(queries, key_tile(keys, flat, valid, D, BLOCK_D)) * scale
-                logits = marked_logits(
-                    logits,
-                    valid,
-                    slot,
-                    own,
-                    marks + place * table_pages,
-                    positions,
-                    log_weights,
-                    window,
-                    WINDOWED,
-                    WEIGHTED,
-                    PAGE_ROWS,
+            b, h = head // heads, head % heads
+            fed = tl.load(counts + b)
+            # longer blocks of others have more tiles of queries
+            if tl.program_id(1) * BLOCK_M < GROUP * fed:
+                place = (tl.cast(b, tl.int64) * layers + layer) * heads + h
+                begin = end - tl.load(rows + place)
+                known = query < GROUP * fed
+                first_query = tl.load(first_queries + b)
+                queries = query_tile(
+                    q, q_token, q_head, q_size, first_query, h, query, fed, GROUP, D, BLOCK_D
                 )
+                own = query % fed + tl.load(before + b)
+                if WINDOWED:
+                    own = own + tl.load(lengths + b).to(tl.int32)
+                is_marked, is_weighted = False, False
+                if WINDOWED or WEIGHTED:
+                    is_marked = tl.load(marked + place).to(tl.int32) != 0
+                    is_weighted = tl.load(weighted + place).to(tl.int32) != 0
+                wants_scores = False
                 if SCORED:
-                    if (fed == 1) & wants_scores:
-                        target = saved_logits + line[None, :].to(tl.int64) * GROUP + query[:, None]
-                        tl.store(target, logits, mask=known[:, None] & valid[None, :])
-                above = tl.maximum(top, tl.max(logits, 1))
-                weights = tl.exp2(logits - above[:, None])
-                fade = tl.exp2(top - above)
-                total = total * fade + tl.sum(weights, 1)
-                result *= fade[:, None]
-                result += mix(weights, value_tile(values, flat, valid, D, BLOCK_D))
-                top = above
-            piece = (chunk + head).to(tl.int64) * GROUP * fed + query
-            tl.store(maxima + piece, top, mask=known)
-            tl.store(sums + piece, total, mask=known)
-            wanted = known[:, None] & (size[None, :] < D)
-            tl.store(mixed + piece[:, None] * D + size[None, :], result, mask=wanted)
+                    wants_scores = tl.load(scored + place) != 0
+                top = tl.full([BLOCK_M], HIDDEN, tl.float32)
+                total = tl.zeros([BLOCK_M], tl.float32)
+                result = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+                for at in range(row, stop, BLOCK_N):
+                    line = at + tl.arange(0, BLOCK_N)
+                    valid = line < stop
+                    slot = line - begin
+                    page = tl.load(
+                        pages + place * table_pages + slot // PAGE_ROWS, mask=valid, other=0
+                    ).to(tl.int64)
+                    in_page = slot % PAGE_ROWS
+                    logits = held_logits(
+                        queries,
+                        elements,
+                        arena,
+                        page,
+                        in_page,
+                        valid,
+                        KEY_CODEC,
+                        KEY_PAGE,
+                        KEY_WIDTH,
+                        D,
+                        BLOCK_D,
+                    )
+                    logits = marked_logits(
+                        logits * scale,
+                        valid,
+                        slot,
+                        own,
+                        is_marked,
+                        is_weighted,
+                        marks + place * mark_pages,
+                        positions,
+                        log_weights,
+                        window,
+                        WINDOWED,
+                        WEIGHTED,
+                        MARK_ROWS,
+                    )
+                    if SCORED and SINGLE:
+                        if wants_scores:
+                            saved = line[None, :].to(tl.int64) * GROUP + query[:, None]
+                            tl.store(
+                                saved_logits + saved, logits, mask=known[:, None] & valid[None, :]
+                            )
+                    above = tl.maximum(top, tl.max(logits, 1))
+                    weights = tl.exp2(logits - above[:, None])
+                    fade = tl.exp2(top - above)
+                    total = total * fade + tl.sum(weights, 1)
+                    result *= fade[:, None]
+                    result += mixed_values(
+                        weights,
+                        elements,
+                        arena,
+                        page,
+                        in_page,
+                        valid,
+                        VALUE_CODEC,
+                        VALUE_PAGE,
+                        VALUE_WIDTH,
+                        VALUE_FIRST,
+                        D,
+                        BLOCK_D,
+                    )
+                    top = above
+                piece = (chunk + head).to(tl.int64) * piece_queries + query
+                tl.store(maxima + piece, top, mask=known)
+                tl.store(sums + piece, total, mask=known)
+                wanted = known[:, None] & (size[None, :] < D)
+                tl.store(mixed + piece[:, None] * D + size[None, :], result, mask=wanted)
             row = stop
         head += 1
 
@@ -370,35 +380,38 @@ def _attend_chunk(
 @triton.jit(do_not_specialize=["layer"])
 def _join_pieces(
     out: tl.tensor,
-    out_sequence: int,
-    out_head: int,
     out_token: int,
+    out_head: int,
     out_size: int,
     q: tl.tensor,
-    q_sequence: int,
-    q_head: int,
     q_token: int,
+    q_head: int,
     q_size: int,
     new_keys: tl.tensor,
     new_values: tl.tensor,
     cells: tl.tensor,
+    before: tl.tensor,
+    counts: tl.tensor,
+    first_queries: tl.tensor,
     cell_count: int,
-    keys: tl.tensor,
-    values: tl.tensor,
+    elements: tl.tensor,
+    arena: tl.tensor,
     pages: tl.tensor,
+    table_pages: int,
     marks: tl.tensor,
+    mark_pages: int,
+    marked: tl.tensor,
+    weighted: tl.tensor,
     positions: tl.tensor,
     log_weights: tl.tensor,
     lengths: tl.tensor,
     rows: tl.tensor,
-    slots: tl.tensor,
     ends: tl.tensor,
     count: int,
     layer: int,
     layers: int,
     heads: int,
-    table_pages: int,
-    fed: int,
+    piece_queries: int,
     scale: float,
     window: int,
     maxima: tl.tensor,
@@ -407,13 +420,22 @@ def _join_pieces(
     totals: tl.tensor,
     saved_logits: tl.tensor,
     scored: tl.tensor,
+    KEY_CODEC: tl.constexpr,
+    KEY_PAGE: tl.constexpr,
+    KEY_WIDTH: tl.constexpr,
+    VALUE_CODEC: tl.constexpr,
+    VALUE_PAGE: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    VALUE_FIRST: tl.constexpr,
+    PAGE_ROWS: tl.constexpr,
     CHUNKS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
-    PAGE_ROWS: tl.constexpr,
+    MARK_ROWS: tl.constexpr,
     WINDOWED: tl.constexpr,
     WEIGHTED: tl.constexpr,
     SCORED: tl.constexpr,
+    SINGLE: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -422,14 +444,15 @@ def _join_pieces(
     """Program (sequence and head, query tile): join the pieces, then the fed rows."""
     head = tl.program_id(0)
     b, h = head // heads, head % heads
-    if h < KV_HEADS:
+    fed = tl.load(counts + b)
+    if (h < KV_HEADS) & (tl.program_id(1) * BLOCK_M < GROUP * fed):
         query = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
         known = query < GROUP * fed
         size = tl.arange(0, BLOCK_D)
         wanted = known[:, None] & (size[None, :] < D)
         share = chunk_rows(ends, count, CHUNKS, BLOCK_N)
         end = tl.load(ends + head)
-        held = tl.load(rows + (tl.load(slots + b).to(tl.int64) * layers + layer) * heads + h)
+        held = tl.load(rows + (tl.cast(b, tl.int64) * layers + layer) * heads + h)
         first = (end - held) // share
         pieces = tl.where(held > 0, (end - 1) // share - first + 1, 0)
         top = tl.full([BLOCK_M], HIDDEN, tl.float32)
@@ -439,7 +462,7 @@ def _join_pieces(
             for further in tl.static_range(_JOINED):
                 # beyond the last piece no query has anything
                 there = query < tl.where(pieces > number + further, GROUP * fed, 0)
-                piece = (first + head + number + further).to(tl.int64) * GROUP * fed + query
+                piece = (first + head + number + further).to(tl.int64) * piece_queries + query
                 their_top = tl.load(maxima + piece, mask=there, other=HIDDEN)
                 their_total = tl.load(sums + piece, mask=there, other=0.0)
                 theirs = tl.load(
@@ -452,25 +475,27 @@ def _join_pieces(
                 total = total * fade + their_total * rise
                 result = result * fade[:, None] + theirs * rise[:, None]
                 top = above
+        first_query = tl.load(first_queries + b)
         queries = query_tile(
-            q, q_sequence, q_head, q_token, q_size, b, h, query, fed, GROUP, D, BLOCK_D
+            q, q_token, q_head, q_size, first_query, h, query, fed, GROUP, D, BLOCK_D
         )
+        token = query % fed + tl.load(before + b)
+        block = fed + tl.load(before + b)
         cell = (layer * heads + h).to(tl.int64) * cell_count + tl.load(cells + b)
-        for token in range(0, fed, BLOCK_N):
-            other = token + tl.arange(0, BLOCK_N)
-            keys_of_fed = key_tile(new_keys, cell + other, other < fed, D, BLOCK_D)
-            logits = tile_product(queries, keys_of_fed) * scale
-            logits = fed_logits(logits, query % fed, other, fed, window)
+        for start in range(0, block, BLOCK_N):
+            other = start + tl.arange(0, BLOCK_N)
+            there = other < block
+            keys = fed_keys(new_keys, cell + other, there, D, BLOCK_D)
+            logits = fed_logits(tile_product(queries, keys) * scale, token, other, block, window)
             above = tl.maximum(top, tl.max(logits, 1))
             weights = tl.exp2(logits - above[:, None])
             fade = tl.exp2(top - above)
             total = total * fade + tl.sum(weights, 1)
             result *= fade[:, None]
-            result += mix(weights, value_tile(new_values, cell + other, other < fed, D, BLOCK_D))
+            result += mix(weights, fed_values(new_values, cell + other, there, D, BLOCK_D))
             top = above
-        target = out + b.to(tl.int64) * out_sequence + size[None, :] * out_size
-        target += (h * GROUP + query // fed)[:, None] * out_head
-        target += (query % fed)[:, None] * out_token
+        target = out + (first_query + query % fed).to(tl.int64)[:, None] * out_token
+        target += (h * GROUP + query // fed)[:, None] * out_head + size[None, :] * out_size
         tl.store(target, (result / total[:, None]).to(out.dtype.element_ty), mask=wanted)
         if SCORED:
-            tl.store(totals + head * GROUP * fed + query, top + tl.log2(total), mask=known)
+            tl.store(totals + head * piece_queries + query, top + tl.log2(total), mask=known)

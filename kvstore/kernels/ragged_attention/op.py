@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from kvstore.kernels.paged_batch import PagedBatch, StepScratch
@@ -24,25 +23,16 @@ def ragged_attention(
     adjacent. A block's rows lie in `batch.fed`, at positions `lengths[slot] ...`, after every held
     row; a query sees those of its block up to its own, and all held rows, or with a sliding window
     only rows closer than that. A row's log-weight is added to its logits. Logits, softmax and sums
-    are f32. Coded rows are decoded on the way, a tile at a time on CPU and a head at a time in
+    are f32. Coded rows are decoded on the way, a tile at a time by kernels and a head at a time in
     plain torch, and nowhere kept; where the codec rotates, queries and fed rows are rotated, and so
     is the outcome. Returns `[N, HQ, D]` in the dtype of the queries, and adds to `scratch.received`
-    of scored heads.
+    of scored heads. The kernels' best is for a batch of single tokens, or of blocks alone.
     """
-    # a Triton kernel for device tensors dispatches here
-    if not batch.on_cpu_in_f32:
-        return reference.attend(q, batch, layer, scratch, scale, sliding_window)
-    single = batch.blocks == 1
-    if single.all():
-        return cpu.attend(q, batch, layer, scratch, scale, sliding_window)
-    out = torch.empty_like(q)
-    starts = batch.query_starts
+    if batch.on_triton:
+        # imported where it can run: Triton is not there on every machine
+        from kvstore.kernels.ragged_attention import kernel
+
+        return kernel.attend(q, batch, layer, scratch, scale, sliding_window)
     # a block's queries are a matrix, for which plain products are as fast as a fused form
-    for attend, chosen in ((cpu.attend, single), (reference.attend, ~single)):
-        places = np.flatnonzero(chosen)
-        if len(places):
-            spans = [np.arange(starts[b], starts[b] + batch.counts[b]) for b in places]
-            at = torch.from_numpy(np.concatenate(spans))
-            some, part = scratch.of_sequences(places), batch.of(places)
-            out[at] = attend(q[at], part, layer, some, scale, sliding_window)
-    return out
+    form = cpu.attend if batch.on_cpu_in_f32 and batch.single else reference.attend
+    return form(q, batch, layer, scratch, scale, sliding_window)

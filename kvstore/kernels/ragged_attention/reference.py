@@ -54,8 +54,7 @@ def _attend_head(
     values = torch.cat((batch.store.decoded_values(held), fed.values[layer, head, own].float()))
     if scratch.scored[place]:
         start = scratch.starts[place]
-        received = probabilities.sum(0).div_(group).cpu().numpy()
-        scratch.received[start : start + len(values)] += received
+        scratch.received[start : start + len(values)] += probabilities.sum(0).div_(group)
     return (probabilities @ values).view_as(queries)
 
 

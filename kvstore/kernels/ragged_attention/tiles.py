@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvstore.kernels.flat_rows import flat_rows
+from kvstore.kernels.coded_rows import INT4, MODEL, load_codes, load_scales
 from kvstore.kernels.tile_product import tile_product
 
 # logits no query reaches; finite, so that differences of two are defined
@@ -32,43 +32,108 @@ def first_head(ends: tl.tensor, count: int, row: tl.tensor) -> tl.tensor:
 @triton.jit
 def query_tile(
     q: tl.tensor,
-    q_sequence: int,
-    q_head: int,
     q_token: int,
+    q_head: int,
     q_size: int,
-    b: tl.tensor,
+    first_query: tl.tensor,
     h: tl.tensor,
     query: tl.tensor,
-    fed: int,
+    fed: tl.tensor,
     GROUP: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> tl.tensor:
-    """A tile of a KV head's `G · m` queries, `[BLOCK_M, BLOCK_D]`; those of a head are adjacent."""
+    """A tile of a KV head's `G · fed` queries, `[BLOCK_M, BLOCK_D]`; those of a head adjacent."""
     size = tl.arange(0, BLOCK_D)
-    place = q + b.to(tl.int64) * q_sequence + (h * GROUP + query // fed)[:, None] * q_head
-    place += (query % fed)[:, None] * q_token + size[None, :] * q_size
+    place = q + (first_query + query % fed).to(tl.int64)[:, None] * q_token
+    place += (h * GROUP + query // fed)[:, None] * q_head + size[None, :] * q_size
     return tl.load(place, mask=(query < GROUP * fed)[:, None] & (size[None, :] < D), other=0.0)
 
 
 @triton.jit
-def key_tile(
+def fed_keys(
     keys: tl.tensor, row: tl.tensor, valid: tl.tensor, D: tl.constexpr, BLOCK_D: tl.constexpr
 ) -> tl.tensor:
-    """Rows as columns, `[BLOCK_D, BLOCK_N]`."""
+    """Fed rows as columns, `[BLOCK_D, BLOCK_N]`."""
     size = tl.arange(0, BLOCK_D)
     wanted = valid[None, :] & (size[:, None] < D)
     return tl.load(keys + row[None, :] * D + size[:, None], mask=wanted, other=0.0)
 
 
 @triton.jit
-def value_tile(
+def fed_values(
     values: tl.tensor, row: tl.tensor, valid: tl.tensor, D: tl.constexpr, BLOCK_D: tl.constexpr
 ) -> tl.tensor:
-    """Rows `[BLOCK_N, BLOCK_D]`."""
+    """Fed rows `[BLOCK_N, BLOCK_D]`."""
     size = tl.arange(0, BLOCK_D)
     wanted = valid[:, None] & (size[None, :] < D)
     return tl.load(values + row[:, None] * D + size[None, :], mask=wanted, other=0.0)
+
+
+@triton.jit
+def held_logits(
+    queries: tl.tensor,
+    elements: tl.tensor,
+    arena: tl.tensor,
+    page: tl.tensor,
+    place: tl.tensor,
+    valid: tl.tensor,
+    KEY_CODEC: tl.constexpr,
+    KEY_PAGE: tl.constexpr,
+    KEY_WIDTH: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+) -> tl.tensor:
+    """Queries times the keys of rows at `place` in their `page`, f32 `[BLOCK_M, BLOCK_N]`."""
+    size = tl.arange(0, BLOCK_D)[:, None]
+    start = page * KEY_PAGE + place * KEY_WIDTH
+    wanted = valid[None, :] & (size < D)
+    codes = load_codes(elements, arena, start[None, :], size, wanted, KEY_CODEC, D, queries.dtype)
+    logits = tile_product(queries, codes)
+    if KEY_CODEC != MODEL:
+        scale, offset = load_scales(arena, start, valid, KEY_CODEC, D)
+        logits *= scale[None, :]
+        if KEY_CODEC == INT4:
+            logits += tl.sum(queries.to(tl.float32), 1)[:, None] * offset[None, :]
+    return logits
+
+
+@triton.jit
+def mixed_values(
+    weights: tl.tensor,
+    elements: tl.tensor,
+    arena: tl.tensor,
+    page: tl.tensor,
+    place: tl.tensor,
+    valid: tl.tensor,
+    VALUE_CODEC: tl.constexpr,
+    VALUE_PAGE: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    VALUE_FIRST: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+) -> tl.tensor:
+    """Weights `[BLOCK_M, BLOCK_N]` times the rows' values, f32 `[BLOCK_M, BLOCK_D]`."""
+    size = tl.arange(0, BLOCK_D)[None, :]
+    start = page * VALUE_PAGE + place * VALUE_WIDTH + VALUE_FIRST
+    wanted = valid[:, None] & (size < D)
+    # float16 would lose small weights times small scales
+    if elements.dtype.element_ty == tl.float32:
+        codes = load_codes(
+            elements, arena, start[:, None], size, wanted, VALUE_CODEC, D, tl.float32
+        )
+    else:
+        codes = load_codes(
+            elements, arena, start[:, None], size, wanted, VALUE_CODEC, D, tl.bfloat16
+        )
+    if VALUE_CODEC == MODEL:
+        mixed = mix(weights, codes)
+    else:
+        scale, offset = load_scales(arena, start, valid, VALUE_CODEC, D)
+        mixed = mix(weights * scale[None, :], codes)
+        if VALUE_CODEC == INT4:
+            mixed += tl.sum(weights * offset[None, :], 1)[:, None]
+    return mixed
 
 
 @triton.jit
@@ -77,36 +142,43 @@ def marked_logits(
     valid: tl.tensor,
     slot: tl.tensor,
     own: tl.tensor,
+    marked: tl.tensor,
+    weighted: tl.tensor,
     mark_table: tl.tensor,
     positions: tl.tensor,
     log_weights: tl.tensor,
     window: int,
     WINDOWED: tl.constexpr,
     WEIGHTED: tl.constexpr,
-    PAGE_ROWS: tl.constexpr,
+    MARK_ROWS: tl.constexpr,
 ) -> tl.tensor:
-    """Logits of held rows with what their marks say; `own` are the queries' positions."""
+    """Logits of held rows with what their marks say; `own` are the queries' positions.
+
+    Where a head has no marks, slot n is position n.
+    """
     if WINDOWED or WEIGHTED:
-        marked = valid & (slot < tl.where(tl.load(mark_table) >= 0, 2147483647, 0))
-        mark = flat_rows(mark_table, slot, marked, PAGE_ROWS)
+        there = valid & (slot < tl.where(marked, 2147483647, 0))
+        page = tl.load(mark_table + slot // MARK_ROWS, mask=there, other=0).to(tl.int64)
+        mark = page * MARK_ROWS + slot % MARK_ROWS
         if WEIGHTED:
+            have = there & (slot < tl.where(weighted, 2147483647, 0))
+            weight = tl.load(log_weights + mark, mask=have, other=0.0)
             # base 2, like the logits
-            weight = tl.load(log_weights + mark, mask=marked, other=0.0) * 1.4426950408889634
-            logits += weight[None, :]
+            logits += weight[None, :] * 1.4426950408889634
         if WINDOWED:
-            position = tl.load(positions + mark, mask=marked, other=0)
-            seen = own[:, None] - position[None, :] < window
-            logits = tl.where(seen, logits, HIDDEN)
+            position = tl.load(positions + mark, mask=there, other=0)
+            position = tl.where(marked, position, slot)
+            logits = tl.where(own[:, None] - position[None, :] < window, logits, HIDDEN)
     return tl.where(valid[None, :], logits, HIDDEN)
 
 
 @triton.jit
 def fed_logits(
-    logits: tl.tensor, token: tl.tensor, other: tl.tensor, fed: int, window: int
+    logits: tl.tensor, token: tl.tensor, other: tl.tensor, block: tl.tensor, window: int
 ) -> tl.tensor:
-    """Logits of fed rows `other`, each seen by itself and later tokens within the window."""
+    """Logits of the block's rows `other`, seen by themselves and later tokens in the window."""
     distance = token[:, None] - other[None, :]
-    seen = (distance >= 0) & (other[None, :] < fed)
+    seen = (distance >= 0) & (other[None, :] < block)
     if window > 0:
         seen = seen & (distance < window)
     return tl.where(seen, logits, HIDDEN)

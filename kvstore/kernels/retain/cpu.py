@@ -45,8 +45,8 @@ def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
         batch.fed.flags,
         scratch.starts,
         scratch.scored,
-        scratch.received,
-        scratch.stays,
+        scratch.received.numpy(),
+        scratch.stays.numpy(),
         rows_after,
     )
     return rows_after
@@ -79,8 +79,8 @@ def carry(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]
         batch.blocks,
         scratch.starts,
         scratch.scored,
-        scratch.received,
-        scratch.stays,
+        scratch.received.numpy(),
+        scratch.stays.numpy(),
         # a row is so many bytes whatever it holds
         arriving.keys.view(torch.uint8).numpy(),
         arriving.values.view(torch.uint8).numpy(),

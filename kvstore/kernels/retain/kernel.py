@@ -2,18 +2,13 @@
 
 A program owns a head: it decides by the rule which of the R held and m fed rows stay, takes pages
 from a free list on the device, writes the new rows into victims' slots or appends them, closes
-what holes are left from the tail, and gives pages back. Heads share nothing but the free lists,
-whose counters are the only atomics: what a head holds afterwards has the same bits each time, but
-which page it lies in depends on which program asked first.
+what holes are left from the tail, and gives pages back. New rows are coded on the way where the
+sequence's codec asks for it. Heads share nothing but the free lists, whose counters are the only
+atomics: what a head holds afterwards has the same bits each time, but which page it lies in depends
+on which program asked first.
 
-Bytes per step and head that may lose rows: `R · (4 + 1)` for positions and flags, and with a
-budget `R · (4 + 4)` read and `R · (4 + 4)` written for what rows received and their scores, and
-`R · 8` written for their ranks, which the passes after the first find in the second-level cache.
-Each row that moves or arrives costs `4 · D` elements, one a head in a step of one token.
-Operations: about 20 a row for the clauses; a budget adds a scan per row that loses its rank, up to
-eight of them, else 64 counts. So the limit is the metadata's bandwidth, and a head that keeps
-everything costs only its new row. 16,384 heads with budgets that hold 4,096 rows each move about
-2 GB a step: more than 60 µs allow, so that target needs victims looked for in blocks of steps.
+Where the host keeps the accounts of pages, the same program runs in two halves, `decide` and
+`carry`, between which the host extends the tables. Bytes and operations are counted in README.md.
 """
 
 from __future__ import annotations
@@ -26,7 +21,10 @@ import triton
 import triton.language as tl
 from numpy.typing import NDArray
 
+from kvstore.kernels.coded_rows import INT4, MODEL, PageOptions, store_coded
+from kvstore.kernels.device_batch import DeviceBatch, DeviceScratch
 from kvstore.kernels.flat_rows import flat_rows
+from kvstore.kernels.paged_batch import PagedBatch, StepScratch
 from kvstore.rule_table import RULE_DTYPE, SCORE_DECAYED, SCORE_SUM
 
 _FIELDS = {name: int(at[1]) for name, at in (RULE_DTYPE.fields or {}).items()}
@@ -81,90 +79,94 @@ class FreePages:
         return cls(ring, none, none + free.numel(), none.to(torch.int32))
 
 
-def rule_words(rules: NDArray[np.void]) -> torch.Tensor:
-    """A table of `RULE_DTYPE` as the kernel reads it, int64 `[..., RULE_DTYPE.itemsize // 8]`."""
-    return torch.from_numpy(rules[..., None].view(np.int64).copy())
+def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
+    """See op.py. Waits for the device once, for the rows that heads will hold."""
+    here = batch.on_device
+    after = here.rows.clone()
+    _launch(here, scratch.on_device, after, None, decides=True)
+    rows_after: NDArray[np.int32] = after.cpu().numpy()
+    return rows_after
+
+
+def carry(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]) -> None:
+    """See op.py."""
+    here = batch.on_device
+    after = torch.from_numpy(np.ascontiguousarray(rows_after)).to(here.rows.device)
+    _launch(here, scratch.on_device, after, None, decides=False)
 
 
 def retain(
-    new_keys: torch.Tensor,
-    new_values: torch.Tensor,
-    cells: torch.Tensor,
-    new_flags: torch.Tensor,
-    lengths: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    positions: torch.Tensor,
-    scores: torch.Tensor,
-    flags: torch.Tensor,
-    log_weights: torch.Tensor | None,
-    pages: torch.Tensor,
-    marks: torch.Tensor,
-    rows: torch.Tensor,
-    rules: torch.Tensor,
-    slots: torch.Tensor,
-    kv_heads: torch.Tensor,
-    starts: torch.Tensor,
-    received: torch.Tensor,
-    stays: torch.Tensor,
-    moves: torch.Tensor,
-    free_pages: FreePages,
-    free_marks: FreePages,
-    *,
-    page_rows: int,
+    batch: DeviceBatch, scratch: DeviceScratch, free_pages: FreePages, free_marks: FreePages
 ) -> None:
-    """Apply every head's rule to its R held and m fed rows; see `keep_mask` for what it says.
+    """Apply every head's rule, and change its rows and tables in place; the host is not asked.
 
-    Fed rows: `new_keys`, `new_values` `[L, H, C, D]` in the m cells from `cells[b]` (int32) on,
-    their classes `new_flags` uint8 `[B, m]`, their positions from `lengths[b]` (int64) on. The
-    pool: `keys`, `values` `[N, D]`; `positions` int32, `scores` f32, `flags` uint8 and perhaps
-    `log_weights` f32, all `[M]`; `pages`, `marks` int32 `[S, L, H, P]`; `rows` int32 `[S, L, H]`,
-    changed in place like all of these; `rules` from `rule_words`, `[S, L, H, ..]`. A head holds
-    `ceil(R / page_rows)` pages, and as many mark pages if its rule may ever let go of a row.
-    `slots` int32 `[B]` are the batch's sequences, `kv_heads` int32 `[L]` the heads that count.
-
-    Heads that may lose rows have R + m entries from `starts[b, layer, head]` (int64 `[B, L, H]`)
-    on: `received` f32 is what attention found and becomes the rows' new scores, `stays` uint8 the
-    decision, `moves` int32 `[entries, 2]` scratch. Lengths are left to the caller.
+    A head holds `ceil(R / page_rows)` pages, and as many mark pages as its rows need if it is
+    marked. Heads that may lose rows have R + m entries in the scratch. Lengths and line ends are
+    left to the caller.
     """
-    sequences, layers, heads = starts.shape
-    size = keys.shape[1]
-    for part in (keys, values, new_keys, new_values, moves):
+    _launch(batch, scratch, batch.rows, (free_pages, free_marks), decides=True)
+
+
+def _launch(
+    batch: DeviceBatch,
+    scratch: DeviceScratch,
+    after: torch.Tensor,
+    free: tuple[FreePages, FreePages] | None,
+    *,
+    decides: bool,
+) -> None:
+    """`after` int32 `[B, L, H]`: the rows that heads will hold, found or given."""
+    sequences, layers, heads = batch.rows.shape
+    size, entries = batch.new_keys.shape[3], scratch.received.numel()
+    for part in (batch.new_keys, batch.new_values, batch.rows, batch.pages, batch.marks):
         assert part.is_contiguous(), "rows lie one after another"
+    # ranks of 64 bits, then pairs of 32
+    moves = torch.empty(max(1, entries), dtype=torch.int64, device=batch.rows.device)
+    nothing = 6 * (after,)
+    division, widths = batch.store.division, batch.store.coding
     _retain[(sequences * layers * heads,)](
-        new_keys,
-        new_values,
-        cells,
-        new_keys.shape[2],
-        new_flags,
-        new_flags.shape[1],
-        lengths,
-        keys,
-        values,
-        positions,
-        scores,
-        flags,
-        scores if log_weights is None else log_weights,
-        pages,
-        marks,
-        pages.shape[3],
-        rows,
-        rules,
-        slots,
-        kv_heads,
+        batch.new_keys,
+        batch.new_values,
+        batch.cells,
+        batch.before,
+        batch.counts,
+        batch.new_keys.shape[2],
+        batch.flags,
+        batch.lengths,
+        batch.store.arena.view(batch.store.coding.dtype),
+        batch.store.arena,
+        batch.positions,
+        batch.scores,
+        batch.mark_flags,
+        batch.log_weights,
+        batch.pages,
+        batch.pages.shape[3],
+        batch.marks,
+        batch.marks.shape[3],
+        batch.marked,
+        batch.rows,
+        after,
+        batch.rules,
+        batch.kv_heads,
         layers,
         heads,
-        starts,
-        received,
-        stays,
+        scratch.starts,
+        scratch.received,
+        scratch.stays,
+        moves.view(torch.int32),
         moves,
-        moves.view(torch.int64),
-        *_queue(free_pages),
-        *_queue(free_marks),
-        PAGE_ROWS=page_rows,
-        WEIGHTED=log_weights is not None,
+        *(nothing if free is None else _queue(free[0])),
+        *(nothing if free is None else _queue(free[1])),
+        **PageOptions(division).options(),
+        MARK_ROWS=batch.mark_rows,
+        WEIGHTED=any(batch.weighted_layers),
+        DECIDES=decides,
+        CARRIES=free is not None or not decides,
+        TAKES=free is not None,
         D=size,
         BLOCK_D=triton.next_power_of_2(size),
+        BLOCK_H=triton.next_power_of_2((size + 1) // 2),
+        BLOCK_W=triton.next_power_of_2(max(widths.keys.width, widths.values.width)),
         BLOCK_R=_ROW_TILE,
         BLOCK_K=_MOVE_TILE,
         num_warps=4,
@@ -193,10 +195,10 @@ def _positions_of(
     row: tl.tensor,
     held: tl.tensor,
     length: tl.tensor,
-    PAGE_ROWS: tl.constexpr,
+    MARK_ROWS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
     """Positions of rows `[0, R + m)`, int32, and where the held ones' marks lie."""
-    mark = flat_rows(mark_table, row, row < held, PAGE_ROWS)
+    mark = flat_rows(mark_table, row, row < held, MARK_ROWS)
     old = tl.load(positions + mark, mask=row < held, other=0)
     return tl.where(row < held, old, (length + row - held).to(tl.int32)), mark
 
@@ -235,6 +237,18 @@ def _last_loser(
 
 
 @triton.jit
+def _budget(rule: tl.tensor, seen: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """Rows that the rule keeps by score, and whether it has scores at all."""
+    full = (tl.load(rule + _BYTES) & 0xFF) != 0
+    ratio = tl.load(rule + _BUDGET_RATIO).to(tl.float64, bitcast=True)
+    # the margin is RATIO_ROUNDING of the rules
+    share = tl.ceil(ratio * seen.to(tl.float64) - 1e-9).to(tl.int64)
+    rows = tl.load(rule + _BUDGET_ROWS)
+    # a share of few tokens rounds to none, and scores grow all the same
+    return tl.maximum(rows, share), (full == 0) & ((rows > 0) | (ratio > 0.0))
+
+
+@triton.jit
 def _decide(
     rule: tl.tensor,
     mark_table: tl.tensor,
@@ -246,13 +260,14 @@ def _decide(
     stays: tl.tensor,
     ranks: tl.tensor,
     held: tl.tensor,
-    fed: int,
+    fed: tl.tensor,
     length: tl.tensor,
-    PAGE_ROWS: tl.constexpr,
+    scored: tl.tensor,
+    budget: tl.tensor,
+    MARK_ROWS: tl.constexpr,
     BLOCK_R: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Write `stays` and the new scores; how many rows stay, how many of them are new, and whether
-    the rule has scores.
+) -> tuple[tl.tensor, tl.tensor]:
+    """Write `stays` and the new scores to `grown`; how many rows stay, and how many are new.
 
     `length` is from before the step; `new_flags`, `grown`, `stays` and `ranks` begin at
     this head's own.
@@ -268,11 +283,6 @@ def _decide(
     generated_window = tl.load(rule + _GENERATED_WINDOW)
     generated = tl.maximum(tl.load(rule + _GENERATED_FROM), seen - generated_window)
     generated = tl.where(generated_window > 0, generated, seen)
-    ratio = tl.load(rule + _BUDGET_RATIO).to(tl.float64, bitcast=True)
-    # the margin is RATIO_ROUNDING of the rules
-    share = tl.ceil(ratio * seen.to(tl.float64) - 1e-9).to(tl.int64)
-    budget = tl.maximum(tl.load(rule + _BUDGET_ROWS), share)
-    scored = (full == 0) & (budget > 0)
     decay = tl.full([], 1.0, tl.float64)
     if update == _DECAYED:
         once = tl.load(rule + _SCORE_DECAY).to(tl.float64, bitcast=True)
@@ -282,7 +292,7 @@ def _decide(
     clauses = 0
     for first in range(0, total, BLOCK_R):
         row = first + tl.arange(0, BLOCK_R)
-        position, mark = _positions_of(mark_table, positions, row, held, length, PAGE_ROWS)
+        position, mark = _positions_of(mark_table, positions, row, held, length, MARK_ROWS)
         old_flag = tl.load(flags + mark, mask=row < held, other=0)
         arrives = (row >= held) & (row < total)
         new_flag = tl.load(new_flags + row - held, mask=arrives, other=0)
@@ -310,7 +320,7 @@ def _decide(
     staying, arriving = 0, 0
     for first in range(0, total, BLOCK_R):
         row = first + tl.arange(0, BLOCK_R)
-        position, mark = _positions_of(mark_table, positions, row, held, length, PAGE_ROWS)
+        position, _ = _positions_of(mark_table, positions, row, held, length, MARK_ROWS)
         kept = tl.load(stays + row, mask=row < total, other=0) != 0
         if scored:
             kept = kept | (tl.load(ranks + row, mask=row < total, other=0) > threshold)
@@ -318,11 +328,8 @@ def _decide(
         staying += tl.sum(kept.to(tl.int32), 0)
         arriving += tl.sum((kept & (row >= held)).to(tl.int32), 0)
         tl.store(stays + row, kept.to(tl.uint8), mask=row < total)
-        if scored:
-            score = tl.load(grown + row, mask=row < total, other=0.0)
-            tl.store(scores + mark, score, mask=kept & (row < held))
     tl.debug_barrier()
-    return staying, arriving, scored
+    return staying, arriving
 
 
 @triton.jit
@@ -399,26 +406,93 @@ def _give_back_pages(
 
 
 @triton.jit
+def _arriving(
+    stays: tl.tensor, held: tl.tensor, total: tl.tensor, BLOCK_R: tl.constexpr
+) -> tl.tensor:
+    """How many of the rows from `held` on stay."""
+    arriving = 0
+    for first in range(held, total, BLOCK_R):
+        row = first + tl.arange(0, BLOCK_R)
+        kept = tl.load(stays + row, mask=row < total, other=0) != 0
+        arriving += tl.sum(kept.to(tl.int32), 0)
+    return arriving
+
+
+@triton.jit
+def _place_rows(
+    elements: tl.tensor,
+    arena: tl.tensor,
+    fed_rows: tl.tensor,
+    into: tl.tensor,
+    stored: tl.tensor,
+    given: tl.tensor,
+    new: tl.tensor,
+    old: tl.tensor,
+    CODEC: tl.constexpr,
+    WIDTH: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+) -> None:
+    """Write rows at `into`: `old` ones as they are `stored`, `new` ones coded from `given` on."""
+    size = tl.arange(0, BLOCK_D)[None, :]
+    is_new = new[:, None] & (size < D)
+    if CODEC == MODEL:
+        is_old = old[:, None] & (size < D)
+        kept = tl.load(elements + stored[:, None] + size, mask=is_old, other=0.0)
+        fresh = tl.load(fed_rows + given[:, None] + size, mask=is_new, other=0.0)
+        target = elements + into[:, None] + size
+        tl.store(target, tl.where(is_new, fresh, kept), mask=is_new | is_old)
+    else:
+        byte = tl.arange(0, BLOCK_W)[None, :]
+        is_old = old[:, None] & (byte < WIDTH)
+        kept = tl.load(arena + stored[:, None] + byte, mask=is_old, other=0)
+        tl.store(arena + into[:, None] + byte, kept, mask=is_old)
+        if CODEC == INT4:
+            HALF: tl.constexpr = (D + 1) // 2
+            half = tl.arange(0, BLOCK_H)[None, :]
+            low = tl.load(
+                fed_rows + given[:, None] + half, mask=new[:, None] & (half < HALF), other=0.0
+            )
+            high = tl.load(
+                fed_rows + given[:, None] + HALF + half,
+                mask=new[:, None] & (half + HALF < D),
+                other=0.0,
+            )
+            store_coded(
+                arena, into, low.to(tl.float32), high.to(tl.float32), new, CODEC, D, BLOCK_H
+            )
+        else:
+            fresh = tl.load(fed_rows + given[:, None] + size, mask=is_new, other=0.0)
+            exact = fresh.to(tl.float32)
+            store_coded(arena, into, exact, exact, new, CODEC, D, BLOCK_D)
+
+
+@triton.jit
 def _retain(
     new_keys: tl.tensor,
     new_values: tl.tensor,
     cells: tl.tensor,
+    before: tl.tensor,
+    counts: tl.tensor,
     cell_count: int,
     new_flags: tl.tensor,
-    fed: int,
     lengths: tl.tensor,
-    keys: tl.tensor,
-    values: tl.tensor,
+    elements: tl.tensor,
+    arena: tl.tensor,
     positions: tl.tensor,
     scores: tl.tensor,
     flags: tl.tensor,
     log_weights: tl.tensor,
     pages: tl.tensor,
-    marks: tl.tensor,
     table_pages: int,
+    marks: tl.tensor,
+    mark_pages: int,
+    marked: tl.tensor,
     rows: tl.tensor,
+    rows_after: tl.tensor,
     rules: tl.tensor,
-    slots: tl.tensor,
     kv_heads: tl.tensor,
     layers: int,
     heads: int,
@@ -439,10 +513,23 @@ def _retain(
     marks_returned: tl.tensor,
     mark_fence: tl.tensor,
     marks_exhausted: tl.tensor,
+    KEY_CODEC: tl.constexpr,
+    KEY_PAGE: tl.constexpr,
+    KEY_WIDTH: tl.constexpr,
+    VALUE_CODEC: tl.constexpr,
+    VALUE_PAGE: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    VALUE_FIRST: tl.constexpr,
     PAGE_ROWS: tl.constexpr,
+    MARK_ROWS: tl.constexpr,
     WEIGHTED: tl.constexpr,
+    DECIDES: tl.constexpr,
+    CARRIES: tl.constexpr,
+    TAKES: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
@@ -450,99 +537,162 @@ def _retain(
     entry = tl.program_id(0)
     b, layer, h = entry // (layers * heads), entry // heads % layers, entry % heads
     if h < tl.load(kv_heads + layer):
-        place = (tl.load(slots + b).to(tl.int64) * layers + layer) * heads + h
+        place = entry.to(tl.int64)
         rule = rules + place * _RULE_WORDS
-        table, mark_table = pages + place * table_pages, marks + place * table_pages
+        table, mark_table = pages + place * table_pages, marks + place * mark_pages
         held, length = tl.load(rows + place), tl.load(lengths + b).to(tl.int64)
+        fed, cell = tl.load(before + b) + tl.load(counts + b), tl.load(cells + b)
+        total = held + fed
         full = (tl.load(rule + _BYTES) & 0xFF) != 0
         bounded = (full == 0) | (tl.load(rule + _HORIZON) > 0)
-        start = tl.load(starts + entry).to(tl.int64)
-        after, arriving, moving, listed = held + fed, fed + 0, fed + 0, 0
-        has_list, scored = 0, full & False
-        if bounded:
-            after, arriving, scored = _decide(
-                rule,
-                mark_table,
-                positions,
-                scores,
-                flags,
-                new_flags + b * fed,
-                received + start,
-                stays + start,
-                ranks + start,
-                held,
-                fed,
-                length,
-                PAGE_ROWS,
-                BLOCK_R,
-            )
-            moving = arriving
-            if after < held + fed:
-                has_list = 1
-                moving, listed = _list_moves(
+        budget, scored = _budget(rule, length + fed)
+        start = tl.load(starts + place).to(tl.int64)
+        after, arriving = total, fed
+        if DECIDES:
+            if bounded:
+                after, arriving = _decide(
+                    rule,
+                    mark_table,
+                    positions,
+                    scores,
+                    flags,
+                    new_flags + cell,
+                    received + start,
                     stays + start,
-                    moves + 2 * start,
+                    ranks + start,
                     held,
-                    held + fed,
-                    after,
-                    arriving,
+                    fed,
+                    length,
+                    scored,
+                    budget,
+                    MARK_ROWS,
                     BLOCK_R,
                 )
-        have, need = tl.cdiv(held, PAGE_ROWS), tl.cdiv(after, PAGE_ROWS)
-        enough = _take_pages(
-            table, have, need, page_ring, page_capacity, pages_taken, page_fence, pages_exhausted
-        )
-        if bounded:
-            enough *= _take_pages(
-                mark_table,
-                have,
-                need,
-                mark_ring,
-                mark_capacity,
-                marks_taken,
-                mark_fence,
-                marks_exhausted,
-            )
-        tl.debug_barrier()
-        if enough == 0:
-            moving, after, need = moving * 0, held, have
-        size = tl.arange(0, BLOCK_D)[None, :]
-        cell = (layer * heads + h).to(tl.int64) * cell_count + tl.load(cells + b)
-        for first in range(0, moving, BLOCK_K):
-            move = first + tl.arange(0, BLOCK_K)
-            valid = move < moving
-            source, target = held + move, held + move - listed
-            if has_list != 0:
-                source = tl.load(moves + 2 * (start + move) + 1, mask=valid, other=0)
-                hole = tl.load(moves + 2 * (start + move), mask=move < listed, other=0)
-                target = tl.where(move < listed, hole, target)
-            new, old = valid & (source >= held), valid & (source < held)
-            into = flat_rows(table, target, valid, PAGE_ROWS)[:, None] * D + size
-            stored = flat_rows(table, source, old, PAGE_ROWS)[:, None] * D + size
-            given = (cell + source - held)[:, None] * D + size
-            is_new, is_old = new[:, None] & (size < D), old[:, None] & (size < D)
-            key = tl.load(keys + stored, mask=is_old, other=0.0)
-            new_key = tl.load(new_keys + given, mask=is_new, other=0.0)
-            tl.store(keys + into, tl.where(is_new, new_key, key), mask=is_new | is_old)
-            value = tl.load(values + stored, mask=is_old, other=0.0)
-            new_value = tl.load(new_values + given, mask=is_new, other=0.0)
-            tl.store(values + into, tl.where(is_new, new_value, value), mask=is_new | is_old)
+        else:
+            after = tl.load(rows_after + place)
             if bounded:
-                to = flat_rows(mark_table, target, valid, PAGE_ROWS)
-                position, mark = _positions_of(
-                    mark_table, positions, source, held, length, PAGE_ROWS
+                arriving = _arriving(stays + start, held, total, BLOCK_R)
+        if CARRIES:
+            is_marked = tl.load(marked + place).to(tl.int32) != 0
+            moving, listed, has_list = arriving, 0, 0
+            if bounded & (after < total):
+                has_list = 1
+                moving, listed = _list_moves(
+                    stays + start, moves + 2 * start, held, total, after, arriving, BLOCK_R
                 )
-                tl.store(positions + to, position, mask=valid)
-                flag = tl.load(flags + mark, mask=old, other=0)
-                new_flag = tl.load(new_flags + b * fed + source - held, mask=new, other=0)
-                tl.store(flags + to, flag | new_flag, mask=valid)
-                if scored:
-                    grown = tl.load(received + start + source, mask=valid, other=0.0)
-                    tl.store(scores + to, grown, mask=valid)
-                if WEIGHTED:
-                    weight = tl.load(log_weights + mark, mask=old, other=0.0)
-                    tl.store(log_weights + to, weight, mask=valid)
-        _give_back_pages(table, have, need, page_ring, page_capacity, pages_returned)
-        if bounded:
-            _give_back_pages(mark_table, have, need, mark_ring, mark_capacity, marks_returned)
-        tl.store(rows + place, after)
+            if TAKES:
+                have, need = tl.cdiv(held, PAGE_ROWS), tl.cdiv(after, PAGE_ROWS)
+                enough = _take_pages(
+                    table,
+                    have,
+                    need,
+                    page_ring,
+                    page_capacity,
+                    pages_taken,
+                    page_fence,
+                    pages_exhausted,
+                )
+                if is_marked:
+                    enough *= _take_pages(
+                        mark_table,
+                        tl.cdiv(held, MARK_ROWS),
+                        tl.cdiv(after, MARK_ROWS),
+                        mark_ring,
+                        mark_capacity,
+                        marks_taken,
+                        mark_fence,
+                        marks_exhausted,
+                    )
+                tl.debug_barrier()
+                if enough == 0:
+                    moving, after, scored = moving * 0, held, scored & False
+            fed_row = ((layer * heads + h).to(tl.int64) * cell_count + cell) * D
+            for first in range(0, moving, BLOCK_K):
+                move = first + tl.arange(0, BLOCK_K)
+                valid = move < moving
+                source, target = held + move, held + move - listed
+                if has_list != 0:
+                    source = tl.load(moves + 2 * (start + move) + 1, mask=valid, other=0)
+                    hole = tl.load(moves + 2 * (start + move), mask=move < listed, other=0)
+                    target = tl.where(move < listed, hole, target)
+                new, old = valid & (source >= held), valid & (source < held)
+                page = tl.load(table + target // PAGE_ROWS, mask=valid, other=0).to(tl.int64)
+                old_page = tl.load(table + source // PAGE_ROWS, mask=old, other=0).to(tl.int64)
+                into, stored = target % PAGE_ROWS, source % PAGE_ROWS
+                given = fed_row + (source - held) * D
+                _place_rows(
+                    elements,
+                    arena,
+                    new_keys,
+                    page * KEY_PAGE + into * KEY_WIDTH,
+                    old_page * KEY_PAGE + stored * KEY_WIDTH,
+                    given,
+                    new,
+                    old,
+                    KEY_CODEC,
+                    KEY_WIDTH,
+                    D,
+                    BLOCK_D,
+                    BLOCK_H,
+                    BLOCK_W,
+                )
+                _place_rows(
+                    elements,
+                    arena,
+                    new_values,
+                    page * VALUE_PAGE + into * VALUE_WIDTH + VALUE_FIRST,
+                    old_page * VALUE_PAGE + stored * VALUE_WIDTH + VALUE_FIRST,
+                    given,
+                    new,
+                    old,
+                    VALUE_CODEC,
+                    VALUE_WIDTH,
+                    D,
+                    BLOCK_D,
+                    BLOCK_H,
+                    BLOCK_W,
+                )
+                if is_marked:
+                    to = flat_rows(mark_table, target, valid, MARK_ROWS)
+                    position, mark = _positions_of(
+                        mark_table, positions, source, held, length, MARK_ROWS
+                    )
+                    tl.store(positions + to, position, mask=valid)
+                    flag = tl.load(flags + mark, mask=old, other=0)
+                    new_flag = tl.load(new_flags + cell + source - held, mask=new, other=0)
+                    tl.store(flags + to, flag | new_flag, mask=valid)
+                    if scored:
+                        grown = tl.load(received + start + source, mask=valid, other=0.0)
+                        tl.store(scores + to, grown, mask=valid)
+                    if WEIGHTED:
+                        weight = tl.load(log_weights + mark, mask=old, other=0.0)
+                        tl.store(log_weights + to, weight, mask=valid)
+            if scored:
+                # of rows that stay where they are; slots filled above are no longer theirs
+                for first in range(0, tl.minimum(held, after), BLOCK_R):
+                    row = first + tl.arange(0, BLOCK_R)
+                    here = row < tl.minimum(held, after)
+                    kept = tl.load(stays + start + row, mask=here, other=0) != 0
+                    mark = flat_rows(mark_table, row, here, MARK_ROWS)
+                    grown = tl.load(received + start + row, mask=here, other=0.0)
+                    tl.store(scores + mark, grown, mask=here & kept)
+            if TAKES:
+                _give_back_pages(
+                    table,
+                    tl.cdiv(held, PAGE_ROWS),
+                    tl.cdiv(after, PAGE_ROWS),
+                    page_ring,
+                    page_capacity,
+                    pages_returned,
+                )
+                if is_marked:
+                    _give_back_pages(
+                        mark_table,
+                        tl.cdiv(held, MARK_ROWS),
+                        tl.cdiv(after, MARK_ROWS),
+                        mark_ring,
+                        mark_capacity,
+                        marks_returned,
+                    )
+        if DECIDES:
+            tl.store(rows_after + place, after)

@@ -22,9 +22,13 @@ def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
     together, with `length + m` tokens seen. The new scores go to `scratch.received`, the decision
     to `scratch.stays`; the pool is only read.
     """
-    # one Triton launch for device tensors dispatches here
-    decide_all = cpu.decide if batch.on_cpu_in_f32 else reference.decide
-    return decide_all(batch, scratch)
+    if batch.on_triton:
+        # imported where it can run: Triton is not there on every machine
+        from kvstore.kernels.retain import kernel
+
+        return kernel.decide(batch, scratch)
+    form = cpu.decide if batch.on_cpu_in_f32 else reference.decide
+    return form(batch, scratch)
 
 
 def carry(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]) -> None:
@@ -34,5 +38,10 @@ def carry(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]
     that stay take victims' slots in ascending order and are then appended; holes still open are
     filled from the tail. Marks are written with the rows, of heads that have any.
     """
-    carry_all = cpu.carry if batch.on_cpu_in_f32 else reference.carry
-    carry_all(batch, scratch, rows_after)
+    if batch.on_triton:
+        from kvstore.kernels.retain import kernel
+
+        kernel.carry(batch, scratch, rows_after)
+        return
+    form = cpu.carry if batch.on_cpu_in_f32 else reference.carry
+    form(batch, scratch, rows_after)

@@ -28,7 +28,7 @@ def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
             rows_after[place] = total
             continue
         stays = _stays(batch, scratch, place)
-        scratch.stays[start : start + total] = stays.cpu().numpy()
+        scratch.stays[start : start + total] = stays
         rows_after[place] = int(stays.sum())
     return rows_after
 
@@ -39,17 +39,16 @@ def carry(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]
     for place in _heads(batch):
         held, start = int(held_rows[place]), int(scratch.starts[place])
         block = int(batch.blocks[place[0]])
-        stays = scratch.stays[start : start + held + block] if start >= 0 else None
-        gone = [] if stays is None else np.flatnonzero(~stays).tolist()
+        gone = np.flatnonzero(~scratch.stays_of(place)).tolist() if start >= 0 else []
         moves = refill(held, block, gone)
         assert moves.rows == rows_after[place], "what was decided is carried out"
         _carry_rows(batch, arriving, place, moves)
         if batch.tables.marked[batch.slots[place[0]], *place[1:]]:
             _carry_marks(batch, place, moves)
         if scratch.scored[place]:
-            scores = torch.from_numpy(scratch.received[start : start + held + block])
+            scores = scratch.received[start : start + held + block]
             marks = _marks(batch, place, range(moves.rows))
-            batch.columns.scores[marks] = scores[moves.origins(held)].to(marks.device)
+            batch.columns.scores[marks] = scores[moves.origins(held)]
 
 
 def _heads(batch: PagedBatch) -> Iterator[_Place]:
@@ -70,9 +69,8 @@ def _stays(batch: PagedBatch, scratch: StepScratch, place: _Place) -> torch.Tens
     scores = None
     if rule.needs_scores:
         entries = slice(int(scratch.starts[place]), int(scratch.starts[place]) + held + fed)
-        received = torch.from_numpy(scratch.received[entries]).to(marks.device)
-        scores = grown_scores(rule, columns.scores[marks], received)
-        scratch.received[entries] = scores.cpu().numpy()
+        scores = grown_scores(rule, columns.scores[marks], scratch.received[entries])
+        scratch.received[entries] = scores
     new_flags = torch.from_numpy(batch.fed.flags[cell : cell + fed]).to(marks.device)
     return keep_mask(
         rule,

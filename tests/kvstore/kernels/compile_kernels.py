@@ -9,16 +9,24 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from kvstore.cache import LayerShape
+from kvstore.codecs import RowCodec, RowCoding
 from kvstore.kernels.column_mass import kernel as column_mass
+from kvstore.kernels.column_peak import kernel as column_peak
 from kvstore.kernels.compact import kernel as compact
+from kvstore.kernels.paged_batch import PagedBatch, StepScratch
 from kvstore.kernels.ragged_attention import kernel as ragged_attention
 from kvstore.kernels.retain import kernel as retain
+from kvstore.pool import BatchStep, PageCount, PagePool
+from kvstore.rule_table import encode
+from kvstore.rules import RetentionRule, ScoreUpdate
 
 _TARGET = GPUTarget("cuda", 90, 32)
 _TYPES = {
@@ -30,7 +38,8 @@ _TYPES = {
     torch.uint8: "*u8",
     torch.bool: "*i1",
 }
-SEQUENCES, LAYERS, HEADS, GROUP, SIZE, PAGE_ROWS, ROWS = 3, 2, 2, 4, 64, 16, 96
+HEADS, GROUP, SIZE, PAGE_ROWS, ROWS = 2, 4, 128, 16, 96
+SCORED = RetentionRule(window=4, budget_rows=9, score_update=ScoreUpdate.DECAYED)
 
 
 def compile_instead(
@@ -64,95 +73,59 @@ def rows_of(*shape: int) -> torch.Tensor:
     return torch.zeros(*shape, SIZE, dtype=torch.bfloat16)
 
 
-def indices(*shape: int) -> torch.Tensor:
-    return torch.zeros(shape, dtype=torch.int32)
-
-
 def launch_prefill() -> None:
-    column_mass.column_mass(
-        torch.zeros(HEADS * GROUP, 9, ROWS),
+    q, k, sums = (
         rows_of(HEADS * GROUP, ROWS),
         rows_of(HEADS, ROWS),
         torch.zeros(HEADS * GROUP, ROWS),
+    )
+    column_mass.column_mass(
+        torch.zeros(HEADS * GROUP, 9, ROWS),
+        q,
+        k,
+        sums,
         torch.arange(ROWS),
         edges=range(9),
         scale=0.1,
         sliding_window=None,
         value_norms=torch.zeros(HEADS, ROWS),
     )
-    compact.gather_rows(rows_of(HEADS, ROWS), rows_of(HEADS, ROWS), [torch.arange(7)] * HEADS)
-
-
-def launch_attention(fed: int, window: int | None) -> None:
-    tables = indices(SEQUENCES, LAYERS, HEADS, 6)
-    rows, slots = indices(SEQUENCES, LAYERS, HEADS), indices(SEQUENCES)
-    ragged_attention.attend(
-        rows_of(SEQUENCES, HEADS * GROUP, fed),
-        rows_of(LAYERS, HEADS, fed),
-        rows_of(LAYERS, HEADS, fed),
-        slots,
-        rows_of(ROWS),
-        rows_of(ROWS),
-        tables,
-        rows,
-        slots,
-        ragged_attention.line_ends(rows, slots),
-        1,
-        ragged_attention.AttentionScratch.of(
-            SEQUENCES, HEADS, GROUP, fed, SIZE, torch.device("cpu"), row_bound=ROWS
-        ),
-        kv_heads=HEADS,
-        page_rows=PAGE_ROWS,
-        scale=0.1,
-        sliding_window=window,
-        lengths=torch.zeros(SEQUENCES, dtype=torch.int64),
-        marks=tables,
-        positions=indices(ROWS),
-        log_weights=torch.zeros(ROWS) if window else None,
-        starts=torch.zeros(SEQUENCES, LAYERS, HEADS, dtype=torch.int64),
-        scored=torch.zeros(SEQUENCES, LAYERS, HEADS, dtype=torch.bool),
-        received=torch.zeros(ROWS),
+    column_peak.column_peak(
+        torch.zeros(HEADS * GROUP, ROWS), q, k, sums, ROWS, scale=0.1, sliding_window=None
     )
 
 
-def launch_retain() -> None:
-    tables, slots = indices(SEQUENCES, LAYERS, HEADS, 6), indices(SEQUENCES)
+def launch_all_of(codec: RowCodec, tokens: int, window: int | None) -> None:
+    """What holds, reads and changes rows of a codec."""
+    coding = RowCoding(codec, SIZE, torch.bfloat16)
+    compact.gather_rows(rows_of(HEADS, ROWS), rows_of(HEADS, ROWS), [torch.arange(7)] * 2, coding)
+    batch, scratch = a_batch(codec, tokens, window)
+    q = rows_of(tokens, HEADS * GROUP)
+    ragged_attention.attend(q, batch, 0, scratch, 0.1, window)
+    ragged_attention.line_ends(batch.on_device.rows, batch.on_device.ends)
     free = retain.FreePages.of(9, torch.arange(5, dtype=torch.int32))
-    marks = torch.zeros(ROWS, dtype=torch.uint8)
-    retain.retain(
-        rows_of(LAYERS, HEADS, 4),
-        rows_of(LAYERS, HEADS, 4),
-        slots,
-        torch.zeros(SEQUENCES, 1, dtype=torch.uint8),
-        torch.zeros(SEQUENCES, dtype=torch.int64),
-        rows_of(ROWS),
-        rows_of(ROWS),
-        indices(ROWS),
-        torch.zeros(ROWS),
-        marks,
-        torch.zeros(ROWS),
-        tables,
-        tables,
-        indices(SEQUENCES, LAYERS, HEADS),
-        torch.zeros(SEQUENCES, LAYERS, HEADS, 10, dtype=torch.int64),
-        slots,
-        indices(LAYERS),
-        torch.zeros(SEQUENCES, LAYERS, HEADS, dtype=torch.int64),
-        torch.zeros(ROWS),
-        marks,
-        indices(ROWS, 2),
-        free,
-        free,
-        page_rows=PAGE_ROWS,
-    )
+    retain.retain(batch.on_device, scratch.on_device, free, free)
+    retain.carry(batch, scratch, retain.decide(batch, scratch))
+
+
+def a_batch(codec: RowCodec, tokens: int, window: int | None) -> tuple[PagedBatch, StepScratch]:
+    shape = LayerShape(HEADS, HEADS * GROUP, SIZE, window)
+    pool = PagePool((shape,), pages=9, page_rows=PAGE_ROWS, dtype=torch.bfloat16)
+    pool.storage.keep_log_weights()
+    sequence = pool.open(0, PageCount(2, 2), codec)
+    sequence.tables.rules[...] = encode(SCORED)
+    sequence.tables.weighted[...] = window is not None
+    step = BatchStep.whole([sequence], np.zeros((1, tokens), np.uint8), pool.new_fed_rows(tokens))
+    (part,) = step._parts
+    return part.batch, part.scratch
 
 
 def main() -> None:
     JITFunction.run = compile_instead
     launch_prefill()
-    launch_attention(1, None)
-    launch_attention(4, 64)
-    launch_retain()
+    launch_all_of(RowCodec(), 1, None)
+    launch_all_of(RowCodec.parse("int8/int4"), 1, None)
+    launch_all_of(RowCodec.parse("int4/fp8"), 4, 64)
 
 
 if __name__ == "__main__":

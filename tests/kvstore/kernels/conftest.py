@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+from kvstore.kernels.paged_batch import PagedBatch
 
 _NATIVE = torch.cuda.is_available()
 
@@ -14,6 +17,18 @@ _NATIVE = torch.cuda.is_available()
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Where kernels can be launched in this session."""
     return torch.device(request.param)
+
+
+@pytest.fixture(params=["compiled", "reference", "triton"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """On the CPU: Triton's interpreter is one of the forms."""
+    if request.param == "triton":
+        if torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
+            pytest.skip("the interpreter is off")
+        monkeypatch.setattr(PagedBatch, "on_triton", True)
+    if request.param == "reference":
+        monkeypatch.setattr(PagedBatch, "on_cpu_in_f32", False)
+    return str(request.param)
 
 
 @pytest.fixture

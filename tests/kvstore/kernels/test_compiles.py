@@ -27,8 +27,9 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    shared = dict(line.split() for line in ended.stdout.splitlines())
-    assert set(shared) == {
+    shared = [line.split() for line in ended.stdout.splitlines()]
+    assert {name for name, _ in shared} == {
+        "_column_peak",
         "_column_sums",
         "_row_totals",
         "_gather",
@@ -38,4 +39,4 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
         "hand_back",
         "_retain",
     }
-    assert all(int(size) <= _SHARED_BYTES for size in shared.values())
+    assert all(int(size) <= _SHARED_BYTES for _, size in shared)

@@ -12,6 +12,7 @@ import torch
 
 from headwise import Delta, FinishReason
 from kvstore.cache import RaggedLayer
+from kvstore.codecs import MODEL_ROWS, RowCodec
 from kvstore.policies import parse_policy
 from kvstore.pool import PageCount, PagePool, pages_bound
 from services.decode.answer import Answer, EndRules
@@ -36,6 +37,7 @@ def prefill(
     policy: str,
     parameters: dict[str, object] | None = None,
     chunk_tokens: int = 1 << 20,
+    codec: RowCodec = MODEL_ROWS,
 ) -> list[RaggedLayer]:
     """The layers of a prompt's cache."""
     layers: list[RaggedLayer] = []
@@ -47,6 +49,7 @@ def prefill(
         emit=lambda _, layer: layers.append(layer),
         progress=lambda _: None,
         stop=threading.Event(),
+        codec=codec,
     ).run()
     return layers
 

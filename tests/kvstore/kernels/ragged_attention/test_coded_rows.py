@@ -10,7 +10,6 @@ import torch
 
 from kvstore.cache import LayerShape, RaggedLayer
 from kvstore.codecs import RowCodec, RowCoding, decode_rows, encode_rows
-from kvstore.kernels.paged_batch import PagedBatch
 from kvstore.pool import BatchStep, PageCount, PagePool, SequencePages
 from kvstore.rules import FULL_RULE, RetentionRule, ScoreUpdate
 
@@ -74,17 +73,17 @@ def dense(pages: SequencePages, q: torch.Tensor, k: torch.Tensor, v: torch.Tenso
     return torch.stack(outs, 1)
 
 
-@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("tokens", [1, 5])
 @pytest.mark.parametrize("size", [8, 5, 64])
 def test_sequences_of_all_codecs_attend_together_to_what_they_hold(
-    size: int, tokens: int, compiled: bool, monkeypatch: pytest.MonkeyPatch
+    size: int, tokens: int, backend: str
 ) -> None:
-    if not compiled:
-        monkeypatch.setattr(PagedBatch, "on_cpu_in_f32", False)
+    interpreted = backend == "triton"
+    if interpreted and size == 64:
+        pytest.skip("slow, and shows no more than the smaller ones")
     pool = a_pool(size)
     batch = [opened(pool, codec, seed) for seed, codec in enumerate(CODECS)]
-    for step_number in range(3):
+    for step_number in range(1 if interpreted else 3):
         seeds = [10 * step_number + n for n in range(len(batch))]
         given = [fed_rows(size, tokens, seed) for seed in seeds]
         expected = [dense(one, *rows) for one, rows in zip(batch, given, strict=True)]
@@ -97,6 +96,7 @@ def test_sequences_of_all_codecs_attend_together_to_what_they_hold(
         step.retain()
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("codec", CODECS)
 def test_retained_rows_are_coded_and_all_others_keep_their_bytes(codec: str) -> None:
     size, pool = 8, a_pool(8)
@@ -124,6 +124,7 @@ def test_retained_rows_are_coded_and_all_others_keep_their_bytes(codec: str) -> 
                 assert torch.equal(value, before[head][position][1])
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("codec", ["fp8", "int4", "int8/int4"])
 def test_forks_share_coded_pages_and_exports_come_back_bit_by_bit(codec: str) -> None:
     pool = a_pool(8)

@@ -1,136 +1,36 @@
+"""Attention of fed tokens over pages, in every form that runs here, against float64."""
+
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 
-from kvstore.cache import HeadRows, LayerShape, RaggedLayer
-from kvstore.kernels.paged_batch import PagedBatch
+from kvstore.cache import HeadRows, LayerShape
 from kvstore.pool import BatchStep, PageCount, PagePool
-from kvstore.rules import FULL_RULE, RetentionRule, ScoreUpdate
-
-SCORED = RetentionRule(budget_rows=4, score_update=ScoreUpdate.SUM)
-GROUP, SIZE, PAGE_ROWS, FIRST = 3, 8, 16, 300
-# a head empty, and sizes around the widths that vectors, tiles and pages have
-ROWS = ((0, 1, 63, 257), (64, 16, 0, 0))
-RULES = (SCORED, FULL_RULE, SCORED, SCORED)
-
-
-@dataclasses.dataclass(frozen=True)
-class Fed:
-    """One sequence's queries and new rows, and the rows its heads hold."""
-
-    q: torch.Tensor
-    heads: list[HeadRows]
-    keys: torch.Tensor
-    values: torch.Tensor
+from kvstore.rules import FULL_RULE
+from tests.kvstore.kernels.ragged_attention.batches import (
+    FIRST,
+    GROUP,
+    PAGE_ROWS,
+    ROWS,
+    SIZE,
+    Fed,
+    a_batch,
+    a_layer,
+    a_sequence,
+    attend,
+    dense,
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    out: torch.Tensor
-    received: list[torch.Tensor | None]
-
-
-def a_sequence(rows: Sequence[int], fed: int, dtype: torch.dtype = torch.float32) -> Fed:
-    generator = torch.Generator().manual_seed(fed + sum(rows))
-    heads = []
-    for count, rule in zip(rows, RULES, strict=True):
-        positions = torch.randperm(FIRST, generator=generator)[:count].int()
-        keys, values = torch.randn(2, count, SIZE, generator=generator).to(dtype)
-        heads.append(HeadRows(rule, keys, values, positions))
-    q = torch.randn(len(rows) * GROUP, fed, SIZE, generator=generator).to(dtype)
-    new_keys, new_values = torch.randn(2, len(rows), fed, SIZE, generator=generator).to(dtype)
-    return Fed(q, heads, new_keys, new_values)
-
-
-def a_batch(fed: int, dtype: torch.dtype = torch.float32) -> list[Fed]:
-    return [a_sequence(rows, fed, dtype) for rows in ROWS]
-
-
-def dense(sequence: Fed, window: int | None) -> Outcome:
-    """Attention in float64 over each head's rows under an explicit mask."""
-    fed = sequence.q.shape[1]
-    own = torch.arange(FIRST, FIRST + fed)
-    outs, received = [], []
-    for number, head in enumerate(sequence.heads):
-        positions = torch.cat((head.positions.long(), own))
-        keys = torch.cat((head.keys, sequence.keys[number])).double()
-        values = torch.cat((head.values, sequence.values[number])).double()
-        distance = own[:, None] - positions
-        seen = (distance >= 0) & (distance < (window or 10**9))
-        total = torch.zeros(len(positions), dtype=torch.float64)
-        for query in sequence.q[number * GROUP : (number + 1) * GROUP].double():
-            logits = query @ keys.T / math.sqrt(SIZE)
-            if head.log_weights is not None:
-                logits[:, : head.rows] += head.log_weights
-            logits.masked_fill_(~seen, -torch.inf)
-            probabilities = logits.softmax(-1)
-            outs.append(probabilities @ values)
-            total += probabilities.sum(0) / GROUP
-        received.append(total if head.rule.needs_scores else None)
-    return Outcome(torch.stack(outs), received)
-
-
-def attend(batch: list[Fed], window: int | None = None) -> list[Outcome]:
-    """All sequences together, out of the pages of one pool."""
-    fed, shape = batch[0].q.shape[1], LayerShape(len(RULES), len(RULES) * GROUP, SIZE, window)
-    pool = PagePool((shape,), pages=80, page_rows=PAGE_ROWS, dtype=batch[0].q.dtype, poison=True)
-    pages = [pool.open(FIRST, PageCount(30, 30)) for _ in batch]
-    for sequence, held in zip(batch, pages, strict=True):
-        held.load(0, a_layer(sequence.heads))
-    classes = np.zeros((len(batch), fed), np.uint8)
-    step = BatchStep.whole(pages, classes, pool.new_fed_rows(classes.size))
-    q, k, v = (
-        torch.cat([getattr(one, name) for one in batch], 1) for name in ("q", "keys", "values")
-    )
-    flat = step.attend(0, q, k, v, 1 / math.sqrt(SIZE), window)
-    outs = flat.unflatten(0, (len(batch), fed)).transpose(1, 2)
-    scratch = step._scratch
-    return [
-        Outcome(
-            out,
-            [
-                torch.from_numpy(scratch.received[start : start + head.rows + fed])
-                if head.rule.needs_scores
-                else None
-                for head, start in zip(sequence.heads, scratch.starts[row, 0], strict=True)
-            ],
-        )
-        for row, (out, sequence) in enumerate(zip(outs, batch, strict=True))
-    ]
-
-
-def a_layer(heads: list[HeadRows]) -> RaggedLayer:
-    offsets = [0]
-    for head in heads:
-        offsets.append(offsets[-1] + head.rows)
-    return RaggedLayer(
-        torch.cat([head.keys for head in heads]),
-        torch.cat([head.values for head in heads]),
-        torch.cat([head.positions for head in heads]),
-        tuple(offsets),
-        tuple(head.rule for head in heads),
-        (1.0,) * len(heads),
-        torch.zeros(sum(head.rows for head in heads if head.rule.needs_scores)),
-        torch.empty(0, dtype=torch.uint8),
-        torch.cat([torch.empty(0), *(h.log_weights for h in heads if h.log_weights is not None)]),
-        tuple(head.log_weights is not None for head in heads),
-    )
-
-
-@pytest.mark.parametrize("backend", ["compiled", "reference"])
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("window", [None, 1, 40, 1000])
 @pytest.mark.parametrize("fed", [1, 2, 63])
-def test_agrees_with_dense_attention_in_float64(
-    fed: int, window: int | None, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if backend == "reference":
-        monkeypatch.setattr(PagedBatch, "on_cpu_in_f32", False)
+def test_agrees_with_dense_attention_in_float64(fed: int, window: int | None) -> None:
     batch = a_batch(fed)
     for sequence, result in zip(batch, attend(batch, window), strict=True):
         expected = dense(sequence, window)
@@ -141,13 +41,9 @@ def test_agrees_with_dense_attention_in_float64(
                 torch.testing.assert_close(got.double(), wanted, atol=5e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["compiled", "reference"])
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("window", [None, 40])
-def test_log_weights_are_added_to_the_logits(
-    window: int | None, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if backend == "reference":
-        monkeypatch.setattr(PagedBatch, "on_cpu_in_f32", False)
+def test_log_weights_are_added_to_the_logits(window: int | None) -> None:
     batch = [
         dataclasses.replace(
             one,

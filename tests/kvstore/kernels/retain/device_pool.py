@@ -8,11 +8,16 @@ from collections.abc import Sequence
 
 import torch
 
+from kvstore.codecs import MODEL_ROWS, RowCodec, RowCoding, decode_rows, encode_rows
+from kvstore.kernels.device_batch import DeviceBatch, DeviceScratch
 from kvstore.kernels.retain import kernel
-from kvstore.rule_table import encode, full_rules, may_evict, needs_scores
+from kvstore.kernels.row_pages import PageDivision, RowPages
+from kvstore.rule_table import encode, full_rules, may_evict, needs_scores, rule_words
 from kvstore.rules import RetentionRule
 
-PAGE_ROWS, SIZE, TABLE_PAGES, POOL_PAGES, CELLS = 16, 4, 24, 120, 40
+# rows of the model's dtype in a page, and marks in one of theirs
+PAGE_ROWS, MARK_ROWS = 16, 8
+SIZE, TABLE_PAGES, POOL_PAGES, CELLS = 5, 48, 240, 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Row:
 
 
 class DevicePool:
-    """One sequence per entry of `counts` `[B][L][H]`, in slots, pages and mark pages out of order.
+    """One sequence per entry of `counts` `[B][L][H]`, in pages and mark pages out of order.
 
     Heads of a layer beyond its `counts` do not exist. Everything not held is NaN.
     """
@@ -39,25 +44,29 @@ class DevicePool:
         lengths: Sequence[int],
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        codec: RowCodec = MODEL_ROWS,
     ) -> None:
         self.device, self.lengths = device, list(lengths)
         sequences, layers = len(counts), len(counts[0])
         heads = max(len(layer) for layer in counts[0])
         self.kv_heads = [len(layer) for layer in counts[0]]
-        self.slots = torch.randperm(sequences + 1)[:sequences]
-        shape = (sequences + 1, layers, heads)
-        self.keys, self.values = torch.full((2, POOL_PAGES * PAGE_ROWS, SIZE), math.nan).to(dtype)
-        self.positions = torch.full((POOL_PAGES * PAGE_ROWS,), -5, dtype=torch.int32)
-        self.scores = torch.full((POOL_PAGES * PAGE_ROWS,), math.nan)
-        self.log_weights = torch.full((POOL_PAGES * PAGE_ROWS,), math.nan)
-        self.flags = torch.full((POOL_PAGES * PAGE_ROWS,), 255, dtype=torch.uint8)
-        self.pages = torch.full((*shape, TABLE_PAGES), -1, dtype=torch.int32)
+        shape = (sequences, layers, heads)
+        page_bytes = PAGE_ROWS * 2 * SIZE * dtype.itemsize
+        coding = RowCoding(codec, SIZE, dtype)
+        arena = torch.full((POOL_PAGES * page_bytes,), 255, dtype=torch.uint8, device=device)
+        self.store = RowPages.of(arena, PageDivision.of(coding, page_bytes))
+        marks = POOL_PAGES * MARK_ROWS
+        self.positions = torch.full((marks,), -5, dtype=torch.int32, device=device)
+        self.scores = torch.full((marks,), math.nan, device=device)
+        self.log_weights = torch.full((marks,), math.nan, device=device)
+        self.flags = torch.full((marks,), 255, dtype=torch.uint8, device=device)
+        self.pages = torch.full((*shape, TABLE_PAGES), -1, dtype=torch.int32, device=device)
         self.marks = self.pages.clone()
-        self.rows = torch.zeros(shape, dtype=torch.int32)
+        self.rows = torch.zeros(shape, dtype=torch.int32, device=device)
         self.rules = full_rules(shape)
         free = [torch.randperm(POOL_PAGES).tolist() for _ in range(2)]
-        for b, layer, h in self.heads(counts):
-            place = (int(self.slots[b]), layer, h)
+        for place in self.heads(counts):
+            b, layer, h = place
             self.rows[place] = counts[b][layer][h]
             self.rules[place] = encode(rules[b][layer][h])
             self._fill(place, lengths[b], free)
@@ -65,9 +74,6 @@ class DevicePool:
             kernel.FreePages.of(POOL_PAGES, torch.tensor(left, dtype=torch.int32, device=device))
             for left in free
         )
-        for name, value in vars(self).items():
-            if isinstance(value, torch.Tensor):
-                setattr(self, name, value.to(device))
 
     @staticmethod
     def heads(counts: Sequence[Sequence[Sequence[object]]]) -> list[tuple[int, int, int]]:
@@ -78,26 +84,43 @@ class DevicePool:
             for h in range(len(of_layer))
         ]
 
-    def _fill(self, place: tuple[int, int, int], length: int, free: list[list[int]]) -> None:
-        count = int(self.rows[place])
-        pages = -(-count // PAGE_ROWS)
-        self.pages[place][:pages] = torch.tensor([free[0].pop() for _ in range(pages)])
-        flat = self.flat(self.pages, place, range(count))
-        self.keys[flat] = torch.randn(count, SIZE).to(self.keys.dtype)
-        self.values[flat] = torch.randn(count, SIZE).to(self.keys.dtype)
-        if may_evict(self.rules[place]):
-            self.marks[place][:pages] = torch.tensor([free[1].pop() for _ in range(pages)])
-            flat = self.flat(self.marks, place, range(count))
-            self.positions[flat] = torch.randperm(length)[:count].int()
-            # few different ones, so that some are equal
-            self.scores[flat] = torch.randint(0, 9, (count,)) / 4
-            self.log_weights[flat] = torch.randn(count)
-            self.flags[flat] = torch.randint(0, 4, (count,)).to(torch.uint8)
+    @property
+    def page_rows(self) -> int:
+        return self.store.page_rows
 
-    @staticmethod
-    def flat(table: torch.Tensor, place: tuple[int, int, int], slots: Sequence[int]) -> list[int]:
-        pages = table[place].tolist()
-        return [pages[slot // PAGE_ROWS] * PAGE_ROWS + slot % PAGE_ROWS for slot in slots]
+    def _fill(self, place: tuple[int, int, int], length: int, free: list[list[int]]) -> None:
+        count, coding, device = int(self.rows[place]), self.store.coding, self.device
+        self._give_pages(self.pages, place, -(-count // self.page_rows), free[0])
+        at = self.index(place)
+        for stored, layout in (
+            (self.store.keys, coding.keys),
+            (self.store.values, coding.values),
+        ):
+            rows = torch.randn(count, SIZE).to(coding.dtype)
+            stored[at] = encode_rows(rows, layout, turned=True).to(device)
+        if self.bounded(place):
+            self._give_pages(self.marks, place, -(-count // MARK_ROWS), free[1])
+            flat = self.mark_index(place)
+            self.positions[flat] = torch.randperm(length)[:count].int().to(device)
+            # few different ones, so that some are equal
+            self.scores[flat] = (torch.randint(0, 9, (count,)) / 4).to(device)
+            self.log_weights[flat] = torch.randn(count).to(device)
+            self.flags[flat] = torch.randint(0, 4, (count,)).to(torch.uint8).to(device)
+
+    def _give_pages(
+        self, table: torch.Tensor, place: tuple[int, int, int], count: int, free: list[int]
+    ) -> None:
+        taken = torch.tensor([free.pop() for _ in range(count)], dtype=torch.int32)
+        table[place][:count] = taken.to(self.device)
+
+    def index(self, place: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where a head's rows lie in the store."""
+        slots = torch.arange(int(self.rows[place]), device=self.device)
+        return self.pages[place][slots // self.page_rows].long(), slots % self.page_rows
+
+    def mark_index(self, place: tuple[int, int, int]) -> torch.Tensor:
+        slots = torch.arange(int(self.rows[place]), device=self.device)
+        return self.marks[place][slots // MARK_ROWS].long() * MARK_ROWS + slots % MARK_ROWS
 
     def bounded(self, place: tuple[int, int, int]) -> bool:
         return bool(may_evict(self.rules[place]))
@@ -105,16 +128,22 @@ class DevicePool:
     def scored(self, place: tuple[int, int, int]) -> bool:
         return bool(needs_scores(self.rules[place]))
 
+    def as_held(self, rows: torch.Tensor, *, values: bool) -> list[tuple[float, ...]]:
+        """What rows `[n, SIZE]` are once they are coded."""
+        layout = self.store.coding.values if values else self.store.coding.keys
+        coded = encode_rows(rows, layout, turned=True)
+        return [tuple(row) for row in decode_rows(coded, layout, turned=True).tolist()]
+
     def held(self, place: tuple[int, int, int]) -> list[tuple[int, Row]]:
         """Position and content of every row, in slot order; position −1 without marks."""
-        slots = range(int(self.rows[place]))
-        flat = self.flat(self.pages, place, slots)
-        keys, values = self.keys.cpu()[flat].tolist(), self.values.cpu()[flat].tolist()
+        at = self.index(place)
+        keys = self.store.decoded_keys(at).cpu().tolist()
+        values = self.store.decoded_values(at).cpu().tolist()
         if not self.bounded(place):
             return [(-1, Row(tuple(k), tuple(v))) for k, v in zip(keys, values, strict=True)]
-        flat = self.flat(self.marks, place, slots)
+        flat = self.mark_index(place)
         columns = [
-            column.cpu()[flat].tolist()
+            column[flat].tolist()
             for column in (self.positions, self.scores, self.flags, self.log_weights)
         ]
         return [
@@ -124,9 +153,12 @@ class DevicePool:
 
     def page_census(self) -> tuple[list[int], list[int]]:
         """All pages and all mark pages wherever they are now, sorted."""
-        counts = -(-self.rows // PAGE_ROWS)
         census = []
-        for table, free in ((self.pages, self.free_pages), (self.marks, self.free_marks)):
+        for table, free, size in (
+            (self.pages, self.free_pages, self.page_rows),
+            (self.marks, self.free_marks, MARK_ROWS),
+        ):
+            counts = -(-self.rows // size)
             taken, returned = int(free.taken), int(free.returned)
             ring = free.ring.tolist()
             found = [ring[n % len(ring)] for n in range(taken, returned)]
@@ -138,66 +170,78 @@ class DevicePool:
 
     def step(self, new: NewRows) -> None:
         """Retain once; attention is what `new` says it was."""
-        sequences, layers, heads = len(self.slots), *self.rows.shape[1:]
-        starts = torch.full((sequences, layers, heads), -1)
+        starts = torch.full(self.rows.shape, -1)
         total = 3
-        for b, layer, h in new.received:
-            starts[b, layer, h] = total
-            total += len(new.received[b, layer, h]) + 3
+        for at, shares in new.received.items():
+            starts[at] = total
+            total += len(shares) + 3
         received = torch.full((total,), math.nan)
         for at, shares in new.received.items():
-            if self.scored((int(self.slots[at[0]]), *at[1:])):
+            if self.scored(at):
                 received[starts[at] : starts[at] + len(shares)] = shares
-        here = self.device
-        kernel.retain(
-            new.keys.to(here),
-            new.values.to(here),
-            new.cells.to(here),
-            new.flags.to(here),
-            torch.tensor(self.lengths, device=here),
-            self.keys,
-            self.values,
-            self.positions,
-            self.scores,
-            self.flags,
-            self.log_weights,
-            self.pages,
-            self.marks,
-            self.rows,
-            kernel.rule_words(self.rules).to(here),
-            self.slots.int(),
-            torch.tensor(self.kv_heads, dtype=torch.int32, device=here),
+        here, (sequences, layers, _) = self.device, self.rows.shape
+        marked = torch.from_numpy(may_evict(self.rules)).to(here)
+        batch = DeviceBatch(
+            store=self.store,
+            positions=self.positions,
+            scores=self.scores,
+            mark_flags=self.flags,
+            log_weights=self.log_weights,
+            mark_rows=MARK_ROWS,
+            kv_heads=torch.tensor(self.kv_heads, dtype=torch.int32, device=here),
+            pages=self.pages,
+            marks=self.marks,
+            rows=self.rows,
+            marked=marked,
+            weighted=marked,
+            rules=torch.from_numpy(rule_words(self.rules)).to(here),
+            lengths=torch.tensor(self.lengths, device=here),
+            ends=self.rows,
+            new_keys=new.keys.to(here),
+            new_values=new.values.to(here),
+            flags=new.flags.to(here),
+            cells=new.cells.to(here),
+            before=torch.zeros(sequences, dtype=torch.int32, device=here),
+            counts=torch.full((sequences,), new.fed, dtype=torch.int32, device=here),
+            first_queries=new.cells.to(here),
+            most=new.fed,
+            single=new.fed == 1,
+            row_bound=1,
+            weighted_layers=(True,) * layers,
+        )
+        scratch = DeviceScratch(
             starts.to(here),
+            marked,
             received.to(here),
             torch.full((total,), 77, dtype=torch.uint8, device=here),
-            torch.full((total, 2), -9, dtype=torch.int32, device=here),
-            self.free_pages,
-            self.free_marks,
-            page_rows=PAGE_ROWS,
+            (True,) * layers,
         )
-        self.lengths = [length + new.flags.shape[1] for length in self.lengths]
+        kernel.retain(batch, scratch, self.free_pages, self.free_marks)
+        self.lengths = [length + new.fed for length in self.lengths]
 
 
 @dataclasses.dataclass(frozen=True)
 class NewRows:
-    """What a step feeds: rows in cells, classes, and what bounded heads' rows received."""
+    """What a step feeds: rows and classes in cells, and what bounded heads' rows received."""
 
     keys: torch.Tensor
     values: torch.Tensor
     cells: torch.Tensor
     flags: torch.Tensor
+    fed: int
     received: dict[tuple[int, int, int], torch.Tensor]
 
     @classmethod
     def random(cls, pool: DevicePool, fed: int) -> NewRows:
-        sequences, layers, heads = len(pool.slots), *pool.rows.shape[1:]
-        keys, values = torch.randn(2, layers, heads, CELLS, SIZE).to(pool.keys.dtype)
+        sequences, layers, heads = pool.rows.shape
+        size = (2, layers, heads, CELLS, SIZE)
+        keys, values = torch.randn(size).to(pool.store.coding.dtype)
         received = {}
-        for b, slot in enumerate(pool.slots.tolist()):
+        for b in range(sequences):
             for layer in range(layers):
                 for h in range(pool.kv_heads[layer]):
-                    if pool.bounded((slot, layer, h)):
-                        rows = int(pool.rows[slot, layer, h]) + fed
+                    if pool.bounded((b, layer, h)):
+                        rows = int(pool.rows[b, layer, h]) + fed
                         received[b, layer, h] = torch.randint(0, 5, (rows,)) / 4
-        flags = torch.randint(0, 4, (sequences, fed)).to(torch.uint8)
-        return cls(keys, values, torch.randperm(sequences).int() * fed, flags, received)
+        flags = torch.randint(0, 4, (CELLS,)).to(torch.uint8)
+        return cls(keys, values, torch.randperm(sequences).int() * fed, flags, fed, received)

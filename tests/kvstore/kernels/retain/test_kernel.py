@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvstore.codecs import RowCodec
 from kvstore.retention import keep_mask
-from kvstore.rule_table import decode, encode
+from kvstore.rule_table import decode, encode, rule_words
 from kvstore.rules import FULL_RULE, RetentionRule, ScoreUpdate, TokenClass
 from tests.kvstore.retention_strategies import rules
 
@@ -34,23 +35,16 @@ SIZES = (0, 1, 15, 16, 63, 257)
 
 def expected_rows(pool: DevicePool, new: NewRows, at: tuple[int, int, int]) -> dict[int, Row]:
     """By position, what the head should hold after the step."""
-    b, layer, h = at
-    place = (int(pool.slots[b]), layer, h)
-    rule, length, fed = decode(pool.rules[place]), pool.lengths[b], new.flags.shape[1]
+    b, fed = at[0], new.fed
+    rule, length = decode(pool.rules[at]), pool.lengths[b]
+    flags = new.flags[int(new.cells[b]) :].tolist()
     arrivals = [
-        (
-            length + n,
-            Row(
-                tuple(new.keys[layer, h, int(new.cells[b]) + n].tolist()),
-                tuple(new.values[layer, h, int(new.cells[b]) + n].tolist()),
-                flag=int(new.flags[b, n]),
-            ),
-        )
-        for n in range(fed)
+        (length + n, dataclasses.replace(row, flag=flags[n]))
+        for n, (_, row) in enumerate(appended(pool, new, at))
     ]
-    rows = pool.held(place) + arrivals
+    rows = pool.held(at) + arrivals
     scores = torch.tensor([row.score for _, row in rows])
-    if pool.scored(place):
+    if pool.scored(at):
         if rule.score_update is ScoreUpdate.DECAYED:
             scores *= rule.score_decay**fed
         if rule.score_update is not ScoreUpdate.NONE:
@@ -74,24 +68,21 @@ def check_step(pool: DevicePool, fed: int) -> None:
     new, census = NewRows.random(pool, fed), pool.page_census()
     heads = [
         (b, layer, h)
-        for b in range(len(pool.slots))
+        for b in range(len(pool.lengths))
         for layer, count in enumerate(pool.kv_heads)
         for h in range(count)
     ]
-    places = {at: (int(pool.slots[at[0]]), *at[1:]) for at in heads}
-    before = {at: pool.held(place) for at, place in places.items()}
-    expected = {
-        at: expected_rows(pool, new, at) for at, place in places.items() if pool.bounded(place)
-    }
+    before = {at: pool.held(at) for at in heads}
+    expected = {at: expected_rows(pool, new, at) for at in heads if pool.bounded(at)}
     pool.step(new)
-    for at, place in places.items():
-        found = pool.held(place)
+    for at in heads:
+        found = pool.held(at)
         if at in expected:
             assert len(found) == len(expected[at])
             assert dict(found) == expected[at]
             assert_stayers_stay(before[at], found)
         else:
-            assert found == before[at] + appended(new, at, fed)
+            assert found == before[at] + appended(pool, new, at)
     assert pool.page_census() == census
     assert not int(pool.free_pages.exhausted)
     assert not int(pool.free_marks.exhausted)
@@ -104,11 +95,12 @@ def assert_stayers_stay(before: list[tuple[int, Row]], found: list[tuple[int, Ro
         assert position == now or position not in kept
 
 
-def appended(new: NewRows, at: tuple[int, int, int], fed: int) -> list[tuple[int, Row]]:
+def appended(pool: DevicePool, new: NewRows, at: tuple[int, int, int]) -> list[tuple[int, Row]]:
     b, layer, h = at
-    own = slice(int(new.cells[b]), int(new.cells[b]) + fed)
-    rows = zip(new.keys[layer, h, own].tolist(), new.values[layer, h, own].tolist(), strict=True)
-    return [(-1, Row(tuple(key), tuple(value))) for key, value in rows]
+    own = slice(int(new.cells[b]), int(new.cells[b]) + new.fed)
+    keys = pool.as_held(new.keys[layer, h, own], values=False)
+    values = pool.as_held(new.values[layer, h, own], values=True)
+    return [(-1, Row(key, value)) for key, value in zip(keys, values, strict=True)]
 
 
 def a_pool(
@@ -116,8 +108,10 @@ def a_pool(
     rule: RetentionRule,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
+    codec: str = "model",
 ) -> DevicePool:
-    return DevicePool([[counts]], [[[rule] * len(counts)]], [300], device, dtype)
+    spelled = RowCodec.parse(codec)
+    return DevicePool([[counts]], [[[rule] * len(counts)]], [300], device, dtype, spelled)
 
 
 RULES = pytest.mark.parametrize(
@@ -163,6 +157,15 @@ def test_rows_of_every_dtype_are_moved_bit_by_bit(dtype: torch.dtype, device: to
     check_step(a_pool((0, 40), SLIDING, device, dtype), 3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("codec", ["fp8", "int8", "int4", "int8/int4", "model/fp8"])
+def test_new_rows_are_coded_on_the_way(
+    codec: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    check_step(a_pool((0, 40), SLIDING, device, dtype, codec), 3)
+    check_step(a_pool((63,), FULL_RULE, device, dtype, codec), 2)
+
+
 def test_of_equal_scores_the_latest_lose(device: torch.device) -> None:
     """Many that lose, neighbours in every way: where a search that is one off shows."""
     budgets = [RetentionRule(budget_rows=rows) for rows in (1, 12, 21, 22, 23)]
@@ -191,13 +194,13 @@ def test_a_full_queue_of_pages_goes_round(device: torch.device) -> None:
 def test_a_head_that_finds_no_page_stays_as_it_was(device: torch.device) -> None:
     pool = a_pool((16, 15), FULL_RULE, device)
     pool.free_pages.taken.copy_(pool.free_pages.returned)
-    place = (int(pool.slots[0]), 0, 0)
+    place = (0, 0, 0)
     before = pool.held(place)
     pool.step(NewRows.random(pool, 1))
     assert int(pool.free_pages.exhausted) == 1
     assert pool.held(place) == before
     # its neighbour needed none
-    assert int(pool.rows[place[0], 0, 1]) == 16
+    assert int(pool.rows[0, 0, 1]) == 16
 
 
 def test_the_same_inputs_give_the_same_bits(device: torch.device) -> None:
@@ -206,13 +209,13 @@ def test_the_same_inputs_give_the_same_bits(device: torch.device) -> None:
         torch.manual_seed(5)
         pool = a_pool((63, 130), FASTGEN, device)
         pool.step(NewRows.random(pool, 2))
-        held.append([pool.held((int(pool.slots[0]), 0, h)) for h in range(2)])
+        held.append([pool.held((0, 0, h)) for h in range(2)])
     assert held[0] == held[1]
 
 
 @given(rule=rules())
 def test_rules_survive_the_way_to_words(rule: RetentionRule) -> None:
     table = encode(rule)[None].copy()
-    words = kernel.rule_words(table)
+    words = rule_words(table)
     assert words.shape == (1, table.dtype.itemsize // 8)
-    assert decode(words.numpy().view(table.dtype)[0, 0]) == rule
+    assert decode(words.view(table.dtype)[0, 0]) == rule

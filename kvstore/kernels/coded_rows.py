@@ -1,0 +1,229 @@
+"""Rows of a page inside a Triton kernel, whatever their codec; the format is docs/codecs.md.
+
+Every code is exact in 16 bits, so products take codes as they are, and a row's scale and offset
+come in afterwards: once a row instead of once an element, and nothing is rounded on the way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import triton
+import triton.language as tl
+
+from kvstore.codecs import ElementCodec, RowLayout
+from kvstore.kernels.row_pages import PageDivision
+
+_CODECS = tuple(ElementCodec)
+MODEL = tl.constexpr(_CODECS.index(ElementCodec.MODEL))
+FP8 = tl.constexpr(_CODECS.index(ElementCodec.FP8))
+INT8 = tl.constexpr(_CODECS.index(ElementCodec.INT8))
+INT4 = tl.constexpr(_CODECS.index(ElementCodec.INT4))
+# adding it rounds what is below 2^22 to whole numbers, halves to even
+_WHOLE = tl.constexpr(12582912.0)
+_NOT_FINITE = tl.constexpr(0x7F800000)
+
+
+def codec_number(layout: RowLayout) -> int:
+    """The codec as kernels tell it apart."""
+    return _CODECS.index(layout.codec)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PageOptions:
+    """A page's division as the compile-time parameters of kernels that read or write pages.
+
+    A page's stride, a row's width and where the values begin are counted in what the codec stores:
+    elements of the model's dtype, or bytes.
+    """
+
+    division: PageDivision
+
+    def options(self) -> dict[str, int]:
+        """By the names of the kernels' parameters."""
+        keys, values = self.division.coding.keys, self.division.coding.values
+        key_item, value_item = keys.storage_dtype.itemsize, values.storage_dtype.itemsize
+        return {
+            "KEY_CODEC": codec_number(keys),
+            "KEY_PAGE": self.division.page_bytes // key_item,
+            "KEY_WIDTH": keys.width,
+            "VALUE_CODEC": codec_number(values),
+            "VALUE_PAGE": self.division.page_bytes // value_item,
+            "VALUE_WIDTH": values.width,
+            "VALUE_FIRST": self.division.value_offset // value_item,
+            "PAGE_ROWS": self.division.rows,
+        }
+
+
+@triton.jit
+def load_codes(
+    elements: tl.tensor,
+    arena: tl.tensor,
+    start: tl.tensor,
+    size: tl.tensor,
+    wanted: tl.tensor,
+    CODEC: tl.constexpr,
+    D: tl.constexpr,
+    TYPE: tl.constexpr,
+) -> tl.tensor:
+    """A tile of codes, or of the model's own rows; `start` and `size` broadcast to its shape.
+
+    `elements` and `arena` are the same memory in the model's dtype and in bytes. Codes of fp8 come
+    times 2^-8, which `load_scales` makes up for.
+    """
+    if CODEC == MODEL:
+        codes = tl.load(elements + start + size, mask=wanted, other=0.0)
+    elif CODEC == INT4:
+        HALF: tl.constexpr = (D + 1) // 2
+        pair = tl.load(arena + start + size % HALF, mask=wanted, other=0).to(tl.int32)
+        codes = ((pair >> (size // HALF * 4)) & 15).to(tl.float32).to(TYPE)
+    elif CODEC == INT8:
+        byte = tl.load(arena + start + size, mask=wanted, other=0)
+        codes = byte.to(tl.int8, bitcast=True).to(tl.float32).to(TYPE)
+    else:
+        # e4m3 in the bits of float16, whose exponent is biased by eight more
+        bits = tl.load(arena + start + size, mask=wanted, other=0).to(tl.int32)
+        half = (((bits & 128) << 8) | ((bits & 127) << 7)).to(tl.int16)
+        codes = half.to(tl.float16, bitcast=True).to(tl.float32).to(TYPE)
+    return codes
+
+
+@triton.jit
+def _load_bfloat16(arena: tl.tensor, at: tl.tensor, valid: tl.tensor) -> tl.tensor:
+    """As f32; rows begin at any byte."""
+    low = tl.load(arena + at, mask=valid, other=0).to(tl.int32)
+    high = tl.load(arena + at + 1, mask=valid, other=0).to(tl.int32)
+    return ((low | (high << 8)) << 16).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def load_scales(
+    arena: tl.tensor, start: tl.tensor, valid: tl.tensor, CODEC: tl.constexpr, D: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
+    """What codes are to be multiplied by, and what is to be added then, f32 each."""
+    if CODEC == INT4:
+        HALF: tl.constexpr = (D + 1) // 2
+        scale = _load_bfloat16(arena, start + HALF, valid)
+        offset = _load_bfloat16(arena, start + HALF + 2, valid)
+    else:
+        scale = _load_bfloat16(arena, start + D, valid)
+        offset = scale
+    if CODEC == FP8:
+        scale *= 256.0
+    return scale, offset
+
+
+@triton.jit
+def _up(values: tl.tensor) -> tl.tensor:
+    """The bits of the least bfloat16 not below f32 values >= 0, in the upper half of int32."""
+    bits = values.to(tl.int32, bitcast=True)
+    cut = (bits >> 16) << 16
+    return tl.where(cut == bits, cut, cut + 0x10000)
+
+
+@triton.jit
+def _down(values: tl.tensor) -> tl.tensor:
+    """The bits of the greatest bfloat16 not above f32 values of either sign, likewise."""
+    bits = values.to(tl.int32, bitcast=True)
+    cut = (bits >> 16) << 16
+    return tl.where((cut == bits) | (bits >= 0), cut, cut + 0x10000)
+
+
+@triton.jit
+def _over(values: tl.tensor, scale: tl.tensor) -> tl.tensor:
+    """Values `[K, N]` over their scale `[K]`; 0 where the scale is 0, because then they all are."""
+    divisor = tl.where(scale == 0.0, 1.0, scale)
+    return tl.div_rn(values, tl.broadcast_to(divisor[:, None], values.shape))
+
+
+@triton.jit
+def _whole(values: tl.tensor) -> tl.tensor:
+    return (values + _WHOLE) - _WHOLE
+
+
+@triton.jit
+def _store_bfloat16(arena: tl.tensor, at: tl.tensor, bits: tl.tensor, valid: tl.tensor) -> None:
+    """The upper half of int32 bits."""
+    tl.store(arena + at, ((bits >> 16) & 255).to(tl.uint8), mask=valid)
+    tl.store(arena + at + 1, ((bits >> 24) & 255).to(tl.uint8), mask=valid)
+
+
+@triton.jit
+def _e4m3(values: tl.tensor) -> tl.tensor:
+    """The nearest codes of f32 values within ±448, ties to even, int32."""
+    bits = values.to(tl.int32, bitcast=True)
+    sign = (bits >> 24) & 128
+    size = bits & 0x7FFFFFFF
+    # three bits of mantissa stay, and the exponent's bias is 120 less
+    normal = ((size + 0x7FFFF + ((size >> 20) & 1)) >> 20) - (120 << 3)
+    small = _whole(tl.abs(values) * 512.0).to(tl.int32)
+    return sign | tl.where(size < 0x3C800000, small, normal)
+
+
+@triton.jit
+def store_coded(
+    arena: tl.tensor,
+    start: tl.tensor,
+    low: tl.tensor,
+    high: tl.tensor,
+    valid: tl.tensor,
+    CODEC: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Code rows and write them at the bytes `start` `[K]`; `encode_rows` is the definition.
+
+    fp8 and int8: `low` f32 `[K, BLOCK]` holds whole rows, 0 beyond D. int4: `low` and `high` hold
+    elements i and i + ⌈D/2⌉ of rows that are rotated already.
+    """
+    size = tl.arange(0, BLOCK)[None, :]
+    magnitudes = low.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    if CODEC == INT4:
+        HALF: tl.constexpr = (D + 1) // 2
+        other = high.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+        has_low, has_high = size < HALF, size + HALF < D
+        largest = tl.max(tl.maximum(magnitudes, other), 1)
+        lowest = tl.minimum(
+            tl.min(tl.where(has_low, low, float("inf")), 1),
+            tl.min(tl.where(has_high, high, float("inf")), 1),
+        )
+        highest = tl.maximum(
+            tl.max(tl.where(has_low, low, float("-inf")), 1),
+            tl.max(tl.where(has_high, high, float("-inf")), 1),
+        )
+        offset_bits = _down(lowest)
+        offset = offset_bits.to(tl.float32, bitcast=True)
+        span = highest - offset
+        scale_bits = _up(tl.div_rn(span, tl.full(span.shape, 15.0, tl.float32)))
+    else:
+        largest = tl.max(magnitudes, 1)
+        span = largest.to(tl.float32, bitcast=True)
+        steps = 448.0 if CODEC == FP8 else 127.0
+        scale_bits = _up(tl.div_rn(span, tl.full(span.shape, steps, tl.float32)))
+    finite = largest < _NOT_FINITE
+    # so that such a row decodes to NaN throughout
+    scale_bits = tl.where(finite, scale_bits, 0x7FC00000)
+    scale = tl.where(finite, scale_bits.to(tl.float32, bitcast=True), 1.0)
+    if CODEC == INT4:
+        codes = _nibbles(low - offset[:, None], scale, finite)
+        codes |= tl.where(has_high, _nibbles(high - offset[:, None], scale, finite), 0) << 4
+        wanted = valid[:, None] & has_low
+        tl.store(arena + start[:, None] + size, codes.to(tl.uint8), mask=wanted)
+        _store_bfloat16(arena, start + HALF, scale_bits, valid)
+        _store_bfloat16(arena, start + HALF + 2, offset_bits, valid)
+    else:
+        shares = _over(tl.where(finite[:, None], low, 0.0), scale)
+        if CODEC == FP8:
+            codes = _e4m3(tl.clamp(shares, -448.0, 448.0))
+        else:
+            codes = tl.clamp(_whole(shares), -127.0, 127.0).to(tl.int32) & 255
+        wanted = valid[:, None] & (size < D)
+        tl.store(arena + start[:, None] + size, codes.to(tl.uint8), mask=wanted)
+        _store_bfloat16(arena, start + D, scale_bits, valid)
+
+
+@triton.jit
+def _nibbles(above: tl.tensor, scale: tl.tensor, finite: tl.tensor) -> tl.tensor:
+    """Codes 0 to 15 of elements less their row's offset, int32."""
+    shares = _over(tl.where(finite[:, None], above, 0.0), scale)
+    return tl.clamp(_whole(shares), 0.0, 15.0).to(tl.int32)

@@ -1,0 +1,276 @@
+"""A batch whose tables rest on the device, so that steps of it need no host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kvstore.codecs import RowCodec
+from kvstore.codecs.rotation import rotate
+from kvstore.kernels.device_batch import DeviceBatch, DeviceScratch
+from kvstore.kernels.ragged_attention.kernel import attend_on_device, line_ends
+from kvstore.kernels.retain.kernel import FreePages, retain
+from kvstore.pool.claim import Claim
+from kvstore.pool.pages import PagePool
+from kvstore.pool.reservation import PageCount
+from kvstore.pool.sequence import SequencePages
+from kvstore.rule_table import encode, may_evict, needs_scores, rule_words
+from kvstore.rules import RetentionRule
+
+# keeps nothing: the rule of places that no sequence has
+_NOBODY = RetentionRule()
+
+
+class ResidentBatch:
+    """Up to `places` sequences of one codec that are fed a token each, step after step.
+
+    A step is `begin`, `attend` for every layer, and `retain`: launches and tensor operations at
+    addresses that never change, without a word to the host, so that it can be captured as a CUDA
+    graph. Around it the host lends pages (`lend`) before, and looks at the rows (`settle`) when it
+    reads the tokens anyway. Between `enter` and `leave` the pool's own tables of the sequences are
+    out of date. Places beyond the sequences' hold nothing and never will.
+    """
+
+    def __init__(self, pool: PagePool, codec: RowCodec, places: int) -> None:
+        self.places = places
+        self._pool = pool
+        self._store = pool.storage.store(codec)
+        self._columns = pool.storage.columns
+        self._sequences: tuple[SequencePages, ...] = ()
+        self._rows = np.zeros((places, *pool.tables.rows.shape[1:]), np.int32)
+        self.batch, self.scratch = self._allocated()
+        device = self.batch.rows.device
+        nothing = torch.empty(0, dtype=torch.int32, device=device)
+        self._free_rows = FreePages.of(pool.pages, nothing)
+        self._free_marks = FreePages.of(pool.mark_pages, nothing)
+        self._cells = self.batch.cells.long()
+        self._bounded = torch.zeros(self.batch.rows.shape, dtype=torch.bool, device=device)
+        self._active = torch.zeros(places, dtype=torch.int64, device=device)
+        self.enter(())
+
+    def fits(self, sequences: Sequence[SequencePages]) -> bool:
+        """Whether these can be stepped here: few enough, of this codec, their pages their own."""
+        return (
+            len(sequences) <= self.places
+            and self._columns is self._pool.storage.columns
+            and all(sequence.store is self._store for sequence in sequences)
+            and not any(s.may_share and s.tables.shared_pages() for s in sequences)
+        )
+
+    def enter(self, sequences: Sequence[SequencePages]) -> None:
+        """Take over the sequences' tables; those of before have left."""
+        assert self.fits(sequences), "the caller has asked"
+        assert not self._sequences, "who was here has left"
+        self._sequences = tuple(sequences)
+        tables, batch = self._pool.tables, self.batch
+        slots = np.array([sequence.slot for sequence in sequences], np.int64)
+        rules = np.full((self.places, *tables.rules.shape[1:]), encode(_NOBODY))
+        rules[: len(slots)] = tables.rules[slots]
+        exists = np.arange(tables.rows.shape[2]) < tables.kv_heads[:, None]
+        self._rows = self._with_nobody(tables.rows, slots)
+        for target, values in (
+            (batch.pages, self._with_nobody(tables.pages, slots)),
+            (batch.marks, self._with_nobody(tables.marks, slots)),
+            (batch.rows, self._rows),
+            (batch.marked, self._with_nobody(tables.marked, slots)),
+            (batch.weighted, self._with_nobody(tables.weighted, slots)),
+            (batch.lengths, self._with_nobody(tables.lengths, slots)),
+            (batch.rules, rule_words(rules)),
+            (self.scratch.scored, needs_scores(rules) & exists),
+            (self._bounded, may_evict(rules) & exists),
+            (self._active, (np.arange(self.places) < len(slots)).astype(np.int64)),
+        ):
+            target.copy_(torch.from_numpy(values))
+
+    def lend(self) -> None:
+        """Have pages at hand for whatever the next step may need.
+
+        Raises `PoolExhausted` before any change if a reservation is too small.
+        """
+        needs = [self.need(place) for place in range(len(self._sequences))]
+        for sequence, need in zip(self._sequences, needs, strict=True):
+            sequence.reservation.require(need)
+        rows: list[int] = []
+        marks: list[int] = []
+        for sequence, need in zip(self._sequences, needs, strict=True):
+            rows += sequence.reservation.rows.take(need.rows)
+            marks += sequence.reservation.marks.take(need.marks)
+        _add(self._free_rows, rows)
+        _add(self._free_marks, marks)
+
+    def need(self, place: int) -> PageCount:
+        """Pages missing if the next step made every head of a sequence a row longer."""
+        used, most = self._sequences[place].reservation.used, self._held(place, 1)
+        return PageCount(max(0, most.rows - used.rows), max(0, most.marks - used.marks))
+
+    def begin(self) -> None:
+        """Before a step's first layer: where each head's rows end, and where its entries begin."""
+        line_ends(self.batch.rows, self.batch.ends)
+        sizes = torch.where(self._bounded, self.batch.rows + 1, 0).view(-1)
+        ends = sizes.cumsum(0)
+        self.scratch.starts.copy_((ends - sizes).view_as(self.scratch.starts))
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float,
+        sliding_window: int | None,
+    ) -> torch.Tensor:
+        """As `BatchStep.attend`, of a token per place."""
+        coding, batch, queries = self._store.coding, self.batch, q.transpose(0, 1)
+        if coding.keys.rotated:
+            queries, k = rotate(queries), rotate(k)
+        if coding.values.rotated:
+            v = rotate(v)
+        heads = k.shape[0]
+        batch.new_keys[layer, :heads].index_copy_(1, self._cells, k)
+        batch.new_values[layer, :heads].index_copy_(1, self._cells, v)
+        out = attend_on_device(
+            queries,
+            batch,
+            layer,
+            self.scratch,
+            kv_heads=heads,
+            scale=scale,
+            sliding_window=sliding_window,
+        )
+        return rotate(out) if coding.values.rotated else out
+
+    def retain(self) -> None:
+        """After the last layer: every head's rule, in one launch."""
+        retain(self.batch, self.scratch, self._free_rows, self._free_marks)
+        self.batch.lengths.add_(self._active)
+
+    def settle(self) -> None:
+        """See what rows there are after a step. Waits for the device."""
+        exhausted = int(self._free_rows.exhausted) or int(self._free_marks.exhausted)
+        assert not exhausted, "what was lent suffices"
+        self._rows = self.batch.rows.cpu().numpy()
+
+    def leave(self) -> None:
+        """Give the tables back to the pool, and to every reservation as many pages as it has."""
+        self.settle()
+        tables, batch = self._pool.tables, self.batch
+        pages, marks, lengths = (
+            part.cpu().numpy() for part in (batch.pages, batch.marks, batch.lengths)
+        )
+        spare_rows, spare_marks = _drained(self._free_rows), _drained(self._free_marks)
+        for place, sequence in enumerate(self._sequences):
+            tables.pages[sequence.slot] = pages[place]
+            tables.marks[sequence.slot] = marks[place]
+            tables.rows[sequence.slot] = self._rows[place]
+            tables.lengths[sequence.slot] = lengths[place]
+            row_counts, mark_counts = self._counts(place, 0)
+            reservation = sequence.reservation
+            _exchange(reservation.rows, _first(pages[place], row_counts), spare_rows)
+            _exchange(reservation.marks, _first(marks[place], mark_counts), spare_marks)
+        assert not spare_rows, "every page is somebody's"
+        assert not spare_marks, "every page is somebody's"
+        self._sequences = ()
+        self.enter(())
+
+    def _held(self, place: int, more: int) -> PageCount:
+        """Pages that a sequence's heads hold once each has `more` rows more."""
+        rows, marks = self._counts(place, more)
+        return PageCount(int(rows.sum()), int(marks.sum()))
+
+    def _counts(self, place: int, more: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Row pages and mark pages of each of its heads, `[L, H]`."""
+        tables, slot = self._pool.tables, self._sequences[place].slot
+        exists = np.arange(tables.rows.shape[2]) < tables.kv_heads[:, None]
+        rows = np.where(exists, self._rows[place] + more, 0)
+        marked = np.where(tables.marked[slot], rows, 0)
+        return -(-rows // self._store.page_rows), -(-marked // self._columns.page_rows)
+
+    def _with_nobody(
+        self, table: NDArray[np.generic], slots: NDArray[np.int64]
+    ) -> NDArray[np.generic]:
+        values = np.zeros((self.places, *table.shape[1:]), table.dtype)
+        values[: len(slots)] = table[slots]
+        return values
+
+    def _allocated(self) -> tuple[DeviceBatch, DeviceScratch]:
+        pool, store, columns, places = self._pool, self._store, self._columns, self.places
+        tables, device = pool.tables, store.arena.device
+        _, layers, heads, table_pages = tables.pages.shape
+        fed = pool.new_fed_rows(places)
+        # a scored row has marks, and a head's new row has an entry, too
+        entries = pool.mark_pages * pool.page_rows + places * layers * heads
+        line = min(places * heads * table_pages, pool.pages) * store.page_rows
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        batch = DeviceBatch(
+            store=store,
+            positions=columns.positions,
+            scores=columns.scores,
+            mark_flags=columns.flags,
+            log_weights=columns.log_weights,
+            mark_rows=columns.page_rows,
+            kv_heads=torch.from_numpy(tables.kv_heads).to(device),
+            pages=zeros(places, layers, heads, table_pages),
+            marks=zeros(places, layers, heads, table_pages),
+            rows=zeros(places, layers, heads),
+            marked=zeros(places, layers, heads, dtype=torch.bool),
+            weighted=zeros(places, layers, heads, dtype=torch.bool),
+            rules=zeros(places, layers, heads, rule_words(encode(_NOBODY)).size, dtype=torch.int64),
+            lengths=zeros(places, dtype=torch.int64),
+            ends=zeros(layers, places * heads),
+            new_keys=fed.keys,
+            new_values=fed.values,
+            flags=zeros(places, dtype=torch.uint8),
+            cells=torch.arange(places, dtype=torch.int32, device=device),
+            before=zeros(places),
+            counts=zeros(places) + 1,
+            first_queries=torch.arange(places, dtype=torch.int32, device=device),
+            most=1,
+            single=True,
+            row_bound=line,
+            weighted_layers=(len(columns.log_weights) > 0,) * layers,
+        )
+        scratch = DeviceScratch(
+            zeros(places, layers, heads, dtype=torch.int64),
+            zeros(places, layers, heads, dtype=torch.bool),
+            torch.zeros(entries, device=device),
+            zeros(entries, dtype=torch.uint8),
+            (True,) * layers,
+        )
+        return batch, scratch
+
+
+def _add(free: FreePages, pages: list[int]) -> None:
+    """Put pages at the end of the queue."""
+    if pages:
+        more = torch.tensor(pages, dtype=torch.int32, device=free.ring.device)
+        at = torch.arange(len(pages), device=more.device) + free.returned
+        free.ring[at % free.ring.numel()] = more
+        free.returned.add_(len(pages))
+
+
+def _drained(free: FreePages) -> list[int]:
+    """Take all pages out of the queue."""
+    first, end, ring = int(free.taken), int(free.returned), free.ring.cpu().numpy()
+    free.taken.copy_(free.returned)
+    pages: list[int] = ring[np.arange(first, end) % len(ring)].tolist()
+    return pages
+
+
+def _first(table: NDArray[np.int32], counts: NDArray[np.int32]) -> list[int]:
+    """The first so many pages of every head of a table `[L, H, P]`."""
+    pages: list[int] = table[np.arange(table.shape[-1]) < counts[..., None]].tolist()
+    return pages
+
+
+def _exchange(claim: Claim, held: list[int], spare: list[int]) -> None:
+    """Have a claim use the pages that are `held`, and get back as many as it lent beyond them."""
+    beyond = claim.used - len(held)
+    back, spare[:beyond] = spare[:beyond], []
+    claim.exchange([*held, *back])
+    claim.give_back(back)

@@ -1,0 +1,122 @@
+"""A whole decode step as one CUDA graph: forward, greedy choice, retention; a graph per size.
+
+A step of few tokens is thousands of launches of a few microseconds, and the host takes longer to
+ask for them than the device to run them. Captured once, they are replayed by one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from kvstore.pool import SequencePages
+from kvstore.pool.resident import ResidentBatch
+from services.runtime.attention import forward
+from services.runtime.model import ServedModel
+
+
+class ResidentAttention:
+    """An `AttentionHook` over a resident batch."""
+
+    def __init__(self, resident: ResidentBatch) -> None:
+        self._resident = resident
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float,
+        sliding_window: int | None,
+    ) -> torch.Tensor:
+        """`q [1, HQ, B, D]`, `k`, `v [1, H, B, D]`; returns `[1, B, HQ, D]`."""
+        return self._resident.attend(layer, q[0], k[0], v[0], scale, sliding_window)[None]
+
+
+class CapturedStep:
+    """Steps of up to `places` sequences of one codec, each fed the token that lies in `tokens`.
+
+    `tokens` int64 `[places]` is what is fed next, and after a step the likeliest token of each;
+    who chooses otherwise reads `logits` `[places, V]` and writes there before the next step. On
+    a device other than CUDA the same operations run one by one.
+    """
+
+    def __init__(self, served: ServedModel, resident: ResidentBatch) -> None:
+        device = served.model.device
+        self._served = served
+        self._resident = resident
+        self._hook = ResidentAttention(resident)
+        self._classes = served.tokenizer.classes.to(device)
+        self._every = torch.arange(resident.places, device=device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        size = (resident.places, served.vocabulary_size)
+        self.tokens = torch.zeros(resident.places, dtype=torch.int64, device=device)
+        self.logits = torch.zeros(size, dtype=served.dtype, device=device)
+        if device.type == "cuda":
+            self._capture()
+
+    def enter(self, sequences: Sequence[SequencePages], next_tokens: Sequence[int]) -> None:
+        """Take over the sequences, and what each is fed next."""
+        self._resident.enter(sequences)
+        self.tokens[: len(next_tokens)].copy_(torch.tensor(next_tokens))
+
+    def run(self) -> None:
+        """One step; raises `PoolExhausted` before any change. The host does not wait."""
+        self._resident.lend()
+        if self._graph is None:
+            with torch.inference_mode():
+                self.step()
+        else:
+            self._graph.replay()
+
+    def settle(self) -> list[int]:
+        """Wait for the step; the tokens that will be fed next unless others are written."""
+        self._resident.settle()
+        return self.tokens.tolist()
+
+    def leave(self) -> None:
+        """Give the sequences back, in the state that they are in."""
+        self._resident.leave()
+
+    def step(self) -> None:
+        """What is captured: reads and writes the same addresses each time, and asks no host."""
+        resident, batch = self._resident, self._resident.batch
+        batch.flags.copy_(self._classes[self.tokens])
+        resident.begin()
+        logits = forward(
+            self._served,
+            self.tokens[None],
+            batch.lengths[None],
+            self._hook,
+            logits=True,
+            at=self._every,
+        )
+        assert logits is not None
+        self.logits.copy_(logits)
+        self.tokens.copy_(logits.argmax(-1))
+        resident.retain()
+
+    def _capture(self) -> None:
+        # nobody has entered: places that hold nothing can be stepped without a trace
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.inference_mode():
+            with torch.cuda.stream(stream):
+                # kernels are compiled and libraries settle
+                for _ in range(3):
+                    self.step()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self.step()
+        self._graph = graph
+
+
+def place_buckets(most: int) -> list[int]:
+    """Sizes to capture for: powers of two, so that at most half of a step's places are empty."""
+    buckets = [1]
+    while buckets[-1] < most:
+        buckets.append(min(2 * buckets[-1], most))
+    return buckets

@@ -1,0 +1,182 @@
+"""A step on the device alone does what the engine's step does, and asks no host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kvstore.codecs import MODEL_ROWS, RowCodec
+from kvstore.errors import PoolExhausted
+from kvstore.kernels.paged_batch import PagedBatch
+from kvstore.pool import PageCount, PagePool, SequencePages
+from services.decode.step import run_step
+from services.runtime.model import ServedModel
+from tests.services.decode.engine_parts import load_served, new_pool, prefill
+
+pytest.importorskip("triton")
+
+from kvstore.pool.resident import ResidentBatch
+from services.decode.captured_step import CapturedStep, place_buckets
+
+# what waits for a device's data, or makes shapes of it
+_READS = {
+    "aten::_local_scalar_dense",
+    "aten::nonzero",
+    "aten::item",
+    "aten::equal",
+    "aten::masked_select",
+}
+# two heads with victims every few steps, and heads that keep everything
+_POLICY = ("coverage", {"recovery": 0.6, "floor_rows": 8, "windows": [8, 16], "grow": False})
+_LENGTHS = (21, 33)
+
+
+class NoHost(TorchDispatchMode):
+    """Refuses whatever would have the host wait."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        assert func._schema.name not in _READS, f"{func} asks the host"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(scope="module")
+def served(tiny_model: Path) -> ServedModel:
+    return load_served(tiny_model)
+
+
+@pytest.fixture(autouse=True)
+def _on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("the interpreter is off")
+    monkeypatch.setattr(PagedBatch, "on_triton", True)
+
+
+def opened(
+    served: ServedModel, pool: PagePool, policy: str, codec: RowCodec = MODEL_ROWS
+) -> tuple[list[SequencePages], list[int]]:
+    """Sequences with room to grow, and what each is fed next."""
+    sequences, tokens = [], []
+    for length in _LENGTHS:
+        prompt = served.tokenizer.encode(topics["compound"])[: length + 1]
+        parameters = _POLICY[1] if policy == "coverage" else {}
+        layers = prefill(served, prompt[:-1], policy, parameters, codec=codec)
+        pages = pool.open(length, PageCount(200, 200), codec)
+        for index, layer in enumerate(layers):
+            pages.load(index, layer)
+        sequences.append(pages)
+        tokens.append(prompt[-1])
+    return sequences, tokens
+
+
+def state(sequence: SequencePages) -> list[list[tuple[list[int], torch.Tensor, torch.Tensor]]]:
+    """Positions, keys and values of every head by position."""
+    found = []
+    for layer in range(len(sequence.shapes)):
+        of_layer = []
+        for head in sequence.heads(layer):
+            order = head.positions.argsort()
+            of_layer.append((head.positions[order].tolist(), head.keys[order], head.values[order]))
+        found.append(of_layer)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("policy", "codec"), [("coverage", "model"), ("full", "model"), ("coverage", "int8/int4")]
+)
+def test_it_does_what_the_engines_step_does(served: ServedModel, policy: str, codec: str) -> None:
+    pools = [new_pool(served, pages=1200) for _ in range(2)]
+    (ours, tokens), (theirs, fed) = (
+        opened(served, pool, policy, RowCodec.parse(codec)) for pool in pools
+    )
+    resident = ResidentBatch(pools[0], RowCodec.parse(codec), 3)
+    step = CapturedStep(served, resident)
+    step.enter(ours, tokens)
+    for _ in range(5):
+        step.run()
+        with torch.inference_mode():
+            logits = run_step(served, theirs, fed)
+        fed = logits.argmax(-1).tolist()
+        torch.testing.assert_close(step.logits[:2], logits, atol=2e-4, rtol=1e-4)
+        assert step.settle()[:2] == fed
+    step.leave()
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.length == other.length
+        assert one.reservation.used == other.reservation.used
+        for mine, yours in zip(state(one), state(other), strict=True):
+            for (at, *rows), (same, *others) in zip(mine, yours, strict=True):
+                assert at == same
+                for row, expected in zip(rows, others, strict=True):
+                    if codec == "model":
+                        torch.testing.assert_close(row, expected, atol=1e-4, rtol=1e-4)
+    # every page is accounted for, and the sequences go on as ever
+    for sequence in ours:
+        sequence.release()
+    assert (pools[0].used_pages, pools[0].used_mark_pages, pools[0].reserved_pages) == (0, 0, 0)
+
+
+def test_a_step_asks_no_host_and_keeps_its_addresses(served: ServedModel) -> None:
+    pool = new_pool(served, pages=1200)
+    sequences, tokens = opened(served, pool, "coverage")
+    resident = ResidentBatch(pool, MODEL_ROWS, 2)
+    step = CapturedStep(served, resident)
+    step.enter(sequences, tokens)
+    with NoHost(), pytest.raises(AssertionError, match="asks the host"):
+        int(step.tokens[0])
+    places = [
+        part.data_ptr()
+        for part in (resident.batch.pages, resident.batch.rows, step.tokens, step.logits)
+    ]
+    for _ in range(2):
+        resident.lend()
+        with torch.inference_mode(), NoHost():
+            step.step()
+        resident.settle()
+    again = (resident.batch.pages, resident.batch.rows, step.tokens, step.logits)
+    assert places == [part.data_ptr() for part in again]
+
+
+def test_a_reservation_that_is_too_small_is_refused_before_anything_changes(
+    served: ServedModel,
+) -> None:
+    pool = new_pool(served, pages=1200)
+    sequences, tokens = opened(served, pool, "full")
+    step = CapturedStep(served, ResidentBatch(pool, MODEL_ROWS, 2))
+    sequences[0].reservation.keep(PageCount())
+    step.enter(sequences, tokens)
+
+    def steps() -> None:
+        for _ in range(9):
+            step.run()
+            step.settle()
+
+    with pytest.raises(PoolExhausted):
+        steps()
+    step.leave()
+    assert sequences[0].length == sequences[1].length - (_LENGTHS[1] - _LENGTHS[0])
+    used = [sequence.reservation.used for sequence in sequences]
+    for sequence in sequences:
+        sequence.release()
+    assert used[0].rows > 0
+    assert pool.used_pages == 0
+
+
+def test_sequences_that_share_pages_or_differ_in_codec_are_not_taken(served: ServedModel) -> None:
+    pool = new_pool(served, pages=1200)
+    sequences, _ = opened(served, pool, "full")
+    assert ResidentBatch(pool, MODEL_ROWS, 2).fits(sequences)
+    assert not ResidentBatch(pool, MODEL_ROWS, 1).fits(sequences)
+    assert not ResidentBatch(pool, RowCodec.parse("int8"), 2).fits(sequences)
+    fork = sequences[0].fork()
+    assert not ResidentBatch(pool, MODEL_ROWS, 2).fits([fork])
+
+
+@pytest.mark.parametrize(("most", "buckets"), [(1, [1]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
+def test_buckets_end_at_the_most(most: int, buckets: list[int]) -> None:
+    assert place_buckets(most) == buckets
