@@ -66,7 +66,7 @@ async def serve_decode(options: DecodeOptions) -> None:
         link=options.link,
     )
     log.info("compiling the kernels, or loading them from the cache of an earlier start")
-    warm_up(served)
+    warm_up(served, options.page_rows)
     parts = _build(served, options, source)
     servicer = DecodeServicer(parts, options)
     forwarder = CacheForwarder(source, parts.contexts)

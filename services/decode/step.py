@@ -69,14 +69,17 @@ def run_step(
     return logits
 
 
-def warm_up(served: ServedModel) -> None:
+def warm_up(served: ServedModel, page_rows: int) -> None:
     """Step an empty sequence twice, so that no request waits until kernels are compiled.
 
-    Takes up to a minute where they are not yet in numba's cache on disk.
+    Takes up to a minute where they are not yet in numba's or Triton's cache on disk; Triton's forms
+    are of one size of page.
     """
-    bound = pages_bound(served.shapes, 2, 1)
-    device = served.model.device
-    pool = PagePool(served.shapes, pages=bound.rows, page_rows=1, dtype=served.dtype, device=device)
+    bound = pages_bound(served.shapes, 2, page_rows)
+    device, dtype = served.model.device, served.dtype
+    pool = PagePool(
+        served.shapes, pages=bound.rows, page_rows=page_rows, dtype=dtype, device=device
+    )
     sequence = pool.open(promise=bound)
     for _ in range(2):
         run_step(served, [sequence], [0])

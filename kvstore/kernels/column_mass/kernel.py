@@ -1,11 +1,6 @@
 """Column mass on a GPU. One program owns a tile of columns: no atomics, and equal bits each time.
 
-Per layer, with n columns and m query rows, half of the n · m pairs being visible: the product is
-`HQ · m · n · D` multiply-adds over that half, half of what flash attention does with the same rows
-(it has a second product), and with value norms as much again for the rows' totals. Bytes: every
-column tile streams the rows from its first column on, `HQ · m · n · D / (2 · BLOCK_N)` elements
-out of the second-level cache; device memory sees q, k and `far` about once. So the tensor cores
-are the limit, and the rest of the work per pair is one exponential and one addition.
+Bytes and operations are counted in README.md.
 """
 
 from __future__ import annotations
