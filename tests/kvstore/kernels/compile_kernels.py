@@ -95,10 +95,13 @@ def launch_prefill() -> None:
     )
 
 
-def launch_all_of(codec: RowCodec, tokens: int, window: int | None) -> None:
-    """What holds, reads and changes rows of a codec."""
-    coding = RowCoding(codec, SIZE, torch.bfloat16)
+def launch_gather(spelling: str) -> None:
+    coding = RowCoding(RowCodec.parse(spelling), SIZE, torch.bfloat16)
     compact.gather_rows(rows_of(HEADS, ROWS), rows_of(HEADS, ROWS), [torch.arange(7)] * 2, coding)
+
+
+def launch_all_of(codec: RowCodec, tokens: int, window: int | None) -> None:
+    """What reads and changes rows of a codec."""
     batch, scratch = a_batch(codec, tokens, window)
     q = rows_of(tokens, HEADS * GROUP)
     ragged_attention.attend(q, batch, 0, scratch, 0.1, window)
@@ -123,9 +126,10 @@ def a_batch(codec: RowCodec, tokens: int, window: int | None) -> tuple[PagedBatc
 def main() -> None:
     JITFunction.run = compile_instead
     launch_prefill()
+    launch_gather("model")
+    launch_gather("int8/int4")
     launch_all_of(RowCodec(), 1, None)
-    launch_all_of(RowCodec.parse("int8/int4"), 1, None)
-    launch_all_of(RowCodec.parse("int4/fp8"), 4, 64)
+    launch_all_of(RowCodec.parse("fp8/int4"), 4, 64)
 
 
 if __name__ == "__main__":

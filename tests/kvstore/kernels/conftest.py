@@ -19,16 +19,19 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
-@pytest.fixture(params=["compiled", "reference", "triton"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """On the CPU: Triton's interpreter is one of the forms."""
-    if request.param == "triton":
-        if torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
-            pytest.skip("the interpreter is off")
-        monkeypatch.setattr(PagedBatch, "on_triton", True)
+@pytest.fixture(params=["compiled", "reference"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either of the forms that every CPU runs."""
     if request.param == "reference":
         monkeypatch.setattr(PagedBatch, "on_cpu_in_f32", False)
-    return str(request.param)
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool on the CPU uses the Triton kernels."""
+    if torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
+        pytest.skip("the interpreter is off")
+    monkeypatch.setattr(PagedBatch, "on_triton", True)
 
 
 @pytest.fixture

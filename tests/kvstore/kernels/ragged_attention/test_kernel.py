@@ -72,8 +72,21 @@ def test_every_codec_of_every_dtype(
     assert_same(batch, found)
 
 
-@pytest.mark.parametrize("window", [None, 40])
-def test_log_weights_of_a_block(window: int | None, device: torch.device) -> None:
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(
+    ("fed", "window"), [(1, None), (1, 1), (1, 40), (2, None), (2, 1), (63, 40), (3, 1000)]
+)
+def test_agrees_with_dense_attention_in_float64(
+    fed: int, window: int | None, device: torch.device
+) -> None:
+    batch = a_batch(fed)
+    assert_same(batch, attend(batch, window, device), window)
+
+
+@pytest.mark.parametrize(("fed", "window"), [(1, None), (1, 40), (3, None), (3, 40)])
+def test_log_weights_are_added_to_the_logits(
+    fed: int, window: int | None, device: torch.device
+) -> None:
     batch = [
         dataclasses.replace(
             one,
@@ -82,7 +95,7 @@ def test_log_weights_of_a_block(window: int | None, device: torch.device) -> Non
                 for n, head in enumerate(one.heads)
             ],
         )
-        for one in a_batch(3, rows=SHORT)
+        for one in a_batch(fed, rows=SHORT)
     ]
     assert_same(batch, attend(batch, window, device), window)
 
