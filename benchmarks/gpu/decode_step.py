@@ -49,12 +49,13 @@ def _captured(
     weights -= served.model.get_input_embeddings().weight.nbytes
     pool, sequences = _filled(served, sizes, timer.device)
     kept, resident = pool.rows * sizes.row_bytes, pool.resident_bytes
-    step = CapturedStep(served, ResidentBatch(pool, MODEL_ROWS, sizes.sequences))
-    step.enter(sequences, [0] * sizes.sequences)
+    batch = ResidentBatch(pool, MODEL_ROWS, sizes.sequences)
+    step = CapturedStep(served, batch)
+    batch.enter(sequences)
 
     def once() -> None:
         step.run()
-        step.settle()
+        batch.settle()
 
     seconds = timer.seconds(once)
     limit = (weights + kept) / ceilings.copy_bytes

@@ -31,7 +31,8 @@ class ResidentBatch:
     addresses that never change, without a word to the host, so that it can be captured as a CUDA
     graph. Around it the host lends pages (`lend`) before, and looks at the rows (`settle`) when it
     reads the tokens anyway. Between `enter` and `leave` the pool's own tables of the sequences are
-    out of date. Places beyond the sequences' hold nothing and never will.
+    out of date, and so are its figures; whoever asks one of the sequences for its tables makes all
+    leave. Places beyond the sequences' hold nothing and never will.
     """
 
     def __init__(self, pool: PagePool, codec: RowCodec, places: int) -> None:
@@ -51,11 +52,21 @@ class ResidentBatch:
         self._active = torch.zeros(places, dtype=torch.int64, device=device)
         self.enter(())
 
+    @property
+    def sequences(self) -> tuple[SequencePages, ...]:
+        """Who is here; nobody once anybody has been asked for its tables."""
+        return self._sequences
+
+    @property
+    def current(self) -> bool:
+        """Whether the pool's marks are still those that were found at first."""
+        return self._columns is self._pool.storage.columns
+
     def fits(self, sequences: Sequence[SequencePages]) -> bool:
         """Whether these can be stepped here: few enough, of this codec, their pages their own."""
         return (
             len(sequences) <= self.places
-            and self._columns is self._pool.storage.columns
+            and self.current
             and all(sequence.store is self._store for sequence in sequences)
             and not any(s.may_share and s.tables.shared_pages() for s in sequences)
         )
@@ -84,6 +95,8 @@ class ResidentBatch:
             (self._active, (np.arange(self.places) < len(slots)).astype(np.int64)),
         ):
             target.copy_(torch.from_numpy(values))
+        for sequence in sequences:
+            sequence.bring_back = self.leave
 
     def lend(self) -> None:
         """Have pages at hand for whatever the next step may need.
@@ -155,6 +168,8 @@ class ResidentBatch:
 
     def leave(self) -> None:
         """Give the tables back to the pool, and to every reservation as many pages as it has."""
+        for sequence in self._sequences:
+            sequence.bring_back = None
         self.settle()
         tables, batch = self._pool.tables, self.batch
         pages, marks, lengths = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,7 +41,9 @@ class SequencePages:
         self.slot = slot
         self.reservation = reservation
         self.store = store
-        self.tables = PageTables(pool.tables, slot, reservation, pool.storage, store)
+        # brings the tables back from a device that steps the sequence by itself
+        self.bring_back: Callable[[], None] | None = None
+        self._tables = PageTables(pool.tables, slot, reservation, pool.storage, store)
         self.length = length
         # a fork and its origin look for shared pages before they write, all others need not
         self.may_share = False
@@ -55,7 +58,16 @@ class SequencePages:
         return self.store.coding.codec
 
     @property
+    def tables(self) -> PageTables:
+        """Its tables in the pool, as they are now."""
+        if self.bring_back is not None:
+            self.bring_back()
+        return self._tables
+
+    @property
     def length(self) -> int:
+        if self.bring_back is not None:
+            self.bring_back()
         return int(self.pool.tables.lengths[self.slot])
 
     @length.setter
@@ -127,6 +139,8 @@ class SequencePages:
     @property
     def resident_bytes(self) -> int:
         """Bytes of the pages in use, marks and slack included; shared pages count in full."""
+        if self.bring_back is not None:
+            self.bring_back()
         used, storage = self.reservation.used, self.pool.storage
         return used.rows * storage.row_page_bytes + used.marks * storage.mark_page_bytes
 
@@ -154,8 +168,9 @@ class SequencePages:
         """Give all pages back; the sequence is closed. Further calls do nothing."""
         if self._open:
             self._open = False
+            tables = self.tables
             self.reservation.release()
-            self.tables.clear()
+            tables.clear()
             self.length = 0
             self.pool.close_slot(self.slot)
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 
-from kvstore.pool import SequencePages
 from kvstore.pool.resident import ResidentBatch
 from services.runtime.attention import forward
 from services.runtime.model import ServedModel
@@ -57,28 +56,24 @@ class CapturedStep:
         if device.type == "cuda":
             self._capture()
 
-    def enter(self, sequences: Sequence[SequencePages], next_tokens: Sequence[int]) -> None:
-        """Take over the sequences, and what each is fed next."""
-        self._resident.enter(sequences)
-        self.tokens[: len(next_tokens)].copy_(torch.tensor(next_tokens))
+    @property
+    def resident(self) -> ResidentBatch:
+        """The batch that is stepped."""
+        return self._resident
 
-    def run(self) -> None:
-        """One step; raises `PoolExhausted` before any change. The host does not wait."""
+    def run(self, tokens: Sequence[int] | None = None) -> None:
+        """One step, of `tokens` or of what was chosen in the last; the host does not wait.
+
+        Raises `PoolExhausted` before any change.
+        """
         self._resident.lend()
+        if tokens is not None:
+            self.tokens[: len(tokens)].copy_(torch.tensor(tokens))
         if self._graph is None:
             with torch.inference_mode():
                 self.step()
         else:
             self._graph.replay()
-
-    def settle(self) -> list[int]:
-        """Wait for the step; the tokens that will be fed next unless others are written."""
-        self._resident.settle()
-        return self.tokens.tolist()
-
-    def leave(self) -> None:
-        """Give the sequences back, in the state that they are in."""
-        self._resident.leave()
 
     def step(self) -> None:
         """What is captured: reads and writes the same addresses each time, and asks no host."""
@@ -112,11 +107,3 @@ class CapturedStep:
             with torch.cuda.graph(graph):
                 self.step()
         self._graph = graph
-
-
-def place_buckets(most: int) -> list[int]:
-    """Sizes to capture for: powers of two, so that at most half of a step's places are empty."""
-    buckets = [1]
-    while buckets[-1] < most:
-        buckets.append(min(2 * buckets[-1], most))
-    return buckets

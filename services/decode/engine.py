@@ -6,18 +6,22 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from headwise.errors import Overloaded, Unavailable
-from kvstore.pool import BatchStep, PagePool
-from services.decode.room import Room
+from kvstore.pool import BatchStep, PageCount, PagePool
+from services.decode.room import NoRoom, Room
 from services.decode.schedule import Feed, Scheduler
 from services.decode.sequence import RunningSequence
 from services.decode.step import forward_step
 from services.runtime import metrics
 from services.runtime.model import ServedModel
 from services.runtime.status import RETRY_AFTER_SECONDS
+
+if TYPE_CHECKING:
+    from services.decode.captured_steps import CapturedSteps
 
 log = logging.getLogger("headwise.engine")
 
@@ -30,15 +34,23 @@ class Engine:
     """Sequences join and leave between steps; the thread sleeps while there is none.
 
     A step is schedule, run, postprocess. `running` is in the order of arrival, which is the order
-    in which sequences get what is scarce.
+    in which sequences get what is scarce. With `captured`, steps of single tokens run on the device
+    alone where they can.
     """
 
     def __init__(
-        self, served: ServedModel, pool: PagePool, scheduler: Scheduler, room: Room
+        self,
+        served: ServedModel,
+        pool: PagePool,
+        scheduler: Scheduler,
+        room: Room,
+        captured: CapturedSteps | None = None,
     ) -> None:
         self._served = served
         self._scheduler = scheduler
         self._room = room
+        self._captured = captured
+        self._found_no_room = False
         self._fed = pool.new_fed_rows(scheduler.cells)
         self._joining: list[RunningSequence] = []
         self._running: list[RunningSequence] = []
@@ -65,7 +77,8 @@ class Engine:
         with torch.inference_mode():
             while feeds := self._schedule():
                 try:
-                    self._postprocess(feeds, *self._run(feeds))
+                    if not self._run_captured(feeds):
+                        self._postprocess(feeds, *self._run(feeds))
                 except Exception as error:
                     log.exception("a step failed")
                     _fail(self._running, error)
@@ -101,6 +114,34 @@ class Engine:
         tokens = [token for feed in feeds for token in feed.tokens]
         with metrics.STEP_SECONDS.time():
             return forward_step(self._served, self._fed, pieces, tokens)
+
+    def _run_captured(self, feeds: Sequence[Feed]) -> bool:
+        """The whole step on the device alone; False if it must be taken in the other way.
+
+        Who must wait for room does so there: others of the batch go on meanwhile.
+        """
+        if self._captured is None or self._found_no_room or not all(map(_is_plain, feeds)):
+            self._found_no_room = False
+            return False
+        sequences = [feed.piece.block.sequence for feed in feeds]
+        tokens = [token for feed in feeds for token in feed.tokens]
+
+        def make_room(place: int, need: PageCount) -> bool:
+            return self._room.make(feeds[place].sequence, need, self._running)
+
+        try:
+            with metrics.STEP_SECONDS.time():
+                logits = self._captured.run(sequences, tokens, make_room)
+        except NoRoom:
+            self._found_no_room = True
+            return True
+        if logits is None:
+            return False
+        for feed, row in zip(feeds, logits, strict=True):
+            self._advance(feed, row)
+        self._let_go(lambda sequence: sequence.finished)
+        self._watch_progress(progressed=True)
+        return True
 
     def _postprocess(self, feeds: Sequence[Feed], step: BatchStep, logits: torch.Tensor) -> None:
         step.decide()
@@ -174,6 +215,12 @@ class Engine:
                     self._scheduler.close(sequence.block)
                 for one in (sequence, *sequence.forks):
                     one.release()
+
+
+def _is_plain(feed: Feed) -> bool:
+    """Whether a sequence is fed a single token, and nobody waits to become its fork."""
+    piece = feed.piece
+    return piece.tokens == 1 and piece.ends and not piece.block.fed and not feed.sequence.forks
 
 
 def _fail(sequences: Sequence[RunningSequence], error: Exception) -> None:

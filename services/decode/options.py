@@ -55,6 +55,11 @@ class DecodeOptions:
         "make their tokens come more evenly.",
         minimum=1,
     )
+    captured_steps: bool = setting(
+        False,
+        "Take steps of single tokens as one CUDA graph. Off, because it has not run on hardware "
+        "yet.",
+    )
     swap_bytes: int = setting(
         1 << 30, "Bytes of host memory for sequences that had to make room.", minimum=0
     )

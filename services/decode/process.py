@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from headwise.errors import HeadwiseError
 from headwise.v1 import decode_pb2, decode_pb2_grpc, store_pb2_grpc
 from kvstore.errors import FingerprintMismatch
+from kvstore.kernels.dispatch import runs_triton
 from kvstore.pool import PagePool, mark_page_bytes, row_page_bytes
 from kvstore.wire import WireLimits
 from services.decode.admission import Admission
@@ -34,6 +36,9 @@ from services.runtime.model_options import load_served_model, require_codecs
 from services.runtime.serve_error import ServeError
 from services.runtime.server import Server
 from services.runtime.small_batches import prepare_for_small_batches
+
+if TYPE_CHECKING:
+    from services.decode.captured_steps import CapturedSteps
 
 log = logging.getLogger("headwise.decode")
 
@@ -139,7 +144,7 @@ def _build(served: ServedModel, options: DecodeOptions, source: PrefillSource) -
         limits=limits,
         pool=pool,
         source=source,
-        engine=Engine(served, pool, scheduler, room),
+        engine=Engine(served, pool, scheduler, room, _captured(served, pool, options)),
         admission=admission,
         sessions=sessions,
         contexts=contexts,
@@ -179,6 +184,17 @@ def _pool(served: ServedModel, options: DecodeOptions, sequence_tokens: int) -> 
         sequences=2 * options.max_sequences + options.max_sessions + options.max_contexts + 1,
         sequence_tokens=sequence_tokens,
     )
+
+
+def _captured(served: ServedModel, pool: PagePool, options: DecodeOptions) -> CapturedSteps | None:
+    if not options.captured_steps:
+        return None
+    if not runs_triton(pool.storage.arena):
+        raise ServeError("--captured-steps needs a CUDA device, and Triton")
+    # imported where it can run: Triton is not there on every machine
+    from services.decode.captured_steps import CapturedSteps
+
+    return CapturedSteps(served, pool, options.max_sequences)
 
 
 async def _expire_sessions(parts: DecodeParts) -> None:

@@ -15,6 +15,12 @@ from services.runtime.status import RETRY_AFTER_SECONDS
 log = logging.getLogger("headwise.room")
 
 
+class NoRoom(Exception):
+    """Somebody must wait for pages, and others may have been sent away; who is fed must be planned
+    anew.
+    """
+
+
 class Room:
     """Idle sessions give way first, then the youngest sequences, which wait in host memory.
 

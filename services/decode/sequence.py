@@ -129,8 +129,8 @@ class RunningSequence:
     def swap_out(self) -> None:
         """Leave the pool; a block that is not whole is fed again from its start."""
         assert self.pages is not None, "only who is in the pool leaves it"
-        used = self.pages.reservation.used
-        self.swapped = SwappedOut(self.pages.export(), self.pages.length, used, self.pages.codec)
+        layers, used = self.pages.export(), self.pages.reservation.used
+        self.swapped = SwappedOut(layers, self.pages.length, used, self.pages.codec)
         self.block = None
         self.pages.release()
         self.pages = None

@@ -7,6 +7,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,6 +25,9 @@ from services.decode.schedule import Scheduler
 from services.decode.sequence import Event, Finished, RunningSequence
 from services.prefill.prefiller import Prefiller
 from services.runtime.model import ServedModel, load_model
+
+if TYPE_CHECKING:
+    from services.decode.captured_steps import CapturedSteps
 
 
 def load_served(folder: Path) -> ServedModel:
@@ -68,10 +72,11 @@ def new_engine(
     step_tokens: int = 24,
     swap_bytes: int = 1 << 30,
     evict: Callable[[], bool] = lambda: False,
+    captured: CapturedSteps | None = None,
 ) -> Engine:
     scheduler = Scheduler(most_sequences=64, spans=4, step_tokens=step_tokens)
     room = Room(pool, evict, scheduler.close, lambda: None, swap_bytes=swap_bytes)
-    return Engine(served, pool, scheduler, room)
+    return Engine(served, pool, scheduler, room, captured)
 
 
 class Told:
@@ -115,7 +120,7 @@ def new_sequence(
         Told(),
         pages=pages,
         suffix=prompt[-suffix_tokens:],
-        sampler=Sampler(sampling or SamplingParameters(), prompt, torch.device("cpu")),
+        sampler=Sampler(sampling or SamplingParameters(), prompt, served.model.device),
         answer=Answer(EndRules(max_tokens, (), frozenset()), served.tokenizer.stream(prompt)),
         on_release=lambda: None,
         forks=forks,

@@ -20,7 +20,7 @@ from tests.services.decode.engine_parts import prefill
 pytest.importorskip("triton")
 
 from kvstore.pool.resident import ResidentBatch
-from services.decode.captured_step import CapturedStep, place_buckets
+from services.decode.captured_step import CapturedStep
 
 # natively where there is a GPU, and then as a graph
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -100,15 +100,17 @@ def test_it_does_what_the_engines_step_does(served: ServedModel, policy: str, co
     )
     resident = ResidentBatch(pools[0], RowCodec.parse(codec), 3)
     step = CapturedStep(served, resident)
-    step.enter(ours, tokens)
-    for _ in range(4):
-        step.run()
+    resident.enter(ours)
+    for number in range(4):
+        # afterwards each is fed what was chosen for it
+        step.run(None if number else tokens)
         with torch.inference_mode():
             logits = run_step(served, theirs, fed)
         fed = logits.argmax(-1).tolist()
         torch.testing.assert_close(step.logits[:2], logits, atol=2e-4, rtol=1e-4)
-        assert step.settle()[:2] == fed
-    step.leave()
+        resident.settle()
+        assert step.tokens[:2].tolist() == fed
+    resident.leave()
     for one, other in zip(ours, theirs, strict=True):
         assert one.length == other.length
         assert one.reservation.used == other.reservation.used
@@ -130,7 +132,8 @@ def test_a_step_asks_no_host_and_keeps_its_addresses(served: ServedModel) -> Non
     sequences, tokens = opened(served, pool, "coverage")
     resident = ResidentBatch(pool, MODEL_ROWS, 2)
     step = CapturedStep(served, resident)
-    step.enter(sequences, tokens)
+    resident.enter(sequences)
+    step.tokens.copy_(torch.tensor(tokens))
     with NoHost(), pytest.raises(AssertionError, match="asks the host"):
         int(step.tokens[0])
     places = [
@@ -151,18 +154,19 @@ def test_a_reservation_that_is_too_small_is_refused_before_anything_changes(
 ) -> None:
     pool = new_pool(served)
     sequences, tokens = opened(served, pool, "full")
-    step = CapturedStep(served, ResidentBatch(pool, MODEL_ROWS, 2))
+    resident = ResidentBatch(pool, MODEL_ROWS, 2)
+    step = CapturedStep(served, resident)
     sequences[0].reservation.keep(PageCount())
-    step.enter(sequences, tokens)
+    resident.enter(sequences)
 
     def steps() -> None:
         for _ in range(9):
-            step.run()
-            step.settle()
+            step.run(tokens)
+            resident.settle()
 
     with pytest.raises(PoolExhausted):
         steps()
-    step.leave()
+    resident.leave()
     assert sequences[0].length == sequences[1].length - (_LENGTHS[1] - _LENGTHS[0])
     used = [sequence.reservation.used for sequence in sequences]
     for sequence in sequences:
@@ -179,8 +183,3 @@ def test_sequences_that_share_pages_or_differ_in_codec_are_not_taken(served: Ser
     assert not ResidentBatch(pool, RowCodec.parse("int8"), 2).fits(sequences)
     fork = sequences[0].fork()
     assert not ResidentBatch(pool, MODEL_ROWS, 2).fits([fork])
-
-
-@pytest.mark.parametrize(("most", "buckets"), [(1, [1]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
-def test_buckets_end_at_the_most(most: int, buckets: list[int]) -> None:
-    assert place_buckets(most) == buckets

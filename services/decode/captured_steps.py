@@ -1,0 +1,88 @@
+"""Which steps are taken on the device alone, and the graphs for them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+
+from kvstore.codecs import RowCodec
+from kvstore.pool import PageCount, PagePool, SequencePages
+from kvstore.pool.resident import ResidentBatch
+from services.decode.captured_step import CapturedStep
+from services.decode.room import NoRoom
+from services.runtime.model import ServedModel
+
+log = logging.getLogger("headwise.captured")
+
+# a step of few tokens reads all weights whatever their number, so a few sizes are enough
+_FEW = 8
+
+
+class CapturedSteps:
+    """Graphs for at most `most` sequences: one of few places and one of all, for each codec.
+
+    They are captured when they are first needed. The same sequences are stepped again and again
+    without their tables leaving the device; when others are, those leave. Used by the engine's
+    thread alone.
+    """
+
+    def __init__(self, served: ServedModel, pool: PagePool, most: int) -> None:
+        self._served = served
+        self._pool = pool
+        self._sizes = sorted({min(_FEW, most), most})
+        self._steps: dict[tuple[RowCodec, int], CapturedStep] = {}
+        self._last: CapturedStep | None = None
+        self._broken = False
+
+    def run(
+        self,
+        sequences: Sequence[SequencePages],
+        tokens: Sequence[int],
+        make_room: Callable[[int, PageCount], bool],
+    ) -> torch.Tensor | None:
+        """Feed each sequence its token: the logits `[B, V]`, until the next call.
+
+        None if these cannot be stepped so; nothing has changed then. `make_room` has so many pages
+        promised to the sequence of that number, or says that it must wait: then raises `NoRoom`.
+        """
+        step = self._entered(tuple(sequences))
+        if step is None:
+            return None
+        for place in range(len(sequences)):
+            # whoever made room may have sent all of them home
+            if step.resident.sequences and not make_room(place, step.resident.need(place)):
+                raise NoRoom
+        if step.resident.sequences != tuple(sequences):
+            raise NoRoom
+        step.run(tokens)
+        step.resident.settle()
+        return step.logits[: len(sequences)]
+
+    def _entered(self, sequences: tuple[SequencePages, ...]) -> CapturedStep | None:
+        if self._last is not None:
+            if self._last.resident.sequences == sequences:
+                return self._last
+            self._last.resident.leave()
+        self._last = self._for(sequences)
+        if self._last is not None:
+            self._last.resident.enter(sequences)
+        return self._last
+
+    def _for(self, sequences: tuple[SequencePages, ...]) -> CapturedStep | None:
+        """The step that these fit."""
+        codec, count = sequences[0].codec, len(sequences)
+        places = next((size for size in self._sizes if size >= count), 0)
+        if self._broken or not places:
+            return None
+        step = self._steps.pop((codec, places), None)
+        if step is None or not step.resident.current:
+            try:
+                step = CapturedStep(self._served, ResidentBatch(self._pool, codec, places))
+            except RuntimeError:
+                log.exception("a step could not be captured; steps go on one launch at a time")
+                self._broken = True
+                return None
+        self._steps[codec, places] = step
+        return step if step.resident.fits(sequences) else None

@@ -1,0 +1,142 @@
+"""With steps on the device alone the engine gives the answers that it gives without."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+
+from kvstore.codecs import MODEL_ROWS
+from kvstore.pool import PagePool, SequencePages
+from services.decode.sampling import SamplingParameters
+from services.runtime.model import ServedModel, load_model
+from tests.services.decode.engine_parts import (
+    ToldSequence,
+    new_engine,
+    new_sequence,
+    prefill,
+    read,
+    run_alone,
+)
+
+pytest.importorskip("triton")
+
+from services.decode.captured_steps import CapturedSteps
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
+
+_TOKENS = 5
+_COVERAGE = {"recovery": 0.6, "floor_rows": 8, "windows": [8], "grow": False}
+
+
+class Counted(CapturedSteps):
+    """Knows how many steps it took."""
+
+    taken = 0
+
+    def run(self, *arguments: object) -> torch.Tensor | None:
+        logits = super().run(*arguments)  # type: ignore[arg-type]
+        self.taken += logits is not None
+        return logits
+
+
+@pytest.fixture(scope="module")
+def served(tiny_model: Path) -> ServedModel:
+    torch.set_num_threads(2)
+    return load_model(str(tiny_model), device=DEVICE)
+
+
+def a_pool(served: ServedModel, pages: int = 600) -> PagePool:
+    return PagePool(
+        served.shapes, pages=pages, page_rows=8, dtype=served.dtype, device=DEVICE, poison=True
+    )
+
+
+def a_sequence(
+    served: ServedModel,
+    pool: PagePool,
+    length: int,
+    max_tokens: int = _TOKENS,
+    *,
+    suffix_tokens: int = 1,
+    temperature: float = 0.0,
+) -> ToldSequence:
+    prompt = [(7 * i * i + length) % served.vocabulary_size for i in range(length)]
+    layers = prefill(served, prompt[:-suffix_tokens], "coverage", _COVERAGE)
+    sampling = SamplingParameters(temperature=temperature, seed=3)
+    return new_sequence(
+        served, pool, prompt, layers, max_tokens, sampling, suffix_tokens=suffix_tokens
+    )
+
+
+# short and long suffixes, greedy and not, and ends at different times
+_PARTS = (
+    {"length": 20, "max_tokens": 2},
+    {"length": 33, "temperature": 0.9},
+    {"length": 26, "suffix_tokens": 4},
+)
+
+
+async def test_answers_are_the_same(served: ServedModel) -> None:
+    pool = a_pool(served)
+    alone = [await run_alone(served, a_sequence(served, pool, **part)) for part in _PARTS]
+    captured = Counted(served, pool, 3)
+    engine = new_engine(served, pool, captured=captured)
+    try:
+        together = [a_sequence(served, pool, **part) for part in _PARTS]
+        for sequence in together:
+            engine.submit(sequence)
+        ended = await asyncio.gather(*map(read, together))
+    finally:
+        await asyncio.to_thread(engine.close)
+    assert [e.tokens for e in ended] == [a.tokens for a in alone]
+    assert [e.memory for e in ended] == [a.memory for a in alone]
+    assert captured.taken >= 3
+    assert (pool.used_pages, pool.used_mark_pages, pool.reserved_pages) == (0, 0, 0)
+
+
+async def test_whoever_asks_for_tables_gets_them_as_they_are(served: ServedModel) -> None:
+    """Cancelled in the middle of a batch that goes on; its pages go back."""
+    pool = a_pool(served)
+    alone = await run_alone(served, a_sequence(served, pool, 33))
+    engine = new_engine(served, pool, captured=Counted(served, pool, 2))
+    try:
+        stays, leaves = a_sequence(served, pool, 33), a_sequence(served, pool, 20, 400)
+        engine.submit(stays)
+        engine.submit(leaves)
+        await leaves.events.get()
+        leaves.cancel()
+        assert (await read(stays)).tokens == alone.tokens
+    finally:
+        await asyncio.to_thread(engine.close)
+    assert (pool.used_pages, pool.reserved_pages) == (0, 0)
+
+
+def test_larger_batches_and_other_marks_are_left_to_the_other_way(served: ServedModel) -> None:
+    pool = a_pool(served)
+    sequences = [_opened(served, pool) for _ in range(3)]
+    captured = CapturedSteps(served, pool, 2)
+    assert captured.run(sequences, [0, 0, 0], lambda *_: True) is None
+    first = captured._entered(tuple(sequences[:2]))
+    assert first is not None
+    assert captured._entered(tuple(sequences[:2])) is first
+    # where log-weights come to lie elsewhere, addresses change
+    pool.storage.keep_log_weights()
+    second = captured._entered(tuple(sequences[:1]))
+    assert second is not None
+    assert second is not first
+    assert not first.resident.sequences
+    for sequence in sequences:
+        sequence.release()
+    assert not second.resident.sequences
+
+
+def _opened(served: ServedModel, pool: PagePool) -> SequencePages:
+    sequence = pool.open(12, codec=MODEL_ROWS)
+    for index, layer in enumerate(prefill(served, range(3, 15), "full")):
+        sequence.reservation.ensure(sequence.need(layer))
+        sequence.load(index, layer)
+    return sequence
