@@ -7,6 +7,7 @@ import triton.language as tl
 
 from kvstore.kernels.ragged_attention.tiles import (
     HIDDEN,
+    VARYING,
     chunk_rows,
     fed_keys,
     fed_logits,
@@ -18,8 +19,7 @@ from kvstore.kernels.ragged_attention.tiles import (
 from kvstore.kernels.tile_product import tile_product
 
 
-# layers share their compiled form
-@triton.jit(do_not_specialize=["layer"])
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=["ends"])
 def hand_back(
     received: tl.tensor,
     starts: tl.tensor,

@@ -25,6 +25,7 @@ from kvstore.kernels.paged_batch import PagedBatch, StepScratch
 from kvstore.kernels.ragged_attention.hand_back import hand_back
 from kvstore.kernels.ragged_attention.tiles import (
     HIDDEN,
+    VARYING,
     chunk_rows,
     fed_keys,
     fed_logits,
@@ -206,8 +207,7 @@ def _line_ends(
         before += tl.sum(held, 0)
 
 
-# layers share their compiled form
-@triton.jit(do_not_specialize=["layer"])
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=["ends"])
 def _attend_chunk(
     q: tl.tensor,
     q_token: int,
@@ -376,8 +376,7 @@ def _attend_chunk(
         head += 1
 
 
-# layers share their compiled form
-@triton.jit(do_not_specialize=["layer"])
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=["ends"])
 def _join_pieces(
     out: tl.tensor,
     out_token: int,

@@ -10,6 +10,18 @@ from kvstore.kernels.tile_product import tile_product
 
 # logits no query reaches; finite, so that differences of two are defined
 HIDDEN = tl.constexpr(-1e30)
+# layers share their compiled form, and so do batches of any size
+VARYING = [
+    "layer",
+    "layers",
+    "heads",
+    "count",
+    "piece_queries",
+    "cell_count",
+    "table_pages",
+    "mark_pages",
+    "window",
+]
 
 
 @triton.jit

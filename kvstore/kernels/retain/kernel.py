@@ -46,6 +46,16 @@ _UPDATE_SHIFT = tl.constexpr(8 * (_FIELDS["score_update"] % 8))
 _SUM = tl.constexpr(SCORE_SUM)
 _DECAYED = tl.constexpr(SCORE_DECAYED)
 
+# batches and pools of any size share their compiled form
+_VARYING = [
+    "cell_count",
+    "table_pages",
+    "mark_pages",
+    "layers",
+    "heads",
+    "page_capacity",
+    "mark_capacity",
+]
 _ROW_TILE = 1024
 _MOVE_TILE = 16
 # up to so many rows that lose their rank are found by a scan each
@@ -122,7 +132,7 @@ def _launch(
         assert part.is_contiguous(), "rows lie one after another"
     # ranks of 64 bits, then pairs of 32
     moves = torch.empty(max(1, entries), dtype=torch.int64, device=batch.rows.device)
-    nothing = 6 * (after,)
+    nothing = (after, 0, after, after, after, after)
     division, widths = batch.store.division, batch.store.coding
     _retain[(sequences * layers * heads,)](
         batch.new_keys,
@@ -469,7 +479,7 @@ def _place_rows(
             store_coded(arena, into, exact, exact, new, CODEC, D, BLOCK_D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def _retain(
     new_keys: tl.tensor,
     new_values: tl.tensor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import types
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import torch
 
 from kvstore.codecs import MODEL_ROWS
 from kvstore.pool import PagePool, SequencePages
+from services.decode import process
 from services.decode.sampling import SamplingParameters
 from services.runtime.model import ServedModel, load_model
+from services.runtime.serve_error import ServeError
 from tests.services.decode.engine_parts import (
     ToldSequence,
     new_engine,
@@ -132,6 +135,13 @@ def test_larger_batches_and_other_marks_are_left_to_the_other_way(served: Served
     for sequence in sequences:
         sequence.release()
     assert not second.resident.sequences
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_who_asks_for_it_without_a_gpu_is_told(served: ServedModel) -> None:
+    options = types.SimpleNamespace(captured_steps=True, max_sequences=3)
+    with pytest.raises(ServeError, match="--captured-steps needs a CUDA device"):
+        process._captured(served, a_pool(served), options)  # type: ignore[arg-type]
 
 
 def _opened(served: ServedModel, pool: PagePool) -> SequencePages:

@@ -81,9 +81,8 @@ def test_sequences_of_all_codecs_attend_together_to_what_they_hold(size: int, to
 
 
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize(("size", "tokens"), [(8, 1), (5, 5)])
-def test_so_they_do_on_triton(size: int, tokens: int) -> None:
-    check_steps(size, tokens, steps=1)
+def test_so_they_do_on_triton() -> None:
+    check_steps(8, 1, steps=1)
 
 
 def check_steps(size: int, tokens: int, steps: int) -> None:

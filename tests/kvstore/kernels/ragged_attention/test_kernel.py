@@ -60,9 +60,17 @@ def assert_same(batch: list[Fed], found: list[Outcome], window: int | None = Non
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("dtype", RELATIVE, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "fed", "size"),
+    [
+        (torch.bfloat16, 1, 24),
+        (torch.bfloat16, 3, 5),
+        (torch.float16, 1, 5),
+        (torch.float32, 1, 24),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize(("fed", "size"), [(1, 24), (3, 5)])
 def test_every_codec_of_every_dtype(
     fed: int, size: int, codec: str, dtype: torch.dtype, device: torch.device
 ) -> None:
