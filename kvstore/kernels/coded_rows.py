@@ -6,8 +6,6 @@ come in afterwards: once a row instead of once an element, and nothing is rounde
 
 from __future__ import annotations
 
-import dataclasses
-
 import triton
 import triton.language as tl
 
@@ -29,30 +27,24 @@ def codec_number(layout: RowLayout) -> int:
     return _CODECS.index(layout.codec)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class PageOptions:
-    """A page's division as the compile-time parameters of kernels that read or write pages.
+def page_options(division: PageDivision) -> dict[str, int]:
+    """The compile-time parameters of kernels that read or write pages of this division.
 
     A page's stride, a row's width and where the values begin are counted in what the codec stores:
     elements of the model's dtype, or bytes.
     """
-
-    division: PageDivision
-
-    def options(self) -> dict[str, int]:
-        """By the names of the kernels' parameters."""
-        keys, values = self.division.coding.keys, self.division.coding.values
-        key_item, value_item = keys.storage_dtype.itemsize, values.storage_dtype.itemsize
-        return {
-            "KEY_CODEC": codec_number(keys),
-            "KEY_PAGE": self.division.page_bytes // key_item,
-            "KEY_WIDTH": keys.width,
-            "VALUE_CODEC": codec_number(values),
-            "VALUE_PAGE": self.division.page_bytes // value_item,
-            "VALUE_WIDTH": values.width,
-            "VALUE_FIRST": self.division.value_offset // value_item,
-            "PAGE_ROWS": self.division.rows,
-        }
+    keys, values = division.coding.keys, division.coding.values
+    key_item, value_item = keys.storage_dtype.itemsize, values.storage_dtype.itemsize
+    return {
+        "KEY_CODEC": codec_number(keys),
+        "KEY_PAGE": division.page_bytes // key_item,
+        "KEY_WIDTH": keys.width,
+        "VALUE_CODEC": codec_number(values),
+        "VALUE_PAGE": division.page_bytes // value_item,
+        "VALUE_WIDTH": values.width,
+        "VALUE_FIRST": division.value_offset // value_item,
+        "PAGE_ROWS": division.rows,
+    }
 
 
 @triton.jit

@@ -32,7 +32,8 @@ class ResidentBatch:
     graph. Around it the host lends pages (`lend`) before, and looks at the rows (`settle`) when it
     reads the tokens anyway. Between `enter` and `leave` the pool's own tables of the sequences are
     out of date, and so are its figures; whoever asks one of the sequences for its tables makes all
-    leave. Places beyond the sequences' hold nothing and never will.
+    leave. Places beyond the sequences' hold nothing and never will. The tensors may be made and
+    written in inference mode.
     """
 
     def __init__(self, pool: PagePool, codec: RowCodec, places: int) -> None:
@@ -71,6 +72,7 @@ class ResidentBatch:
             and not any(s.may_share and s.tables.shared_pages() for s in sequences)
         )
 
+    @torch.inference_mode()
     def enter(self, sequences: Sequence[SequencePages]) -> None:
         """Take over the sequences' tables; those of before have left."""
         assert not sequences or self.fits(sequences), "the caller has asked"
@@ -98,6 +100,7 @@ class ResidentBatch:
         for sequence in sequences:
             sequence.bring_back = self.leave
 
+    @torch.inference_mode()
     def lend(self) -> None:
         """Have pages at hand for whatever the next step may need.
 
@@ -166,6 +169,7 @@ class ResidentBatch:
         assert not exhausted, "what was lent suffices"
         self._rows = self.batch.rows.cpu().numpy()
 
+    @torch.inference_mode()
     def leave(self) -> None:
         """Give the tables back to the pool, and to every reservation as many pages as it has."""
         for sequence in self._sequences:

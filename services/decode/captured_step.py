@@ -104,6 +104,7 @@ class CapturedStep:
                     self.step()
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # other threads load caches meanwhile
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.step()
         self._graph = graph

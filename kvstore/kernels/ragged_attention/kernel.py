@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kvstore.kernels.coded_rows import PageOptions
+from kvstore.kernels.coded_rows import page_options
 from kvstore.kernels.device_batch import DeviceBatch, DeviceScratch
 from kvstore.kernels.paged_batch import PagedBatch, StepScratch
 from kvstore.kernels.ragged_attention.hand_back import hand_back
@@ -141,7 +141,7 @@ def attend_on_device(
         torch.empty(saved, group, device=q.device),
         scratch.scored,
     )
-    options = PageOptions(batch.store.division).options() | {
+    options = page_options(batch.store.division) | {
         "CHUNKS": chunks,
         "KV_HEADS": kv_heads,
         "GROUP": group,

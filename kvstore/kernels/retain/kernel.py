@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from numpy.typing import NDArray
 
-from kvstore.kernels.coded_rows import INT4, MODEL, PageOptions, store_coded
+from kvstore.kernels.coded_rows import INT4, MODEL, page_options, store_coded
 from kvstore.kernels.device_batch import DeviceBatch, DeviceScratch
 from kvstore.kernels.flat_rows import flat_rows
 from kvstore.kernels.paged_batch import PagedBatch, StepScratch
@@ -133,7 +133,7 @@ def _launch(
     # ranks of 64 bits, then pairs of 32
     moves = torch.empty(max(1, entries), dtype=torch.int64, device=batch.rows.device)
     nothing = (after, 0, after, after, after, after)
-    division, widths = batch.store.division, batch.store.coding
+    coding = batch.store.coding
     _retain[(sequences * layers * heads,)](
         batch.new_keys,
         batch.new_values,
@@ -143,7 +143,7 @@ def _launch(
         batch.new_keys.shape[2],
         batch.flags,
         batch.lengths,
-        batch.store.arena.view(batch.store.coding.dtype),
+        batch.store.arena.view(coding.dtype),
         batch.store.arena,
         batch.positions,
         batch.scores,
@@ -167,7 +167,7 @@ def _launch(
         moves,
         *(nothing if free is None else _queue(free[0])),
         *(nothing if free is None else _queue(free[1])),
-        **PageOptions(division).options(),
+        **page_options(batch.store.division),
         MARK_ROWS=batch.mark_rows,
         WEIGHTED=any(batch.weighted_layers),
         DECIDES=decides,
@@ -176,7 +176,7 @@ def _launch(
         D=size,
         BLOCK_D=triton.next_power_of_2(size),
         BLOCK_H=triton.next_power_of_2((size + 1) // 2),
-        BLOCK_W=triton.next_power_of_2(max(widths.keys.width, widths.values.width)),
+        BLOCK_W=triton.next_power_of_2(max(coding.keys.width, coding.values.width)),
         BLOCK_R=_ROW_TILE,
         BLOCK_K=_MOVE_TILE,
         num_warps=4,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from headwise import Unavailable
 from kvstore.codecs import MODEL_ROWS
 from kvstore.pool import PagePool, SequencePages
 from services.decode import process
@@ -116,6 +117,19 @@ async def test_whoever_asks_for_tables_gets_them_as_they_are(served: ServedModel
     finally:
         await asyncio.to_thread(engine.close)
     assert (pool.used_pages, pool.reserved_pages) == (0, 0)
+
+
+async def test_closing_in_the_middle_gives_every_page_back(served: ServedModel) -> None:
+    pool = a_pool(served)
+    engine = new_engine(served, pool, captured=Counted(served, pool, 2))
+    sequence = a_sequence(served, pool, 20, 400)
+    engine.submit(sequence)
+    for _ in range(2):
+        await sequence.events.get()
+    await asyncio.to_thread(engine.close)
+    with pytest.raises(Unavailable, match="shutting down"):
+        await read(sequence)
+    assert (pool.used_pages, pool.used_mark_pages, pool.reserved_pages) == (0, 0, 0)
 
 
 def test_larger_batches_and_other_marks_are_left_to_the_other_way(served: ServedModel) -> None:
