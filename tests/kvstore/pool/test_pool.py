@@ -34,15 +34,16 @@ def promised(pages: int) -> PageCount:
 
 
 def a_layer(*counts: int, head_rule: RetentionRule = FULL_RULE) -> RaggedLayer:
-    rows = sum(counts)
+    """The same for the same counts: what rows score decides which are evicted, and so pages."""
+    rows, random = sum(counts), torch.Generator().manual_seed(sum(counts))
     return RaggedLayer(
-        torch.randn(rows, SIZE),
-        torch.randn(rows, SIZE),
+        torch.randn(rows, SIZE, generator=random),
+        torch.randn(rows, SIZE, generator=random),
         torch.cat([torch.arange(n) for n in counts]).int(),
         tuple(sum(counts[:n]) for n in range(len(counts) + 1)),
         (head_rule,) * len(counts),
         (1.0,) * len(counts),
-        torch.rand(rows if head_rule.needs_scores else 0),
+        torch.rand(rows if head_rule.needs_scores else 0, generator=random),
         torch.empty(0, dtype=torch.uint8),
     )
 
