@@ -18,7 +18,7 @@ import torch
 from numba import prange
 from numpy.typing import NDArray
 
-from kvstore.codecs import ElementCodec, RowLayout
+from kvstore.codecs import ElementCodec, RowCoding, RowLayout
 from kvstore.kernels.paged_batch import PagedBatch, StepScratch
 from kvstore.kernels.threads import ONLY_PRANGE, match_torch_threads
 
@@ -66,8 +66,7 @@ def attend(
         fed.keys.numpy(),
         fed.values.numpy(),
         store.arena.numpy(),
-        # the same memory, as the model's own rows are read
-        store.arena.view(torch.float32).numpy(),
+        _plain_rows(store.arena, coding),
         _places(coding.keys, division.page_bytes, 0),
         _places(coding.values, division.page_bytes, division.value_offset),
         store.page_rows,
@@ -93,6 +92,17 @@ def attend(
         out,
     )
     return torch.from_numpy(out)
+
+
+def _plain_rows(arena: torch.Tensor, coding: RowCoding) -> NDArray[np.float32]:
+    """The same memory as f32 rows `[N, D]`, in whose number none stands across two; else none.
+
+    Two indices, and the inner one from 0: only then does the compiler make vectors of the loops.
+    """
+    if not coding.plain:
+        return np.empty((0, coding.head_size), np.float32)
+    rows: NDArray[np.float32] = arena.view(torch.float32).view(-1, coding.head_size).numpy()
+    return rows
 
 
 def _places(layout: RowLayout, page_bytes: int, first: int) -> NDArray[np.int64]:
@@ -259,7 +269,7 @@ def _attend_piece(
     value_codec, value_width = value_places[0], value_places[1]
     value_page, value_first = value_places[2], value_places[3]
     coded = key_codec != _MODEL or value_codec != _MODEL
-    decoded = np.empty(_TILE_ROWS * size if coded else 0, np.float32)
+    decoded = np.empty((_TILE_ROWS if coded else 0, size), np.float32)
     bits = np.empty(size, np.int32)
     exponents = np.empty(_TILE_ROWS, np.int32)
     powers = exponents.view(np.float32)
@@ -276,11 +286,11 @@ def _attend_piece(
                 run, mark_page, mark_offset = _run(marks, mark_rows, slot + done, run)
                 first_mark = mark_page * mark_rows + mark_offset
             byte = page * key_page + key_first + offset * key_width
-            if key_codec == _MODEL:
-                _products(queries, floats, byte // 4, run, tile, done, scale)
-            else:
-                _decode(arena, byte, key_codec, key_width, run, size, bits, decoded)
+            if coded:
+                _decode(arena, byte, key_codec, key_width, run, bits, decoded)
                 _products(queries, decoded, 0, run, tile, done, scale)
+            else:
+                _products(queries, floats, byte // key_width, run, tile, done, scale)
             if weighted or oldest >= 0:
                 hidden = run if marked else min(run, oldest - slot - done)
                 _adjust(
@@ -297,11 +307,11 @@ def _attend_piece(
         while done < count:
             run, page, offset = _run(pages, page_rows, slot + done, count - done)
             byte = page * value_page + value_first + offset * value_width
-            if value_codec == _MODEL:
-                _mix(tile, done, floats, byte // 4, run, mixed)
-            else:
-                _decode(arena, byte, value_codec, value_width, run, size, bits, decoded)
+            if coded:
+                _decode(arena, byte, value_codec, value_width, run, bits, decoded)
                 _mix(tile, done, decoded, 0, run, mixed)
+            else:
+                _mix(tile, done, floats, byte // value_width, run, mixed)
             done += run
 
 
@@ -343,63 +353,76 @@ def _decode(
     codec: int,
     width: int,
     run: int,
-    size: int,
     bits: _Array,
     decoded: _Array,
 ) -> None:
-    """`run` coded rows of `width` bytes from byte `first` on, as floats; see codecs/layout.py.
+    """`run` rows of `width` bytes from byte `first` on, as floats `[n, D]`; see codecs/layout.py.
 
-    `bits` int32 `[D]` is working memory.
+    `bits` int32 `[D]` is working memory. Unsigned places are never taken to be from the end, and
+    only so does the compiler make vectors of the loops.
     """
     words = bits.view(np.float32)
-    half = (size + 1) // 2
+    size = np.uint64(decoded.shape[1])
+    half = (size + np.uint64(1)) // np.uint64(2)
     for r in range(run):
-        at, to = first + r * width, r * size
+        at = np.uint64(first + r * width)
+        if codec == _MODEL:
+            for d in range(size):
+                byte = at + np.uint64(4) * d
+                bits[d] = (
+                    np.int32(arena[byte])
+                    | (np.int32(arena[byte + np.uint64(1)]) << 8)
+                    | (np.int32(arena[byte + np.uint64(2)]) << 16)
+                    | (np.int32(arena[byte + np.uint64(3)]) << 24)
+                )
+            for d in range(size):
+                decoded[r, d] = words[d]
+            continue
         codes = size if codec in (_FP8, _INT8) else half
         scale = _bfloat16(arena, at + codes, bits)
         if codec == _INT8:
             for d in range(size):
                 # the sign is the uppermost bit
-                decoded[to + d] = np.float32((np.int32(arena[at + d]) ^ 128) - 128) * scale
+                decoded[r, d] = np.float32((np.int32(arena[at + d]) ^ 128) - 128) * scale
         elif codec == _FP8:
             factor = scale * _FP8_SHIFT
             for d in range(size):
                 code = np.int32(arena[at + d])
                 bits[d] = ((code & 128) << 24) | ((code & 127) << 20)
             for d in range(size):
-                decoded[to + d] = words[d] * factor
+                decoded[r, d] = words[d] * factor
         else:
-            lowest = _bfloat16(arena, at + codes + 2, bits)
+            lowest = _bfloat16(arena, at + codes + np.uint64(2), bits)
             for d in range(half):
-                decoded[to + d] = np.float32(arena[at + d] & 15) * scale + lowest
+                decoded[r, d] = np.float32(arena[at + d] & 15) * scale + lowest
             for d in range(size - half):
-                decoded[to + half + d] = np.float32(arena[at + d] >> 4) * scale + lowest
+                decoded[r, half + d] = np.float32(arena[at + d] >> 4) * scale + lowest
 
 
 @numba.njit(cache=True, nogil=True)
 def _bfloat16(arena: _Array, at: int, bits: _Array) -> np.float32:
-    bits[0] = np.int32((np.int32(arena[at]) << 16) | (np.int32(arena[at + 1]) << 24))
+    after = at + np.uint64(1)
+    bits[0] = np.int32((np.int32(arena[at]) << 16) | (np.int32(arena[after]) << 24))
     scale: np.float32 = bits.view(np.float32)[0]
     return scale
 
 
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
 def _products(
-    queries: _Array, keys: _Array, first: int, run: int, tile: _Array, at: int, scale: float
+    queries: _Array, keys: _Array, row: int, run: int, tile: _Array, at: int, scale: float
 ) -> None:
-    """Scaled products of `queries [G, D]` and `run` keys from float `first` on, to `tile`."""
+    """Scaled products of `queries [G, D]` and `run` keys from `row` on, to `tile[:, at ...]`."""
     group, size = queries.shape
     fours = run - run % 4
     for g in range(group):
         for n in range(0, fours, 4):
-            k0 = first + n * size
-            k1, k2, k3 = k0 + size, k0 + 2 * size, k0 + 3 * size
+            r = row + n
             s0 = s1 = s2 = s3 = np.float32(0.0)
             for d in range(size):
-                s0 += queries[g, d] * keys[k0 + d]
-                s1 += queries[g, d] * keys[k1 + d]
-                s2 += queries[g, d] * keys[k2 + d]
-                s3 += queries[g, d] * keys[k3 + d]
+                s0 += queries[g, d] * keys[r, d]
+                s1 += queries[g, d] * keys[r + 1, d]
+                s2 += queries[g, d] * keys[r + 2, d]
+                s3 += queries[g, d] * keys[r + 3, d]
             tile[g, at + n] = s0 * scale
             tile[g, at + n + 1] = s1 * scale
             tile[g, at + n + 2] = s2 * scale
@@ -407,7 +430,7 @@ def _products(
         for n in range(fours, run):
             total = np.float32(0.0)
             for d in range(size):
-                total += queries[g, d] * keys[first + n * size + d]
+                total += queries[g, d] * keys[row + n, d]
             tile[g, at + n] = total * scale
 
 
@@ -472,24 +495,23 @@ def _exp2(
 
 
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
-def _mix(tile: _Array, at: int, values: _Array, first: int, run: int, mixed: _Array) -> None:
-    """Add `run` values from float `first` on, weighted by `tile[:, at ...]`, four at a time."""
+def _mix(tile: _Array, at: int, values: _Array, row: int, run: int, mixed: _Array) -> None:
+    """Add `run` values from `row` on, weighted by `tile[:, at ...]`, to `mixed`, four at a time."""
     group, size = mixed.shape
     fours = run - run % 4
     for g in range(group):
         for n in range(0, fours, 4):
-            v0 = first + n * size
-            v1, v2, v3 = v0 + size, v0 + 2 * size, v0 + 3 * size
+            r = row + n
             w0, w1 = tile[g, at + n], tile[g, at + n + 1]
             w2, w3 = tile[g, at + n + 2], tile[g, at + n + 3]
             for d in range(size):
-                mixed[g, d] += (w0 * values[v0 + d] + w1 * values[v1 + d]) + (
-                    w2 * values[v2 + d] + w3 * values[v3 + d]
+                mixed[g, d] += (w0 * values[r, d] + w1 * values[r + 1, d]) + (
+                    w2 * values[r + 2, d] + w3 * values[r + 3, d]
                 )
         for n in range(fours, run):
             weight = tile[g, at + n]
             for d in range(size):
-                mixed[g, d] += weight * values[first + n * size + d]
+                mixed[g, d] += weight * values[row + n, d]
 
 
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
