@@ -51,7 +51,7 @@ class Lookback(Competing):
     distance: int = tokens(128, least=1)
     recent: int = tokens(192)
     late_share: float = ratio(0.3)
-    queries: int = tokens(1024, least=1)
+    queries: int = tokens(256, least=1)
     generated_window: int = tokens(0)
 
     def profile_request(self, tokens: int, shape: LayerShape) -> ProfileRequest | None:
