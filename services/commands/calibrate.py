@@ -14,7 +14,8 @@ from services.runtime.options import ModelOptions
 def calibrate(**values: object) -> None:
     """Measure a model's retrieval heads and query directions, and keep them for prefill.
 
-    Prefill does so by itself at the first request that needs them.
+    Prefill does so by itself: for its default policy before it serves, for others at the
+    first request that needs them.
     """
     from kvstore.errors import KVStoreError
     from services.prefill.calibration.artefacts import Artefact

@@ -11,27 +11,9 @@ from collections.abc import Sequence
 import torch
 
 from kvstore.pool.resident import ResidentBatch
+from services.decode.step import BatchAttention
 from services.runtime.attention import forward
 from services.runtime.model import ServedModel
-
-
-class ResidentAttention:
-    """An `AttentionHook` over a resident batch."""
-
-    def __init__(self, resident: ResidentBatch) -> None:
-        self._resident = resident
-
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
-        """`q [1, HQ, B, D]`, `k`, `v [1, H, B, D]`; returns `[1, B, HQ, D]`."""
-        return self._resident.attend(layer, q[0], k[0], v[0], scale, sliding_window)[None]
 
 
 class CapturedStep:
@@ -46,7 +28,7 @@ class CapturedStep:
         device = served.model.device
         self._served = served
         self._resident = resident
-        self._hook = ResidentAttention(resident)
+        self._hook = BatchAttention(resident)
         self._classes = served.tokenizer.classes.to(device)
         self._every = torch.arange(resident.places, device=device)
         self._graph: torch.cuda.CUDAGraph | None = None

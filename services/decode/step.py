@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,11 +13,14 @@ from kvstore.pool import BatchStep, OpenBlock, PagePool, Piece, SequencePages, p
 from services.runtime.attention import forward
 from services.runtime.model import ServedModel
 
+if TYPE_CHECKING:
+    from kvstore.pool.resident import ResidentBatch
+
 
 class BatchAttention:
     """An `AttentionHook` over a batch's pages; the fed tokens of all sequences are one row."""
 
-    def __init__(self, step: BatchStep) -> None:
+    def __init__(self, step: BatchStep | ResidentBatch) -> None:
         self._step = step
 
     def attend(
