@@ -9,7 +9,7 @@ import torch
 from benchmarks.gpu.sizes import Sizes
 from kvstore.codecs import MODEL_ROWS, ElementCodec, RowCodec, RowCoding, RowLayout
 from kvstore.kernels.device_batch import DeviceBatch
-from kvstore.kernels.retain.kernel import FreePages
+from kvstore.kernels.retain.free_pages import FreePages
 from kvstore.kernels.row_pages import PageDivision, RowPages
 from kvstore.rule_table import full_rules, rule_words
 

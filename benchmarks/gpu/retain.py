@@ -13,7 +13,8 @@ from benchmarks.gpu.pool import Pool, fill
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.timing import Timer
 from kvstore.kernels.device_batch import DeviceScratch
-from kvstore.kernels.retain.kernel import FreePages, retain
+from kvstore.kernels.retain.free_pages import FreePages
+from kvstore.kernels.retain.kernel import retain
 from kvstore.rule_table import encode, full_rules, may_evict, needs_scores, rule_words
 from kvstore.rules import RetentionRule, ScoreUpdate, TokenClass
 

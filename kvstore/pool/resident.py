@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from kvstore.codecs import RowCodec
 from kvstore.codecs.rotation import rotate
 from kvstore.kernels.device_batch import DeviceBatch, DeviceScratch
-from kvstore.kernels.ragged_attention.kernel import attend_on_device, line_ends
-from kvstore.kernels.retain.kernel import FreePages, retain
+from kvstore.kernels.ragged_attention.kernel import attend_on_device
+from kvstore.kernels.ragged_attention.line_ends import line_ends
+from kvstore.kernels.retain.free_pages import FreePages
+from kvstore.kernels.retain.kernel import retain
 from kvstore.pool.claim import Claim
 from kvstore.pool.pages import PagePool
 from kvstore.pool.reservation import PageCount

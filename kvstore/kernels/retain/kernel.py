@@ -13,38 +13,25 @@ Where the host keeps the accounts of pages, the same program runs in two halves,
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import torch
 import triton
 import triton.language as tl
 from numpy.typing import NDArray
 
-from kvstore.kernels.coded_rows import INT4, MODEL, page_options, store_coded
+from kvstore.kernels.coded_rows import page_options
 from kvstore.kernels.device_batch import DeviceBatch, DeviceScratch
 from kvstore.kernels.flat_rows import flat_rows
 from kvstore.kernels.paged_batch import PagedBatch, StepScratch
-from kvstore.rule_table import RULE_DTYPE, SCORE_DECAYED, SCORE_SUM
-
-_FIELDS = {name: int(at[1]) for name, at in (RULE_DTYPE.fields or {}).items()}
-_RULE_WORDS = tl.constexpr(RULE_DTYPE.itemsize // 8)
-_HORIZON = tl.constexpr(_FIELDS["horizon"] // 8)
-_SINKS = tl.constexpr(_FIELDS["sinks"] // 8)
-_WINDOW = tl.constexpr(_FIELDS["window"] // 8)
-_FLOOR_ROWS = tl.constexpr(_FIELDS["floor_rows"] // 8)
-_GENERATED_FROM = tl.constexpr(_FIELDS["generated_from"] // 8)
-_GENERATED_WINDOW = tl.constexpr(_FIELDS["generated_window"] // 8)
-_BUDGET_ROWS = tl.constexpr(_FIELDS["budget_rows"] // 8)
-_BUDGET_RATIO = tl.constexpr(_FIELDS["budget_ratio"] // 8)
-_SCORE_DECAY = tl.constexpr(_FIELDS["score_decay"] // 8)
-# the four single bytes share a word
-_BYTES = tl.constexpr(_FIELDS["full"] // 8)
-_BEYOND_SHIFT = tl.constexpr(8 * (_FIELDS["budget_beyond"] % 8))
-_PROTECTED_SHIFT = tl.constexpr(8 * (_FIELDS["protected"] % 8))
-_UPDATE_SHIFT = tl.constexpr(8 * (_FIELDS["score_update"] % 8))
-_SUM = tl.constexpr(SCORE_SUM)
-_DECAYED = tl.constexpr(SCORE_DECAYED)
+from kvstore.kernels.retain.decision import (
+    RULE_WORDS,
+    budget_of,
+    decide_rows,
+    may_lose,
+    positions_of,
+)
+from kvstore.kernels.retain.free_pages import FreePages, give_back_pages, take_pages
+from kvstore.kernels.retain.moves import arriving_rows, list_moves, place_rows
 
 # batches and pools of any size share their compiled form
 _VARYING = [
@@ -58,35 +45,6 @@ _VARYING = [
 ]
 _ROW_TILE = 1024
 _MOVE_TILE = 16
-# up to so many rows that lose their rank are found by a scan each
-_FEW = tl.constexpr(8)
-# below every rank, and above every one
-_LOWEST = tl.constexpr(-(2**63))
-_HIGHEST = tl.constexpr(2**63 - 1)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class FreePages:
-    """Pages nobody holds, a queue on the device.
-
-    They are the entries `taken` to `returned` − 1 of `ring` int32 `[pages]`, taken round; both
-    counters (int64 `[1]`) only grow. Pages given back by a launch can be taken from the next one
-    on. The caller's reservations see to it that there are enough. Should they not, `exhausted`
-    int32 `[1]` becomes 1, the head that asked stays as it was, and the queue is not fit for use.
-    """
-
-    ring: torch.Tensor
-    taken: torch.Tensor
-    returned: torch.Tensor
-    exhausted: torch.Tensor
-
-    @classmethod
-    def of(cls, pages: int, free: torch.Tensor) -> FreePages:
-        """A pool of so many pages, of which `free` int32 are taken first to last."""
-        ring = free.new_full((pages,), -1)
-        ring[: free.numel()] = free
-        none = torch.zeros(1, dtype=torch.int64, device=free.device)
-        return cls(ring, none, none + free.numel(), none.to(torch.int32))
 
 
 def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
@@ -165,8 +123,8 @@ def _launch(
         scratch.stays,
         moves.view(torch.int32),
         moves,
-        *(nothing if free is None else _queue(free[0])),
-        *(nothing if free is None else _queue(free[1])),
+        *(nothing if free is None else free[0].arguments()),
+        *(nothing if free is None else free[1].arguments()),
         **page_options(batch.store.division),
         MARK_ROWS=batch.mark_rows,
         WEIGHTED=any(batch.weighted_layers),
@@ -181,302 +139,6 @@ def _launch(
         BLOCK_K=_MOVE_TILE,
         num_warps=4,
     )
-
-
-def _queue(free: FreePages) -> tuple[torch.Tensor | int, ...]:
-    # what is given back meanwhile cannot be taken yet
-    fence = free.returned.clone()
-    return free.ring, free.ring.numel(), free.taken, free.returned, fence, free.exhausted
-
-
-@triton.jit
-def _rank(score: tl.tensor, position: tl.tensor) -> tl.tensor:
-    """Int64s in the order of scores, of equal ones the later position first; all different."""
-    # −0 is as much as 0
-    bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (ordered.to(tl.int64) << 32) | (2147483647 - position).to(tl.int64)
-
-
-@triton.jit
-def _positions_of(
-    mark_table: tl.tensor,
-    positions: tl.tensor,
-    row: tl.tensor,
-    held: tl.tensor,
-    length: tl.tensor,
-    MARK_ROWS: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
-    """Positions of rows `[0, R + m)`, int32, and where the held ones' marks lie."""
-    mark = flat_rows(mark_table, row, row < held, MARK_ROWS)
-    old = tl.load(positions + mark, mask=row < held, other=0)
-    return tl.where(row < held, old, (length + row - held).to(tl.int32)), mark
-
-
-@triton.jit
-def _last_loser(
-    ranks: tl.tensor, total: tl.tensor, losers: tl.tensor, BLOCK_R: tl.constexpr
-) -> tl.tensor:
-    """The rank up to which exactly `losers` rows are; below all if there are none."""
-    low = tl.full([], _LOWEST, tl.int64)
-    if losers <= _FEW:
-        found = 0
-        while found < losers:
-            least = tl.full([], _HIGHEST, tl.int64)
-            for first in range(0, total, BLOCK_R):
-                row = first + tl.arange(0, BLOCK_R)
-                rank = tl.load(ranks + row, mask=row < total, other=_HIGHEST)
-                least = tl.minimum(least, tl.min(tl.where(rank > low, rank, _HIGHEST), 0))
-            low = least
-            found += 1
-    else:
-        high = tl.full([], _HIGHEST, tl.int64)
-        while low < high:
-            # the mean, rounded down, without overflow
-            middle = (low >> 1) + (high >> 1) + (low & high & 1)
-            below = 0
-            for first in range(0, total, BLOCK_R):
-                row = first + tl.arange(0, BLOCK_R)
-                rank = tl.load(ranks + row, mask=row < total, other=_HIGHEST)
-                below += tl.sum((rank <= middle).to(tl.int32), 0)
-            if below >= losers:
-                high = middle
-            else:
-                low = middle + 1
-    return low
-
-
-@triton.jit
-def _budget(rule: tl.tensor, seen: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
-    """Rows that the rule keeps by score, and whether it has scores at all."""
-    full = (tl.load(rule + _BYTES) & 0xFF) != 0
-    ratio = tl.load(rule + _BUDGET_RATIO).to(tl.float64, bitcast=True)
-    # the margin is RATIO_ROUNDING of the rules
-    share = tl.ceil(ratio * seen.to(tl.float64) - 1e-9).to(tl.int64)
-    rows = tl.load(rule + _BUDGET_ROWS)
-    # a share of few tokens rounds to none, and scores grow all the same
-    return tl.maximum(rows, share), (full == 0) & ((rows > 0) | (ratio > 0.0))
-
-
-@triton.jit
-def _decide(
-    rule: tl.tensor,
-    mark_table: tl.tensor,
-    positions: tl.tensor,
-    scores: tl.tensor,
-    flags: tl.tensor,
-    new_flags: tl.tensor,
-    grown: tl.tensor,
-    stays: tl.tensor,
-    ranks: tl.tensor,
-    held: tl.tensor,
-    fed: tl.tensor,
-    length: tl.tensor,
-    scored: tl.tensor,
-    budget: tl.tensor,
-    MARK_ROWS: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
-    """Write `stays` and the new scores to `grown`; how many rows stay, and how many are new.
-
-    `length` is from before the step; `new_flags`, `grown`, `stays` and `ranks` begin at
-    this head's own.
-    """
-    total, seen = held + fed, length + fed
-    single = tl.load(rule + _BYTES)
-    full = (single & 0xFF).to(tl.int32)
-    beyond = ((single >> _BEYOND_SHIFT) & 0xFF).to(tl.int32)
-    protected = ((single >> _PROTECTED_SHIFT) & 0xFF).to(tl.int32)
-    update = ((single >> _UPDATE_SHIFT) & 0xFF).to(tl.int32)
-    sinks = tl.load(rule + _SINKS)
-    recent = tl.maximum(tl.load(rule + _WINDOW), tl.load(rule + _FLOOR_ROWS) - sinks)
-    generated_window = tl.load(rule + _GENERATED_WINDOW)
-    generated = tl.maximum(tl.load(rule + _GENERATED_FROM), seen - generated_window)
-    generated = tl.where(generated_window > 0, generated, seen)
-    decay = tl.full([], 1.0, tl.float64)
-    if update == _DECAYED:
-        once = tl.load(rule + _SCORE_DECAY).to(tl.float64, bitcast=True)
-        for _ in range(fed):
-            decay *= once
-    adds = (update == _DECAYED) | (update == _SUM)
-    clauses = 0
-    for first in range(0, total, BLOCK_R):
-        row = first + tl.arange(0, BLOCK_R)
-        position, mark = _positions_of(mark_table, positions, row, held, length, MARK_ROWS)
-        old_flag = tl.load(flags + mark, mask=row < held, other=0)
-        arrives = (row >= held) & (row < total)
-        new_flag = tl.load(new_flags + row - held, mask=arrives, other=0)
-        protects = ((old_flag | new_flag).to(tl.int32) & protected) != 0
-        kept = (position > seen - 1 - recent) | (position < sinks) | (position >= generated)
-        kept = (kept | protects).to(tl.int32) | full
-        kept = tl.where(row < total, kept, 0)
-        clauses += tl.sum(kept, 0)
-        tl.store(stays + row, kept.to(tl.uint8), mask=row < total)
-        if scored:
-            got = tl.load(grown + row, mask=row < total, other=0.0)
-            old_score = tl.load(scores + mark, mask=row < held, other=0.0)
-            got = tl.where(adds, got, 0.0) + decay.to(tl.float32) * old_score
-            tl.store(grown + row, got, mask=row < total)
-            # rows that do not compete for the budget rank above all that do
-            rank = tl.where(kept * beyond == 0, _rank(got, position), _HIGHEST)
-            tl.store(ranks + row, rank, mask=row < total)
-    tl.debug_barrier()
-    threshold = tl.full([], _HIGHEST, tl.int64)
-    if scored:
-        losers = tl.where(beyond != 0, total - clauses, total) - budget
-        threshold = _last_loser(ranks, total, losers, BLOCK_R)
-    horizon = tl.load(rule + _HORIZON)
-    oldest = tl.where(horizon > 0, seen - horizon, 0)
-    staying, arriving = 0, 0
-    for first in range(0, total, BLOCK_R):
-        row = first + tl.arange(0, BLOCK_R)
-        position, _ = _positions_of(mark_table, positions, row, held, length, MARK_ROWS)
-        kept = tl.load(stays + row, mask=row < total, other=0) != 0
-        if scored:
-            kept = kept | (tl.load(ranks + row, mask=row < total, other=0) > threshold)
-        kept = kept & (position >= oldest) & (row < total)
-        staying += tl.sum(kept.to(tl.int32), 0)
-        arriving += tl.sum((kept & (row >= held)).to(tl.int32), 0)
-        tl.store(stays + row, kept.to(tl.uint8), mask=row < total)
-    tl.debug_barrier()
-    return staying, arriving
-
-
-@triton.jit
-def _list_moves(
-    stays: tl.tensor,
-    moves: tl.tensor,
-    held: tl.tensor,
-    total: tl.tensor,
-    after: tl.tensor,
-    arriving: tl.tensor,
-    BLOCK_R: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
-    """Slots to fill, ascending, and rows for them: arrivals, then those in slots from `after` on.
-
-    How many rows move, and how many slots are listed. If rows move to more slots than were holes,
-    the others follow slot R − 1; if to fewer, only holes below `after` are filled.
-    """
-    holes, placed, tail = 0, 0, 0
-    for first in range(0, total, BLOCK_R):
-        row = first + tl.arange(0, BLOCK_R)
-        kept = (tl.load(stays + row, mask=row < total, other=0) != 0).to(tl.int32)
-        hole = (row < held).to(tl.int32) * (1 - kept)
-        tl.store(moves + 2 * (holes + tl.cumsum(hole, 0) - hole), row, mask=hole != 0)
-        holes += tl.sum(hole, 0)
-        new = (row >= held).to(tl.int32) * kept
-        tl.store(moves + 2 * (placed + tl.cumsum(new, 0) - new) + 1, row, mask=new != 0)
-        placed += tl.sum(new, 0)
-        old = ((row < held) & (row >= after)).to(tl.int32) * kept
-        rank = arriving + tail + tl.cumsum(old, 0) - old
-        tl.store(moves + 2 * rank + 1, row, mask=old != 0)
-        tail += tl.sum(old, 0)
-    tl.debug_barrier()
-    return arriving + tail, holes
-
-
-@triton.jit
-def _take_pages(
-    table: tl.tensor,
-    have: tl.tensor,
-    need: tl.tensor,
-    ring: tl.tensor,
-    capacity: int,
-    taken: tl.tensor,
-    fence: tl.tensor,
-    exhausted: tl.tensor,
-) -> tl.tensor:
-    """Extend a head's table to `need` pages; 1, or 0 if there are not so many."""
-    enough = 1
-    if need > have:
-        first = tl.atomic_add(taken, (need - have).to(tl.int64))
-        if first + need - have > tl.load(fence):
-            tl.store(exhausted, 1)
-            enough = 0
-        else:
-            for page in range(have, need):
-                tl.store(table + page, tl.load(ring + (first + page - have) % capacity))
-    return enough
-
-
-@triton.jit
-def _give_back_pages(
-    table: tl.tensor,
-    have: tl.tensor,
-    need: tl.tensor,
-    ring: tl.tensor,
-    capacity: int,
-    returned: tl.tensor,
-) -> None:
-    """Shorten a head's table to `need` pages."""
-    if have > need:
-        first = tl.atomic_add(returned, (have - need).to(tl.int64))
-        for page in range(need, have):
-            tl.store(ring + (first + page - need) % capacity, tl.load(table + page))
-
-
-@triton.jit
-def _arriving(
-    stays: tl.tensor, held: tl.tensor, total: tl.tensor, BLOCK_R: tl.constexpr
-) -> tl.tensor:
-    """How many of the rows from `held` on stay."""
-    arriving = 0
-    for first in range(held, total, BLOCK_R):
-        row = first + tl.arange(0, BLOCK_R)
-        kept = tl.load(stays + row, mask=row < total, other=0) != 0
-        arriving += tl.sum(kept.to(tl.int32), 0)
-    return arriving
-
-
-@triton.jit
-def _place_rows(
-    elements: tl.tensor,
-    arena: tl.tensor,
-    fed_rows: tl.tensor,
-    into: tl.tensor,
-    stored: tl.tensor,
-    given: tl.tensor,
-    new: tl.tensor,
-    old: tl.tensor,
-    CODEC: tl.constexpr,
-    WIDTH: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-) -> None:
-    """Write rows at `into`: `old` ones as they are `stored`, `new` ones coded from `given` on."""
-    size = tl.arange(0, BLOCK_D)[None, :]
-    is_new = new[:, None] & (size < D)
-    if CODEC == MODEL:
-        is_old = old[:, None] & (size < D)
-        kept = tl.load(elements + stored[:, None] + size, mask=is_old, other=0.0)
-        fresh = tl.load(fed_rows + given[:, None] + size, mask=is_new, other=0.0)
-        target = elements + into[:, None] + size
-        tl.store(target, tl.where(is_new, fresh, kept), mask=is_new | is_old)
-    else:
-        byte = tl.arange(0, BLOCK_W)[None, :]
-        is_old = old[:, None] & (byte < WIDTH)
-        kept = tl.load(arena + stored[:, None] + byte, mask=is_old, other=0)
-        tl.store(arena + into[:, None] + byte, kept, mask=is_old)
-        if CODEC == INT4:
-            HALF: tl.constexpr = (D + 1) // 2
-            half = tl.arange(0, BLOCK_H)[None, :]
-            low = tl.load(
-                fed_rows + given[:, None] + half, mask=new[:, None] & (half < HALF), other=0.0
-            )
-            high = tl.load(
-                fed_rows + given[:, None] + HALF + half,
-                mask=new[:, None] & (half + HALF < D),
-                other=0.0,
-            )
-            store_coded(
-                arena, into, low.to(tl.float32), high.to(tl.float32), new, CODEC, D, BLOCK_H
-            )
-        else:
-            fresh = tl.load(fed_rows + given[:, None] + size, mask=is_new, other=0.0)
-            exact = fresh.to(tl.float32)
-            store_coded(arena, into, exact, exact, new, CODEC, D, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -548,19 +210,18 @@ def _retain(
     b, layer, h = entry // (layers * heads), entry // heads % layers, entry % heads
     if h < tl.load(kv_heads + layer):
         place = entry.to(tl.int64)
-        rule = rules + place * _RULE_WORDS
+        rule = rules + place * RULE_WORDS
         table, mark_table = pages + place * table_pages, marks + place * mark_pages
         held, length = tl.load(rows + place), tl.load(lengths + b).to(tl.int64)
         fed, cell = tl.load(before + b) + tl.load(counts + b), tl.load(cells + b)
         total = held + fed
-        full = (tl.load(rule + _BYTES) & 0xFF) != 0
-        bounded = (full == 0) | (tl.load(rule + _HORIZON) > 0)
-        budget, scored = _budget(rule, length + fed)
+        bounded = may_lose(rule)
+        budget, scored = budget_of(rule, length + fed)
         start = tl.load(starts + place).to(tl.int64)
         after, arriving = total, fed
         if DECIDES:
             if bounded:
-                after, arriving = _decide(
+                after, arriving = decide_rows(
                     rule,
                     mark_table,
                     positions,
@@ -581,18 +242,18 @@ def _retain(
         else:
             after = tl.load(rows_after + place)
             if bounded:
-                arriving = _arriving(stays + start, held, total, BLOCK_R)
+                arriving = arriving_rows(stays + start, held, total, BLOCK_R)
         if CARRIES:
             is_marked = tl.load(marked + place).to(tl.int32) != 0
             moving, listed, has_list = arriving, 0, 0
             if bounded & (after < total):
                 has_list = 1
-                moving, listed = _list_moves(
+                moving, listed = list_moves(
                     stays + start, moves + 2 * start, held, total, after, arriving, BLOCK_R
                 )
             if TAKES:
                 have, need = tl.cdiv(held, PAGE_ROWS), tl.cdiv(after, PAGE_ROWS)
-                enough = _take_pages(
+                enough = take_pages(
                     table,
                     have,
                     need,
@@ -603,7 +264,7 @@ def _retain(
                     pages_exhausted,
                 )
                 if is_marked:
-                    enough *= _take_pages(
+                    enough *= take_pages(
                         mark_table,
                         tl.cdiv(held, MARK_ROWS),
                         tl.cdiv(after, MARK_ROWS),
@@ -630,7 +291,7 @@ def _retain(
                 old_page = tl.load(table + source // PAGE_ROWS, mask=old, other=0).to(tl.int64)
                 into, stored = target % PAGE_ROWS, source % PAGE_ROWS
                 given = fed_row + (source - held) * D
-                _place_rows(
+                place_rows(
                     elements,
                     arena,
                     new_keys,
@@ -646,7 +307,7 @@ def _retain(
                     BLOCK_H,
                     BLOCK_W,
                 )
-                _place_rows(
+                place_rows(
                     elements,
                     arena,
                     new_values,
@@ -664,7 +325,7 @@ def _retain(
                 )
                 if is_marked:
                     to = flat_rows(mark_table, target, valid, MARK_ROWS)
-                    position, mark = _positions_of(
+                    position, mark = positions_of(
                         mark_table, positions, source, held, length, MARK_ROWS
                     )
                     tl.store(positions + to, position, mask=valid)
@@ -687,7 +348,7 @@ def _retain(
                     grown = tl.load(received + start + row, mask=here, other=0.0)
                     tl.store(scores + mark, grown, mask=here & kept)
             if TAKES:
-                _give_back_pages(
+                give_back_pages(
                     table,
                     tl.cdiv(held, PAGE_ROWS),
                     tl.cdiv(after, PAGE_ROWS),
@@ -696,7 +357,7 @@ def _retain(
                     pages_returned,
                 )
                 if is_marked:
-                    _give_back_pages(
+                    give_back_pages(
                         mark_table,
                         tl.cdiv(held, MARK_ROWS),
                         tl.cdiv(after, MARK_ROWS),

@@ -23,6 +23,7 @@ from kvstore.kernels.column_peak import kernel as column_peak
 from kvstore.kernels.compact import kernel as compact
 from kvstore.kernels.paged_batch import PagedBatch, StepScratch
 from kvstore.kernels.ragged_attention import kernel as ragged_attention
+from kvstore.kernels.ragged_attention.line_ends import line_ends
 from kvstore.kernels.retain import kernel as retain
 from kvstore.pool import BatchStep, PageCount, PagePool
 from kvstore.rule_table import encode
@@ -105,7 +106,7 @@ def launch_all_of(codec: RowCodec, tokens: int, window: int | None) -> None:
     batch, scratch = a_batch(codec, tokens, window)
     q = rows_of(tokens, HEADS * GROUP)
     ragged_attention.attend(q, batch, 0, scratch, 0.1, window)
-    ragged_attention.line_ends(batch.on_device.rows, batch.on_device.ends)
+    line_ends(batch.on_device.rows, batch.on_device.ends)
     free = retain.FreePages.of(9, torch.arange(5, dtype=torch.int32))
     retain.retain(batch.on_device, scratch.on_device, free, free)
     retain.carry(batch, scratch, retain.decide(batch, scratch))

@@ -26,6 +26,7 @@ from tests.kvstore.kernels.ragged_attention.batches import (
 )
 
 kernel = pytest.importorskip("kvstore.kernels.ragged_attention.kernel")
+line_ends = pytest.importorskip("kvstore.kernels.ragged_attention.line_ends").line_ends
 
 # heads empty, one row, and sizes around pages, tiles and chunks
 SHORT = ((0, 1, 20, 70), (33, 16, 0, 0))
@@ -203,6 +204,6 @@ def _sizes(sequence: Fed) -> list[int]:
 def test_line_ends_are_prefix_sums(device: torch.device) -> None:
     rows = torch.randint(0, 50, (400, 2, 3), dtype=torch.int32)
     ends = torch.empty(2, 1200, dtype=torch.int32, device=device)
-    kernel.line_ends(rows.to(device), ends)
+    line_ends(rows.to(device), ends)
     expected = [rows[:, n].flatten().cumsum(0) for n in (0, 1)]
     assert torch.equal(ends.cpu(), torch.stack(expected).int())

@@ -10,7 +10,8 @@ import torch
 
 from kvstore.codecs import MODEL_ROWS, RowCodec, RowCoding, decode_rows, encode_rows
 from kvstore.kernels.device_batch import DeviceBatch, DeviceScratch
-from kvstore.kernels.retain import kernel
+from kvstore.kernels.retain.free_pages import FreePages
+from kvstore.kernels.retain.kernel import retain
 from kvstore.kernels.row_pages import PageDivision, RowPages
 from kvstore.rule_table import encode, full_rules, may_evict, needs_scores, rule_words
 from kvstore.rules import RetentionRule
@@ -71,7 +72,7 @@ class DevicePool:
             self.rules[place] = encode(rules[b][layer][h])
             self._fill(place, lengths[b], free)
         self.free_pages, self.free_marks = (
-            kernel.FreePages.of(POOL_PAGES, torch.tensor(left, dtype=torch.int32, device=device))
+            FreePages.of(POOL_PAGES, torch.tensor(left, dtype=torch.int32, device=device))
             for left in free
         )
 
@@ -216,7 +217,7 @@ class DevicePool:
             torch.full((total,), 77, dtype=torch.uint8, device=here),
             (True,) * layers,
         )
-        kernel.retain(batch, scratch, self.free_pages, self.free_marks)
+        retain(batch, scratch, self.free_pages, self.free_marks)
         self.lengths = [length + new.fed for length in self.lengths]
 
 

@@ -1,0 +1,186 @@
+"""Attention of one chunk of the line: a piece for each head that it touches."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kvstore.kernels.ragged_attention.tiles import (
+    HIDDEN,
+    VARYING,
+    chunk_rows,
+    first_head,
+    held_logits,
+    marked_logits,
+    mixed_values,
+    query_tile,
+)
+
+
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=["ends"])
+def attend_chunk(
+    q: tl.tensor,
+    q_token: int,
+    q_head: int,
+    q_size: int,
+    new_keys: tl.tensor,
+    new_values: tl.tensor,
+    cells: tl.tensor,
+    before: tl.tensor,
+    counts: tl.tensor,
+    first_queries: tl.tensor,
+    cell_count: int,
+    elements: tl.tensor,
+    arena: tl.tensor,
+    pages: tl.tensor,
+    table_pages: int,
+    marks: tl.tensor,
+    mark_pages: int,
+    marked: tl.tensor,
+    weighted: tl.tensor,
+    positions: tl.tensor,
+    log_weights: tl.tensor,
+    lengths: tl.tensor,
+    rows: tl.tensor,
+    ends: tl.tensor,
+    count: int,
+    layer: int,
+    layers: int,
+    heads: int,
+    piece_queries: int,
+    scale: float,
+    window: int,
+    maxima: tl.tensor,
+    sums: tl.tensor,
+    mixed: tl.tensor,
+    totals: tl.tensor,
+    saved_logits: tl.tensor,
+    scored: tl.tensor,
+    KEY_CODEC: tl.constexpr,
+    KEY_PAGE: tl.constexpr,
+    KEY_WIDTH: tl.constexpr,
+    VALUE_CODEC: tl.constexpr,
+    VALUE_PAGE: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    VALUE_FIRST: tl.constexpr,
+    PAGE_ROWS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    MARK_ROWS: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    SCORED: tl.constexpr,
+    SINGLE: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> None:
+    """Program (chunk, query tile). Piece `chunk + head`: each later one is of a later of both."""
+    chunk = tl.program_id(0)
+    query = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    size = tl.arange(0, BLOCK_D)
+    share = chunk_rows(ends, count, CHUNKS, BLOCK_N)
+    row = chunk * share
+    last = tl.minimum(row + share, tl.load(ends + count - 1))
+    head = 0
+    if row < last:
+        head = first_head(ends, count, row)
+    while row < last:
+        end = tl.load(ends + head)
+        if end > row:
+            stop = tl.minimum(last, end)
+            b, h = head // heads, head % heads
+            fed = tl.load(counts + b)
+            # longer blocks of others have more tiles of queries
+            if tl.program_id(1) * BLOCK_M < GROUP * fed:
+                place = (tl.cast(b, tl.int64) * layers + layer) * heads + h
+                begin = end - tl.load(rows + place)
+                known = query < GROUP * fed
+                first_query = tl.load(first_queries + b)
+                queries = query_tile(
+                    q, q_token, q_head, q_size, first_query, h, query, fed, GROUP, D, BLOCK_D
+                )
+                own = query % fed + tl.load(before + b)
+                if WINDOWED:
+                    own = own + tl.load(lengths + b).to(tl.int32)
+                is_marked, is_weighted = False, False
+                if WINDOWED or WEIGHTED:
+                    is_marked = tl.load(marked + place).to(tl.int32) != 0
+                    is_weighted = tl.load(weighted + place).to(tl.int32) != 0
+                wants_scores = False
+                if SCORED:
+                    wants_scores = tl.load(scored + place) != 0
+                top = tl.full([BLOCK_M], HIDDEN, tl.float32)
+                total = tl.zeros([BLOCK_M], tl.float32)
+                result = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+                for at in range(row, stop, BLOCK_N):
+                    line = at + tl.arange(0, BLOCK_N)
+                    valid = line < stop
+                    slot = line - begin
+                    page = tl.load(
+                        pages + place * table_pages + slot // PAGE_ROWS, mask=valid, other=0
+                    ).to(tl.int64)
+                    in_page = slot % PAGE_ROWS
+                    logits = held_logits(
+                        queries,
+                        elements,
+                        arena,
+                        page,
+                        in_page,
+                        valid,
+                        KEY_CODEC,
+                        KEY_PAGE,
+                        KEY_WIDTH,
+                        D,
+                        BLOCK_D,
+                    )
+                    logits = marked_logits(
+                        logits * scale,
+                        valid,
+                        slot,
+                        own,
+                        is_marked,
+                        is_weighted,
+                        marks + place * mark_pages,
+                        positions,
+                        log_weights,
+                        window,
+                        WINDOWED,
+                        WEIGHTED,
+                        MARK_ROWS,
+                    )
+                    if SCORED and SINGLE:
+                        if wants_scores:
+                            saved = line[None, :].to(tl.int64) * GROUP + query[:, None]
+                            tl.store(
+                                saved_logits + saved, logits, mask=known[:, None] & valid[None, :]
+                            )
+                    above = tl.maximum(top, tl.max(logits, 1))
+                    weights = tl.exp2(logits - above[:, None])
+                    fade = tl.exp2(top - above)
+                    total = total * fade + tl.sum(weights, 1)
+                    result *= fade[:, None]
+                    result += mixed_values(
+                        weights,
+                        elements,
+                        arena,
+                        page,
+                        in_page,
+                        valid,
+                        VALUE_CODEC,
+                        VALUE_PAGE,
+                        VALUE_WIDTH,
+                        VALUE_FIRST,
+                        D,
+                        BLOCK_D,
+                    )
+                    top = above
+                piece = (chunk + head).to(tl.int64) * piece_queries + query
+                tl.store(maxima + piece, top, mask=known)
+                tl.store(sums + piece, total, mask=known)
+                wanted = known[:, None] & (size[None, :] < D)
+                tl.store(mixed + piece[:, None] * D + size[None, :], result, mask=wanted)
+            row = stop
+        head += 1

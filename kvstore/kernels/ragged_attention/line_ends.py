@@ -1,0 +1,37 @@
+"""Where each head's rows end in its layer's line, found on the device."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+
+def line_ends(rows: torch.Tensor, ends: torch.Tensor) -> None:
+    """Write where each head's rows end in its layer's line, `ends` int32 `[L, B · H]`.
+
+    `rows` int32 `[B, L, H]`; once a step.
+    """
+    _, layers, heads = rows.shape
+    _line_ends[(layers,)](ends, rows, layers, heads, ends.shape[1], BLOCK=1024)
+
+
+@triton.jit
+def _line_ends(
+    ends: tl.tensor,
+    rows: tl.tensor,
+    layers: int,
+    heads: int,
+    count: int,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Program (layer)."""
+    layer = tl.program_id(0)
+    before = 0
+    for first in range(0, count, BLOCK):
+        line = first + tl.arange(0, BLOCK)
+        valid = line < count
+        place = (line // heads * layers + layer) * heads + line % heads
+        held = tl.load(rows + place, mask=valid, other=0)
+        tl.store(ends + layer * count + line, before + tl.cumsum(held, 0), mask=valid)
+        before += tl.sum(held, 0)

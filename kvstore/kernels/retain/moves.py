@@ -1,0 +1,105 @@
+"""Where rows that stay move to, and their coding: device functions of the retain kernel."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kvstore.kernels.coded_rows import INT4, MODEL, store_coded
+
+
+@triton.jit
+def list_moves(
+    stays: tl.tensor,
+    moves: tl.tensor,
+    held: tl.tensor,
+    total: tl.tensor,
+    after: tl.tensor,
+    arriving: tl.tensor,
+    BLOCK_R: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Slots to fill, ascending, and rows for them: arrivals, then those in slots from `after` on.
+
+    How many rows move, and how many slots are listed. If rows move to more slots than were holes,
+    the others follow slot R − 1; if to fewer, only holes below `after` are filled.
+    """
+    holes, placed, tail = 0, 0, 0
+    for first in range(0, total, BLOCK_R):
+        row = first + tl.arange(0, BLOCK_R)
+        kept = (tl.load(stays + row, mask=row < total, other=0) != 0).to(tl.int32)
+        hole = (row < held).to(tl.int32) * (1 - kept)
+        tl.store(moves + 2 * (holes + tl.cumsum(hole, 0) - hole), row, mask=hole != 0)
+        holes += tl.sum(hole, 0)
+        new = (row >= held).to(tl.int32) * kept
+        tl.store(moves + 2 * (placed + tl.cumsum(new, 0) - new) + 1, row, mask=new != 0)
+        placed += tl.sum(new, 0)
+        old = ((row < held) & (row >= after)).to(tl.int32) * kept
+        rank = arriving + tail + tl.cumsum(old, 0) - old
+        tl.store(moves + 2 * rank + 1, row, mask=old != 0)
+        tail += tl.sum(old, 0)
+    tl.debug_barrier()
+    return arriving + tail, holes
+
+
+@triton.jit
+def arriving_rows(
+    stays: tl.tensor, held: tl.tensor, total: tl.tensor, BLOCK_R: tl.constexpr
+) -> tl.tensor:
+    """How many of the rows from `held` on stay."""
+    arriving = 0
+    for first in range(held, total, BLOCK_R):
+        row = first + tl.arange(0, BLOCK_R)
+        kept = tl.load(stays + row, mask=row < total, other=0) != 0
+        arriving += tl.sum(kept.to(tl.int32), 0)
+    return arriving
+
+
+@triton.jit
+def place_rows(
+    elements: tl.tensor,
+    arena: tl.tensor,
+    fed_rows: tl.tensor,
+    into: tl.tensor,
+    stored: tl.tensor,
+    given: tl.tensor,
+    new: tl.tensor,
+    old: tl.tensor,
+    CODEC: tl.constexpr,
+    WIDTH: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+) -> None:
+    """Write rows at `into`: `old` ones as they are `stored`, `new` ones coded from `given` on."""
+    size = tl.arange(0, BLOCK_D)[None, :]
+    is_new = new[:, None] & (size < D)
+    if CODEC == MODEL:
+        is_old = old[:, None] & (size < D)
+        kept = tl.load(elements + stored[:, None] + size, mask=is_old, other=0.0)
+        fresh = tl.load(fed_rows + given[:, None] + size, mask=is_new, other=0.0)
+        target = elements + into[:, None] + size
+        tl.store(target, tl.where(is_new, fresh, kept), mask=is_new | is_old)
+    else:
+        byte = tl.arange(0, BLOCK_W)[None, :]
+        is_old = old[:, None] & (byte < WIDTH)
+        kept = tl.load(arena + stored[:, None] + byte, mask=is_old, other=0)
+        tl.store(arena + into[:, None] + byte, kept, mask=is_old)
+        if CODEC == INT4:
+            HALF: tl.constexpr = (D + 1) // 2
+            half = tl.arange(0, BLOCK_H)[None, :]
+            low = tl.load(
+                fed_rows + given[:, None] + half, mask=new[:, None] & (half < HALF), other=0.0
+            )
+            high = tl.load(
+                fed_rows + given[:, None] + HALF + half,
+                mask=new[:, None] & (half + HALF < D),
+                other=0.0,
+            )
+            store_coded(
+                arena, into, low.to(tl.float32), high.to(tl.float32), new, CODEC, D, BLOCK_H
+            )
+        else:
+            fresh = tl.load(fed_rows + given[:, None] + size, mask=is_new, other=0.0)
+            exact = fresh.to(tl.float32)
+            store_coded(arena, into, exact, exact, new, CODEC, D, BLOCK_D)
