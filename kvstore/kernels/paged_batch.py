@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from kvstore.codecs import encode_rows
 from kvstore.kernels.device_batch import DeviceBatch, DeviceScratch
 from kvstore.kernels.dispatch import runs_triton
+from kvstore.kernels.host_batch import HostBatch, places, plain_rows
 from kvstore.kernels.row_pages import RowIndex, RowPages
 from kvstore.rule_table import may_evict, needs_scores, rule_words
 
@@ -209,6 +210,24 @@ class PagedBatch:
             weighted_layers=tuple(bool(some.any()) for some in weighted.transpose(1, 0, 2)),
         )
 
+    @functools.cached_property
+    def on_host(self) -> HostBatch:
+        """The same as arrays; only `held` does not see later changes of the tables."""
+        store, columns, fed = self.store, self.columns, self.fed
+        coding, division = store.coding, store.division
+        return HostBatch(
+            arena=store.arena.numpy(),
+            floats=plain_rows(store.arena, coding),
+            key_places=places(coding.keys, division.page_bytes, 0),
+            value_places=places(coding.values, division.page_bytes, division.value_offset),
+            positions=columns.positions.numpy(),
+            log_weights=columns.log_weights.numpy(),
+            new_keys=fed.keys.numpy(),
+            new_values=fed.values.numpy(),
+            kv_heads=self.tables.kv_heads.tolist(),
+            held=self.rows.sum((0, 2)).tolist(),
+        )
+
     def held(self, b: int, layer: int, head: int) -> RowIndex:
         """Where what a head holds lies in the store, `[R]`."""
         tables, slot = self.tables, self.slots[b]
@@ -285,6 +304,11 @@ class StepScratch:
         )
 
     @functools.cached_property
+    def scored_layers(self) -> tuple[bool, ...]:
+        """In which layers any head is scored."""
+        return tuple(bool(some.any()) for some in self.scored.transpose(1, 0, 2))
+
+    @functools.cached_property
     def on_device(self) -> DeviceScratch:
         """The same where kernels on a device read it; entries are the same memory."""
         device = self.received.device
@@ -293,7 +317,7 @@ class StepScratch:
             torch.from_numpy(self.scored).to(device),
             self.received,
             self.stays.view(torch.uint8),
-            tuple(bool(some.any()) for some in self.scored.transpose(1, 0, 2)),
+            self.scored_layers,
         )
 
     def received_of(self, b: int) -> torch.Tensor:

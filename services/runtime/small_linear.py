@@ -12,11 +12,9 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import prange, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import prange
 
+from kvstore.kernels.prefetch import LINE_BYTES, prefetch
 from kvstore.kernels.threads import ONLY_PRANGE, match_torch_threads
 
 # kernels of one file: numba's cache on disk sees no change in another's functions.
@@ -31,15 +29,7 @@ _THREAD_WEIGHTS = 1 << 15
 _BLOCK = 4
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
 _NO_BIAS = torch.empty(0)
-# floats of a cache line of 64 bytes
-_LINE_FLOATS = 16
-
-_INT32 = ir.IntType(32)
-_POINTER = ir.IntType(8).as_pointer()
-_SIGNATURE = ir.FunctionType(ir.VoidType(), [_POINTER, _INT32, _INT32, _INT32])
-# for reading, into the second-level cache, as data. Into the first it costs more than it saves: a
-# product of 8 rows with a weight of 1,536 × 576 takes 238 µs so, 147 µs thus and 218 µs without
-_READ, _SECOND_LEVEL, _DATA = _INT32(0), _INT32(2), _INT32(1)
+_LINE_FLOATS = LINE_BYTES // 4
 
 
 def small_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -65,20 +55,6 @@ def small_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
     return out
 
 
-@intrinsic
-def _prefetch(_typing: Any, array: Any, index: Any) -> Any:
-    """Fetch the cache line of `array`'s flat element `index`; past the end is harmless."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        address = builder.bitcast(builder.gep(data, [arguments[1]]), _POINTER)
-        hint = cgutils.get_or_insert_function(builder.module, _SIGNATURE, "llvm.prefetch.p0")
-        builder.call(hint, [address, _READ, _SECOND_LEVEL, _DATA])
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp), generate
-
-
 @numba.njit(parallel=ONLY_PRANGE, cache=True, nogil=True)
 def _shared_product(x: _Array, weight: _Array, bias: _Array, out: _Array, parts: int) -> None:
     """Each thread takes a part of the outputs, whole blocks of them."""
@@ -102,7 +78,7 @@ def _product(
         ahead = (first + _BLOCK) * inputs
         for tile in range(tiles):
             for line in range(tile * lines, (tile + 1) * lines):
-                _prefetch(flat, ahead + line * _LINE_FLOATS)
+                prefetch(flat, ahead + line * _LINE_FLOATS)
             row = tile * _BLOCK
             if row == rows - 1:
                 _one_row(x, weight, row, first, out)

@@ -16,10 +16,11 @@ import numba
 import numpy as np
 import torch
 from numba import prange
-from numpy.typing import NDArray
 
-from kvstore.codecs import ElementCodec, RowCoding, RowLayout
+from kvstore.codecs import ElementCodec
+from kvstore.kernels.host_batch import CODECS
 from kvstore.kernels.paged_batch import PagedBatch, StepScratch
+from kvstore.kernels.prefetch import LINE_BYTES, prefetch
 from kvstore.kernels.threads import ONLY_PRANGE, match_torch_threads
 
 # kernels of one file: numba's cache on disk sees no change in another's functions.
@@ -29,7 +30,7 @@ _Array = Any
 # keys and values of 64 rows of 64 floats fill a first-level cache of 32 KiB
 _TILE_ROWS = 64
 # rows that are worth waking a thread for
-_THREAD_ROWS = 512
+_THREAD_ROWS = 2048
 # logits no query reaches; finite, so that differences of two are defined
 _HIDDEN = np.float32(-1e30)
 _LOG2_E = np.float32(math.log2(math.e))
@@ -39,10 +40,8 @@ _FAST = {"reassoc", "contract", "arcp", "nsz", "nnan"}
 # 2^f on [−1/2, 1/2] by a polynomial, relative error 2e-9 before f32 rounding
 _C0, _C1, _C2, _C3 = map(np.float32, (1.0, 0.6931472056, 0.2402264661, 0.0555032900))
 _C4, _C5, _C6 = map(np.float32, (0.0096185195, 0.0013399860, 0.0001533758))
-# codecs as the kernel tells them apart
-_CODECS = tuple(ElementCodec)
-_MODEL = _CODECS.index(ElementCodec.MODEL)
-_FP8, _INT8 = _CODECS.index(ElementCodec.FP8), _CODECS.index(ElementCodec.INT8)
+_MODEL = CODECS.index(ElementCodec.MODEL)
+_FP8, _INT8 = CODECS.index(ElementCodec.FP8), CODECS.index(ElementCodec.INT8)
 # e4m3's bits at the place of float32's mean an exponent that is 120 too small
 _FP8_SHIFT = np.float32(2.0**120)
 # below this exponent a power counts as 0
@@ -59,26 +58,27 @@ def attend(
 ) -> torch.Tensor:
     """See op.py; every sequence feeds a block of one token."""
     out = np.empty(q.shape, np.float32)
-    columns, tables, fed, store = batch.columns, batch.tables, batch.fed, batch.store
-    coding, division = store.coding, store.division
+    host, tables = batch.on_host, batch.tables
+    heads, scored = host.kv_heads[layer], scratch.scored_layers[layer]
+    group = q.shape[1] // heads
     _attend(
         q.contiguous().numpy(),
-        fed.keys.numpy(),
-        fed.values.numpy(),
-        store.arena.numpy(),
-        _plain_rows(store.arena, coding),
-        _places(coding.keys, division.page_bytes, 0),
-        _places(coding.values, division.page_bytes, division.value_offset),
-        store.page_rows,
-        columns.positions.numpy(),
-        columns.log_weights.numpy(),
-        columns.page_rows,
+        host.new_keys,
+        host.new_values,
+        host.arena,
+        host.floats,
+        host.key_places,
+        host.value_places,
+        batch.store.page_rows,
+        host.positions,
+        host.log_weights,
+        batch.columns.page_rows,
         tables.pages,
         tables.marks,
         tables.rows,
         tables.marked,
         tables.weighted,
-        int(tables.kv_heads[layer]),
+        heads,
         tables.lengths,
         batch.slots,
         batch.cells,
@@ -86,28 +86,13 @@ def attend(
         scratch.starts,
         scratch.scored,
         scratch.received.numpy(),
-        np.float32(scale * math.log2(math.e)),
+        host.working(2 * group if scored else 0),
+        np.float32(scale * _LOG2_E),
         sliding_window or 0,
-        match_torch_threads(1 + int(batch.rows[:, layer].sum()) // _THREAD_ROWS),
+        match_torch_threads(1 + host.held[layer] // _THREAD_ROWS),
         out,
     )
     return torch.from_numpy(out)
-
-
-def _plain_rows(arena: torch.Tensor, coding: RowCoding) -> NDArray[np.float32]:
-    """The same memory as f32 rows `[N, D]`, in whose number none stands across two; else none.
-
-    Two indices, and the inner one from 0: only then does the compiler make vectors of the loops.
-    """
-    if not coding.plain:
-        return np.empty((0, coding.head_size), np.float32)
-    rows: NDArray[np.float32] = arena.view(torch.float32).view(-1, coding.head_size).numpy()
-    return rows
-
-
-def _places(layout: RowLayout, page_bytes: int, first: int) -> NDArray[np.int64]:
-    """Codec, bytes of a row and of a page, and where in a page the rows begin."""
-    return np.array((_CODECS.index(layout.codec), layout.row_bytes, page_bytes, first), np.int64)
 
 
 @numba.njit(parallel=ONLY_PRANGE, fastmath=_FAST, cache=True, nogil=True)
@@ -136,12 +121,17 @@ def _attend(
     starts: _Array,
     scored: _Array,
     received: _Array,
+    working: _Array,
     scale: float,
     window: int,
     parts: int,
     out: _Array,
 ) -> None:
-    """Logits are in units of log 2 throughout; `scale` brings them there."""
+    """Logits are in units of log 2 throughout; `scale` brings them there.
+
+    `working` f32 `[2 · G, R]` is for the rows' weights, and for the maxima at the first row of each
+    tile that these are relative to; without any if no head is scored.
+    """
     sequences, query_heads, size = q.shape
     group = query_heads // heads
     queries = q.reshape(sequences * heads, group, size)
@@ -155,10 +145,7 @@ def _attend(
     maxima = np.empty((parts + len(ends), group), np.float32)
     sums = np.empty((parts + len(ends), group), np.float32)
     mixed = np.empty((parts + len(ends), group, size), np.float32)
-    any_scored = scored[:, layer, :heads].any()
-    # scored rows' weights, and at the first row of each tile the maxima they are relative to
-    weights = np.empty((group, held if any_scored else 0), np.float32)
-    tops = np.empty_like(weights)
+    weights, tops = working[:group], working[group:]
     for part in prange(parts):
         row, last = part * share, min(held, (part + 1) * share)
         head = np.searchsorted(ends, row, side="right")
@@ -218,7 +205,7 @@ def _attend(
         )
         if scored[b, layer, h]:
             received[starts[b, layer, h] + counts[head]] = shares[head]
-    if any_scored:
+    if len(working):
         for part in prange(parts):
             row, last = part * share, min(held, (part + 1) * share)
             head = np.searchsorted(ends, row, side="right")
@@ -286,11 +273,14 @@ def _attend_piece(
                 run, mark_page, mark_offset = _run(marks, mark_rows, slot + done, run)
                 first_mark = mark_page * mark_rows + mark_offset
             byte = page * key_page + key_first + offset * key_width
+            ahead = page * value_page + value_first + offset * value_width
+            many = run * value_width
             if coded:
                 _decode(arena, byte, key_codec, key_width, run, bits, decoded)
-                _products(queries, decoded, 0, run, tile, done, scale)
+                _products(queries, decoded, 0, run, tile, done, scale, arena, ahead, many)
             else:
-                _products(queries, floats, byte // key_width, run, tile, done, scale)
+                first_row = byte // key_width
+                _products(queries, floats, first_row, run, tile, done, scale, arena, ahead, many)
             if weighted or oldest >= 0:
                 hidden = run if marked else min(run, oldest - slot - done)
                 _adjust(
@@ -299,19 +289,23 @@ def _attend_piece(
             done += run
         _softmax_tile(tile, count, exponents, powers, maxima, sums, mixed)
         if scored:
-            for g in range(group):
-                tops[g, at + slot] = maxima[g]
-                for r in range(count):
-                    weights[g, at + slot + r] = tile[g, r]
+            tops[:, at + slot] = maxima
+            _copy(tile, weights[:, at + slot : at + slot + count])
         done = 0
         while done < count:
             run, page, offset = _run(pages, page_rows, slot + done, count - done)
             byte = page * value_page + value_first + offset * value_width
+            ahead, many = 0, 0
+            if slot + _TILE_ROWS + done < last:
+                next_slot = slot + _TILE_ROWS + done
+                many, page, offset = _run(pages, page_rows, next_slot, min(last - next_slot, run))
+                ahead = page * key_page + key_first + offset * key_width
+                many *= key_width
             if coded:
                 _decode(arena, byte, value_codec, value_width, run, bits, decoded)
-                _mix(tile, done, decoded, 0, run, mixed)
+                _mix(tile, done, decoded, 0, run, mixed, arena, ahead, many)
             else:
-                _mix(tile, done, floats, byte // value_width, run, mixed)
+                _mix(tile, done, floats, byte // value_width, run, mixed, arena, ahead, many)
             done += run
 
 
@@ -407,15 +401,45 @@ def _bfloat16(arena: _Array, at: int, bits: _Array) -> np.float32:
     return scale
 
 
+@numba.njit(cache=True, nogil=True)
+def _fetched_each(many: int, times: int) -> int:
+    """How many bytes, whole lines, are fetched at a time where `many` are in so many times."""
+    return LINE_BYTES * -(-many // (LINE_BYTES * max(1, times)))
+
+
+@numba.njit(cache=True, nogil=True)
+def _copy(tile: _Array, out: _Array) -> None:
+    for g in range(out.shape[0]):
+        for r in range(out.shape[1]):
+            out[g, r] = tile[g, r]
+
+
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
 def _products(
-    queries: _Array, keys: _Array, row: int, run: int, tile: _Array, at: int, scale: float
+    queries: _Array,
+    keys: _Array,
+    row: int,
+    run: int,
+    tile: _Array,
+    at: int,
+    scale: float,
+    arena: _Array,
+    ahead: int,
+    many: int,
 ) -> None:
-    """Scaled products of `queries [G, D]` and `run` keys from `row` on, to `tile[:, at ...]`."""
+    """Scaled products of `queries [G, D]` and `run` keys from `row` on, to `tile[:, at ...]`.
+
+    Meanwhile `many` bytes of the arena from `ahead` on are fetched, a few at a time: pages lie
+    anywhere, so that the processor guesses none of them, and waits if all are asked for at once.
+    """
     group, size = queries.shape
     fours = run - run % 4
+    end, each = ahead + many, _fetched_each(many, group * (fours // 4))
     for g in range(group):
         for n in range(0, fours, 4):
+            for byte in range(ahead, min(ahead + each, end), LINE_BYTES):
+                prefetch(arena, byte)
+            ahead += each
             r = row + n
             s0 = s1 = s2 = s3 = np.float32(0.0)
             for d in range(size):
@@ -495,12 +519,29 @@ def _exp2(
 
 
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
-def _mix(tile: _Array, at: int, values: _Array, row: int, run: int, mixed: _Array) -> None:
-    """Add `run` values from `row` on, weighted by `tile[:, at ...]`, to `mixed`, four at a time."""
+def _mix(
+    tile: _Array,
+    at: int,
+    values: _Array,
+    row: int,
+    run: int,
+    mixed: _Array,
+    arena: _Array,
+    ahead: int,
+    many: int,
+) -> None:
+    """Add `run` values from `row` on, weighted by `tile[:, at ...]`, to `mixed`, four at a time.
+
+    Fetches meanwhile as `_products` does.
+    """
     group, size = mixed.shape
     fours = run - run % 4
+    end, each = ahead + many, _fetched_each(many, group * (fours // 4))
     for g in range(group):
         for n in range(0, fours, 4):
+            for byte in range(ahead, min(ahead + each, end), LINE_BYTES):
+                prefetch(arena, byte)
+            ahead += each
             r = row + n
             w0, w1 = tile[g, at + n], tile[g, at + n + 1]
             w2, w3 = tile[g, at + n + 2], tile[g, at + n + 3]
@@ -567,10 +608,9 @@ def _shares(
     group = weights.shape[0]
     for row in range(first, last, _TILE_ROWS):
         count = min(_TILE_ROWS, last - row)
-        to = at + row - first
-        for r in range(count):
-            received[to + r] = np.float32(0.0)
+        some, to = weights[:, row : row + count], received[at + row - first :]
+        to[:count] = np.float32(0.0)
         for g in range(group):
             factor = np.exp2(tops[g, row] - totals[g]) / np.float32(group)
             for r in range(count):
-                received[to + r] += weights[g, row + r] * factor
+                to[r] += some[g, r] * factor

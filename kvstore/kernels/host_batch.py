@@ -1,0 +1,60 @@
+"""What compiled kernels on the CPU see of a batch: arrays alone, the same for all layers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kvstore.codecs import ElementCodec, RowCoding, RowLayout
+
+# codecs as compiled kernels tell them apart: by their place here
+CODECS = tuple(ElementCodec)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class HostBatch:
+    """B sequences of one coding; see `PagedBatch` and `HeadTables` for what is not said here.
+
+    `arena` uint8 is all pages, and `floats` the same memory as f32 rows `[N, D]`, in whose number
+    none stands across two; empty where rows are coded. `key_places`, `value_places` int64 `[4]`:
+    codec, bytes of a row and of a page, and where in a page the rows begin. `held`: rows that
+    the batch's heads hold together, by layer. `room`: working memory that layers leave to the next.
+    """
+
+    arena: NDArray[np.uint8]
+    floats: NDArray[np.float32]
+    key_places: NDArray[np.int64]
+    value_places: NDArray[np.int64]
+    positions: NDArray[np.int32]
+    log_weights: NDArray[np.float32]
+    new_keys: NDArray[np.float32]
+    new_values: NDArray[np.float32]
+    kv_heads: list[int]
+    held: list[int]
+    room: list[NDArray[np.float32]] = dataclasses.field(default_factory=list)
+
+    def working(self, lines: int) -> NDArray[np.float32]:
+        """Room `[lines, R]` for the rows of any layer; what was left in it is garbage.
+
+        Memory that is new in every layer costs more, by its page faults, than what it is used for.
+        """
+        most = max(self.held)
+        if not self.room or len(self.room[0]) < lines:
+            self.room[:] = [np.empty((lines, most), np.float32)]
+        return self.room[0][:lines]
+
+
+def plain_rows(arena: torch.Tensor, coding: RowCoding) -> NDArray[np.float32]:
+    """`HostBatch.floats`. Two indices, and the inner one from 0: only so are loops made vectors."""
+    if not coding.plain:
+        return np.empty((0, coding.head_size), np.float32)
+    rows: NDArray[np.float32] = arena.view(torch.float32).view(-1, coding.head_size).numpy()
+    return rows
+
+
+def places(layout: RowLayout, page_bytes: int, first: int) -> NDArray[np.int64]:
+    """`HostBatch.key_places`, of rows that begin at byte `first` of a page."""
+    return np.array((CODECS.index(layout.codec), layout.row_bytes, page_bytes, first), np.int64)
