@@ -39,6 +39,13 @@ def report(
 ) -> None:
     """Print tables and figures, and write the latter if asked to."""
     Console().print(*tables, _table(figures))
+    write(options, figures, conditions)
+
+
+def write(
+    options: argparse.Namespace, figures: Mapping[str, Figure], conditions: Mapping[str, object]
+) -> None:
+    """Write the figures if asked to; what a long run knows so far, too."""
     if options.json:
         document = {
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

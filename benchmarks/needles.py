@@ -7,13 +7,13 @@ tokens over a grid of depths, is that of `services.evaluation.needles`.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.figures import Figure, add_options, report
+from benchmarks.figures import Figure, add_options, report, write
 from services.evaluation.answers import ask_apart
 from services.evaluation.needles import DEPTHS, LENGTHS, needles
 from services.evaluation.prompt_record import PromptRecord
@@ -30,9 +30,11 @@ def find_needles(
     served: ServedModel,
     tasks: Sequence[Task],
     settings: Sequence[Setting],
-    on_case: Callable[[], None],
-) -> dict[str, list[tuple[bool, float]]]:
-    """By setting, for each task whether it was found, and the bytes of a dense float16 cache's."""
+) -> Iterator[dict[str, list[tuple[bool, float]]]]:
+    """By setting, for each task whether it was found, and the bytes of a dense float16 cache's.
+
+    What is known so far, after every task.
+    """
     calibration = calibration_for(Calibrations(served, default_cache_dir()), settings)
     found: dict[str, list[tuple[bool, float]]] = {setting.name: [] for setting in settings}
     with torch.inference_mode():
@@ -42,14 +44,12 @@ def find_needles(
                 compacted = record.compact_timed(setting.policy, setting.codec)
                 answered = ask_apart(served, task, compacted)
                 found[setting.name].append((answered.score == 1, answered.costs["fp16_bytes"]))
-            on_case()
-    return found
+            yield found
 
 
-def figures(
-    found: dict[str, list[tuple[bool, float]]], default: str, cases: int
-) -> dict[str, Figure]:
+def figures(found: dict[str, list[tuple[bool, float]]], default: str) -> dict[str, Figure]:
     """`needle_ratio_default` is the default's share of what the full cache finds."""
+    cases = len(found[_FULL])
     counts = {name: sum(hit for hit, _ in hits) for name, hits in found.items()}
     full = counts[_FULL]
     ratios = {
@@ -83,11 +83,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_settings([_FULL, options.default, *others])
     served = load_model(options.model)
     tasks = list(needles(Writer(served), options.lengths, DEPTHS[:: options.every]))
+    conditions: dict[str, object] = {"model": options.model, "lengths": list(options.lengths)}
+    found: dict[str, list[tuple[bool, float]]] = {}
     with Progress() as progress:
         bar = progress.add_task("needles", total=len(tasks))
-        found = find_needles(served, tasks, settings, lambda: progress.advance(bar))
-    conditions = {"model": options.model, "lengths": list(options.lengths), "cases": len(tasks)}
-    report(options, figures(found, options.default, len(tasks)), [_table(found)], conditions)
+        for found in find_needles(served, tasks, settings):
+            conditions["cases"] = len(found[_FULL])
+            write(options, figures(found, options.default), conditions)
+            progress.advance(bar)
+    report(options, figures(found, options.default), [_table(found)], conditions)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -146,6 +146,8 @@ def _attend(
     sums = np.empty((parts + len(ends), group), np.float32)
     mixed = np.empty((parts + len(ends), group, size), np.float32)
     weights, tops = working[:group], working[group:]
+    totals = np.empty((len(ends), group), np.float32)
+    shares = np.empty(len(ends), np.float32)
     for part in prange(parts):
         row, last = part * share, min(held, (part + 1) * share)
         head = np.searchsorted(ends, row, side="right")
@@ -181,43 +183,64 @@ def _attend(
                 scored[b, layer, h],
                 scale,
             )
+            if stop - row == counts[head]:
+                piece = part + head
+                _join(
+                    queries[head],
+                    fed_keys[layer, h, cells[b]],
+                    fed_values[layer, h, cells[b]],
+                    scale,
+                    maxima[piece : piece + 1],
+                    sums[piece : piece + 1],
+                    mixed[piece : piece + 1],
+                    totals[head],
+                    shares[head : head + 1],
+                    out[b, h * group : (h + 1) * group],
+                )
+                if scored[b, layer, h]:
+                    # while the weights are still near
+                    start = starts[b, layer, h]
+                    _shares(weights, tops, row, stop, totals[head], received, start)
             row = stop
             head += 1
-    totals = np.empty((len(ends), group), np.float32)
-    shares = np.empty(len(ends), np.float32)
+    cut = 0
     for head in range(len(ends)):
         b, h = head // heads, head % heads
-        begin = ends[head] - counts[head]
-        first = begin // share
-        pieces = (ends[head] - 1) // share - first + 1 if ends[head] > begin else 0
-        some = slice(first + head, first + head + pieces)
-        _join(
-            queries[head],
-            fed_keys[layer, h, cells[b]],
-            fed_values[layer, h, cells[b]],
-            scale,
-            maxima[some],
-            sums[some],
-            mixed[some],
-            totals[head],
-            shares[head : head + 1],
-            out[b, h * group : (h + 1) * group],
-        )
+        pieces = _pieces(ends[head], counts[head], share)
+        if pieces != 1:
+            first = (ends[head] - counts[head]) // share + head
+            _join(
+                queries[head],
+                fed_keys[layer, h, cells[b]],
+                fed_values[layer, h, cells[b]],
+                scale,
+                maxima[first : first + pieces],
+                sums[first : first + pieces],
+                mixed[first : first + pieces],
+                totals[head],
+                shares[head : head + 1],
+                out[b, h * group : (h + 1) * group],
+            )
         if scored[b, layer, h]:
             received[starts[b, layer, h] + counts[head]] = shares[head]
-    if len(working):
+            cut += counts[head] if pieces > 1 else 0
+    starts_here, scored_here = starts[:, layer, :heads], scored[:, layer, :heads]
+    if cut > _THREAD_ROWS:
         for part in prange(parts):
-            row, last = part * share, min(held, (part + 1) * share)
-            head = np.searchsorted(ends, row, side="right")
-            while row < last:
-                b, h = head // heads, head % heads
-                begin = ends[head] - counts[head]
-                stop = min(last, ends[head])
-                if scored[b, layer, h]:
-                    start = starts[b, layer, h] - begin
-                    _shares(weights, tops, row, stop, totals[head], received, start + row)
-                row = stop
-                head += 1
+            _cut_shares(
+                part, share, ends, counts, scored_here, starts_here, weights, tops, totals, received
+            )
+    elif cut > 0:
+        for part in range(parts):
+            _cut_shares(
+                part, share, ends, counts, scored_here, starts_here, weights, tops, totals, received
+            )
+
+
+@numba.njit(cache=True, nogil=True)
+def _pieces(end: int, rows: int, share: int) -> int:
+    """In how many parts of the line lie a head's rows, which end before `end`."""
+    return (end - 1) // share - (end - rows) // share + 1 if rows > 0 else 0
 
 
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
@@ -614,3 +637,30 @@ def _shares(
             factor = np.exp2(tops[g, row] - totals[g]) / np.float32(group)
             for r in range(count):
                 to[r] += some[g, r] * factor
+
+
+@numba.njit(fastmath=_FAST, cache=True, nogil=True)
+def _cut_shares(
+    part: int,
+    share: int,
+    ends: _Array,
+    counts: _Array,
+    scored: _Array,
+    starts: _Array,
+    weights: _Array,
+    tops: _Array,
+    totals: _Array,
+    received: _Array,
+) -> None:
+    """The same of a part's rows of heads that other parts have rows of too."""
+    heads = scored.shape[1]
+    row, last = part * share, min(ends[-1], (part + 1) * share)
+    head = np.searchsorted(ends, row, side="right")
+    while row < last:
+        b, h = head // heads, head % heads
+        stop = min(last, ends[head])
+        if scored[b, h] and stop - row < counts[head]:
+            at = starts[b, h] + row - (ends[head] - counts[head])
+            _shares(weights, tops, row, stop, totals[head], received, at)
+        row = stop
+        head += 1
