@@ -27,7 +27,7 @@ def test_the_ratio_is_of_what_the_full_cache_finds():
         "full": [(True, 1.0), (True, 1.0), (False, 1.0), (True, 1.0)],
         "coverage": [(True, 0.4), (False, 0.4), (False, 0.4), (True, 0.4)],
     }
-    figures = needles.figures(found, "coverage", 4)
+    figures = needles.figures(found, "coverage")
     assert figures["needle_full"].value == 0.75
     assert figures["needle_ratio_default"].value == 2 / 3
 
