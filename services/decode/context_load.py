@@ -6,6 +6,7 @@ from headwise.v1 import cache_pb2
 from kvstore.pool import PageCount, PagePool, SequencePages
 from services.decode.admission import Admission
 from services.decode.expectation import SizeExpectation
+from services.decode.intake import Intake
 from services.decode.report import Received
 from services.decode.source import PrefillSource
 from services.runtime.convert import recorded_codec
@@ -19,11 +20,13 @@ class ContextLoader:
         pool: PagePool,
         source: PrefillSource,
         admission: Admission,
+        intake: Intake,
         expectation: SizeExpectation,
     ) -> None:
         self._pool = pool
         self._source = source
         self._admission = admission
+        self._intake = intake
         self._expectation = expectation
 
     async def load(
@@ -36,9 +39,7 @@ class ContextLoader:
             1, None, lambda: self._pool.open(stored.tokens, expected, codec)
         )
         try:
-            received = await self._source.fetch(
-                handle, stored, pages, namespace, self._admission.claim
-            )
+            received = await self._source.fetch(handle, stored, pages, namespace, self._intake)
             used = pages.reservation.used
             self._expectation.saw_prompt(stored.policy, stored.tokens, used, codec)
             pages.reservation.keep(PageCount())

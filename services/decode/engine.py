@@ -60,6 +60,11 @@ class Engine:
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
+    @property
+    def running(self) -> bool:
+        """Whether any sequence is stepped. From any thread."""
+        return bool(self._running)
+
     def submit(self, sequence: RunningSequence) -> None:
         """Let a sequence join at the next step; from here on the engine owns its pages."""
         with self._wake:

@@ -194,7 +194,7 @@ class GenerateCall:
                 pages,
                 self._context.time_remaining(),
                 self._namespace,
-                parts.admission.claim,
+                parts.intake,
             )
             annotate({"headwise.wire_bytes": received.wire_bytes})
         used = pages.reservation.used

@@ -11,6 +11,7 @@ from services.decode.contexts import Contexts
 from services.decode.engine import Engine
 from services.decode.expectation import SizeExpectation
 from services.decode.generation import GenerationLimits
+from services.decode.intake import Intake
 from services.decode.sessions import Sessions
 from services.decode.source import PrefillSource
 from services.runtime.model import ServedModel
@@ -26,6 +27,7 @@ class DecodeParts:
     source: PrefillSource
     engine: Engine
     admission: Admission
+    intake: Intake
     sessions: Sessions
     contexts: Contexts
     loader: ContextLoader

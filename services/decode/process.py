@@ -22,6 +22,7 @@ from services.decode.engine import Engine
 from services.decode.expectation import SizeExpectation
 from services.decode.gauges import watch_memory
 from services.decode.generation import GenerationLimits
+from services.decode.intake import Intake
 from services.decode.options import DecodeOptions
 from services.decode.parts import DecodeParts
 from services.decode.room import Room
@@ -137,6 +138,10 @@ def _build(served: ServedModel, options: DecodeOptions, source: PrefillSource) -
         max_queued=options.max_queued,
         claim_seconds=options.claim_seconds,
     )
+    engine = Engine(served, pool, scheduler, room, _captured(served, pool, options))
+    # steps on a device leave the cores alone
+    on_cpu = served.model.device.type == "cpu"
+    intake = Intake(admission.claim, lambda: on_cpu and engine.running)
     expectation = SizeExpectation(pool)
     watch_memory(pool, admission, sessions, contexts, room)
     return DecodeParts(
@@ -144,11 +149,12 @@ def _build(served: ServedModel, options: DecodeOptions, source: PrefillSource) -
         limits=limits,
         pool=pool,
         source=source,
-        engine=Engine(served, pool, scheduler, room, _captured(served, pool, options)),
+        engine=engine,
         admission=admission,
+        intake=intake,
         sessions=sessions,
         contexts=contexts,
-        loader=ContextLoader(pool, source, admission, expectation),
+        loader=ContextLoader(pool, source, admission, intake, expectation),
         expectation=expectation,
     )
 

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -31,8 +32,9 @@ from headwise.v1 import (
 from kvstore.cache import FORMAT_VERSIONS
 from kvstore.codecs import MODEL_ROWS
 from kvstore.errors import CorruptCache
-from kvstore.pool import PageCount, SequencePages
+from kvstore.pool import SequencePages
 from kvstore.wire import CacheDecoder, WireLimits
+from services.decode.intake import Intake
 from services.decode.link import PrefillLink
 from services.decode.link_options import LinkOptions
 from services.decode.observations import watched_call, watched_transfer
@@ -50,9 +52,6 @@ _END_SECONDS = 0.5
 _PLAIN = LinkOptions()
 
 log = logging.getLogger("headwise.decode")
-
-# has pages promised to an arriving cache, and waits for them where there are none
-Claim = Callable[[SequencePages, PageCount], Awaitable[None]]
 
 
 class PrefillSource:
@@ -108,12 +107,12 @@ class PrefillSource:
         pages: SequencePages,
         timeout_seconds: float | None,
         namespace: str,
-        claim: Claim,
+        intake: Intake,
     ) -> Received:
         """Fill `pages` with the cache of exactly these tokens; returns once the trailer agreed.
 
-        Before each layer `claim` has its pages promised; while that waits nothing is read, and flow
-        control holds prefill up.
+        Before each layer `intake` has its pages promised, and rests after it; while that waits
+        nothing is read, and flow control holds prefill up.
 
         Leaving early, by an error or a cancellation, cancels the call, which stops the computation.
         The pages then hold a part and must be released.
@@ -126,7 +125,7 @@ class PrefillSource:
             cache_formats=FORMAT_VERSIONS,
         )
         call = self._call(_METHOD, request, namespace, timeout_seconds)
-        return await self._fill(call, Wanted.of(token_ids), pages, claim)
+        return await self._fill(call, Wanted.of(token_ids), pages, intake)
 
     async def fetch(
         self,
@@ -134,20 +133,20 @@ class PrefillSource:
         stored: cache_pb2.StoredCache,
         pages: SequencePages,
         namespace: str,
-        claim: Claim,
+        intake: Intake,
     ) -> Received:
         """Fill `pages` with a stored cache, as `pull` does with a new one."""
         request = store_pb2.FetchCacheRequest(handle=handle, cache_formats=FORMAT_VERSIONS)
         call = self._call(_FETCH_METHOD, request, namespace, None)
-        received = await self._fill(call, Wanted(stored.tokens, None), pages, claim)
+        received = await self._fill(call, Wanted(stored.tokens, None), pages, intake)
         return dataclasses.replace(received, context_tokens=stored.tokens)
 
     async def _fill(
-        self, call: Any, wanted: Wanted, pages: SequencePages, claim: Claim
+        self, call: Any, wanted: Wanted, pages: SequencePages, intake: Intake
     ) -> Received:
         try:
             with watched_transfer(self._target), self._typed_errors():
-                return await self._receive(call, wanted, pages, claim)
+                return await self._receive(call, wanted, pages, intake)
         finally:
             call.cancel()
 
@@ -160,17 +159,23 @@ class PrefillSource:
         return method(request, timeout=timeout_seconds, metadata=metadata)
 
     async def _receive(
-        self, call: Any, wanted: Wanted, pages: SequencePages, claim: Claim
+        self, call: Any, wanted: Wanted, pages: SequencePages, intake: Intake
     ) -> Received:
         decoder = CacheDecoder(
             self._limits, self._served.fingerprint, self._served.shapes, pages.codec
         )
         reception = Reception(decoder, wanted, pages)
+        worked = 0.0
         async for message in self._messages(call):
+            began = time.perf_counter()
             layer = reception.take(message)
+            worked += time.perf_counter() - began
             if layer is not None:
-                await claim(pages, pages.need(layer))
+                await intake.claim(pages, pages.need(layer))
+                began = time.perf_counter()
                 reception.load(layer)
+                await intake.rest(worked + time.perf_counter() - began)
+                worked = 0.0
             if reception.complete:
                 await _let_end(call)
                 break

@@ -16,6 +16,7 @@ import pytest
 from kvstore.errors import CorruptCache
 from kvstore.pool import PageCount, PagePool, SequencePages, pages_bound
 from kvstore.wire import WireLimits
+from services.decode.intake import Intake
 from services.decode.reception import Wanted
 from services.decode.source import PrefillSource
 from services.runtime.model import ServedModel, load_model
@@ -57,7 +58,10 @@ class Receiver:
         pages = self.pool.open(len(self._prompt), self._needed)
         try:
             await self._source._receive(
-                RecordedCall(messages), Wanted.of(self._prompt), pages, _promised
+                RecordedCall(messages),
+                Wanted.of(self._prompt),
+                pages,
+                Intake(_promised, lambda: False),
             )
             return self.pool.rows
         finally:

@@ -12,6 +12,7 @@ from headwise.errors import DeadlineExceeded, Overloaded
 from headwise.v1 import cache_pb2
 from kvstore.wire import WireLimits
 from services.decode.admission import Admission
+from services.decode.intake import Intake
 from services.decode.observations import watched_call, watched_transfer
 from services.decode.source import PrefillSource
 from tests.services.decode.engine_parts import load_served, new_pool
@@ -33,11 +34,12 @@ async def test_nobody_listens(tiny_model: Path) -> None:
     admission = Admission(
         lambda: False, lambda: 0, max_sequences=1, max_queued=1, claim_seconds=0.1
     )
+    intake = Intake(admission.claim, lambda: False)
     pages = new_pool(served, pages=64).open(3)
     with pytest.raises(Unavailable):
         await source.describe()
     with pytest.raises(Unavailable):
-        await source.pull((2, 3, 4), cache_pb2.Policy(name="full"), pages, 5, "", admission.claim)
+        await source.pull((2, 3, 4), cache_pb2.Policy(name="full"), pages, 5, "", intake)
     await source.close()
     assert _reachable(target) == 0
     assert _transfers("UNAVAILABLE") == before + 1

@@ -14,6 +14,7 @@ from headwise.v1 import cache_pb2, prefill_pb2
 from kvstore.pool import PageCount, PagePool, SequencePages
 from kvstore.wire import WireLimits
 from services.decode.admission import Admission
+from services.decode.intake import Intake
 from services.decode.reception import Wanted
 from services.decode.source import PrefillSource
 from services.runtime.convert import describe_model
@@ -61,10 +62,10 @@ async def receive(
     limits = WireLimits(max_tokens=1000, max_layers=9, max_cache_bytes=1 << 30)
     source = PrefillSource("127.0.0.1:1", served, limits=limits, stall_seconds=5)
 
+    intake = Intake(admission.claim, lambda: False)
+
     def start(call: RecordedCall, pages: SequencePages) -> asyncio.Task[object]:
-        return asyncio.create_task(
-            source._receive(call, Wanted.of(_PROMPT), pages, admission.claim)
-        )
+        return asyncio.create_task(source._receive(call, Wanted.of(_PROMPT), pages, intake))
 
     yield start
     await source.close()
@@ -107,6 +108,40 @@ async def test_it_is_given_up_when_nobody_leaves_in_time(
     assert caught.value.reason == "POOL_EXHAUSTED"
     pages.release()
     assert pool.free_pages == 24
+
+
+class HeldIntake(Intake):
+    """Rests until it is let go."""
+
+    def __init__(self, admission: Admission) -> None:
+        super().__init__(admission.claim, lambda: True)
+        self.worked: list[float] = []
+        self.go = asyncio.Event()
+
+    async def rest(self, worked_seconds: float) -> None:
+        self.worked.append(worked_seconds)
+        await self.go.wait()
+
+
+async def test_nothing_is_read_while_a_layer_rests(
+    served: ServedModel, pool: PagePool, admission: Admission
+) -> None:
+    limits = WireLimits(max_tokens=1000, max_layers=9, max_cache_bytes=1 << 30)
+    source = PrefillSource("127.0.0.1:1", served, limits=limits, stall_seconds=0.2)
+    call, intake = RecordedCall(record(served, _PROMPT, "full")), HeldIntake(admission)
+    pages = await admission.admit(1, None, lambda: pool.open(len(_PROMPT)))
+    receiving = asyncio.create_task(source._receive(call, Wanted.of(_PROMPT), pages, intake))
+    # longer than a sender may be silent: it is held up, and not stalled
+    await asyncio.sleep(0.3)
+    assert pages.row_counts() == ((88, 88), (0, 0))
+    held_up_at = call.read_count
+    intake.go.set()
+    await receiving
+    await source.close()
+    assert pages.row_counts() == ((88, 88), (88, 88))
+    assert call.read_count > held_up_at
+    assert len(intake.worked) == 2
+    assert min(intake.worked) > 0
 
 
 @pytest.mark.parametrize(("formats", "served_by_it"), [((), True), ((2, 9), True), ((9,), False)])
