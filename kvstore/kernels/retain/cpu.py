@@ -153,10 +153,9 @@ def _gather(
     """A head's marks in slot order; the last `fed` entries are left for the new rows."""
     held = len(held_positions) - fed
     for first in range(0, held, page_rows):
-        row = pages[first // page_rows] * page_rows
-        for n in range(min(page_rows, held - first)):
-            held_positions[first + n] = positions[row + n]
-            held_flags[first + n] = flags[row + n]
+        row, count = pages[first // page_rows] * page_rows, min(page_rows, held - first)
+        held_positions[first : first + count] = positions[row : row + count]
+        held_flags[first : first + count] = flags[row : row + count]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -170,9 +169,11 @@ def _grow(
     if not adds:
         grown[:] = np.float32(0.0)
     for first in range(0, held, page_rows):
-        row = pages[first // page_rows] * page_rows
-        for n in range(min(page_rows, held - first)):
-            grown[first + n] += decay * scores[row + n]
+        row, count = pages[first // page_rows] * page_rows, min(page_rows, held - first)
+        some, old = grown[first : first + count], scores[row : row + count]
+        # one index from 0 alone: only so does the compiler make vectors of the loop
+        for n in range(count):
+            some[n] += decay * old[n]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -290,7 +291,7 @@ def _carry(
             arriving = stays[start + held : start + held + fed] if start >= 0 else always[:fed]
             grown = received[start : start + held + fed] if has_scores else received[:0]
             if has_scores:
-                _write_scores(scores, page_rows, mark_table, grown[:held], staying)
+                _write_scores(scores, page_rows, mark_table, grown[:held])
             hole = _next_hole(staying, 0)
             end = held
             for n in range(fed):
@@ -377,11 +378,8 @@ def _next_hole(staying: _Array, slot: int) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def _write_scores(
-    scores: _Array, page_rows: int, pages: _Array, grown: _Array, staying: _Array
-) -> None:
+def _write_scores(scores: _Array, page_rows: int, pages: _Array, grown: _Array) -> None:
+    """Those of rows that go are overwritten with their slots, or never read again."""
     for first in range(0, len(grown), page_rows):
-        row = pages[first // page_rows] * page_rows
-        for n in range(min(page_rows, len(grown) - first)):
-            if staying[first + n]:
-                scores[row + n] = grown[first + n]
+        row, count = pages[first // page_rows] * page_rows, min(page_rows, len(grown) - first)
+        scores[row : row + count] = grown[first : first + count]
