@@ -10,18 +10,16 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from transformers import PreTrainedModel
 
+from benchmarks.figures import Figure, add_options, report
 from benchmarks.random_caches import (
     coverage_rules,
     full_rules,
@@ -38,13 +36,8 @@ KEPT_RATIO = 0.2
 _BANDWIDTH_FLOATS = 1 << 28
 _WARM_UP_STEPS = 2
 
-# (name, against, target)
-FIGURES = {
-    "ratio_compact_b8_c4096": ("transformers with DynamicCache", 4.5),
-    "ratio_full_b8_c4096": ("transformers with DynamicCache", 2.2),
-    "ratio_compact_b1_c1024": ("transformers with DynamicCache", 1.5),
-    "fraction_of_limit_b8_c4096": ("a forward without context and kept rows at read speed", 0.75),
-}
+_PEER = "transformers with DynamicCache"
+_LIMIT = "a forward without context and kept rows at read speed"
 
 
 class NoContext:
@@ -166,7 +159,7 @@ def read_bytes_per_second() -> float:
     return best
 
 
-def measure(rounds: int) -> tuple[dict[str, float], list[Table]]:
+def measure(rounds: int) -> tuple[dict[str, Figure], list[Table]]:
     """The figures by name, and tables for people."""
     served = load_model("smollm2")
     untouched = untouched_copy(served.model)
@@ -176,10 +169,12 @@ def measure(rounds: int) -> tuple[dict[str, float], list[Table]]:
     small = hold(served, untouched, 1, 1024, 2 * rounds, with_full=False)
     limit = large.median("no context") + large.compact_bytes / bandwidth
     figures = {
-        "ratio_compact_b8_c4096": large.ratio("compact"),
-        "ratio_full_b8_c4096": large.ratio("full"),
-        "ratio_compact_b1_c1024": small.ratio("compact"),
-        "fraction_of_limit_b8_c4096": limit / large.median("compact"),
+        "ratio_compact_b8_c4096": Figure(large.ratio("compact"), "ratio", _PEER, 4.5),
+        "ratio_full_b8_c4096": Figure(large.ratio("full"), "ratio", _PEER, 2.2),
+        "ratio_compact_b1_c1024": Figure(small.ratio("compact"), "ratio", _PEER, 1.5),
+        "fraction_of_limit_b8_c4096": Figure(
+            limit / large.median("compact"), "ratio", _LIMIT, 0.75
+        ),
     }
     caption = (
         f"limit of compact: {limit * 1e3:.0f} ms, a forward without context and "
@@ -212,19 +207,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    values, tables = measure(arguments.rounds)
-    figures = {
-        name: {"value": values[name], "unit": "ratio", "against": against, "target": target}
-        for name, (against, target) in FIGURES.items()
+    add_options(parser)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    figures, tables = measure(options.rounds)
+    conditions = {"model": "smollm2", "dtype": "float32"} | {
+        name: getattr(options, name) for name in ("rounds", "threads")
     }
-    for table in tables:
-        Console().print(table)
-    Console().print(figures)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"figures": figures}, indent=2) + "\n")
+    report(options, figures, tables, conditions)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from benchmarks.decode_throughput import KEPT_RATIO, ours
+from benchmarks.figures import Figure, add_options, report
 from benchmarks.random_caches import coverage_rules, full_rules, open_random
 from services.runtime.model import ServedModel, load_model, smollm2_file
 from services.runtime.small_batches import prepare_for_small_batches
@@ -119,25 +119,27 @@ def main() -> None:
     parser.add_argument("--venv", type=Path, required=True, help="OpenVINO's own environment")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    python = environment(arguments.venv)
+    add_options(parser)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    python = environment(options.venv)
     served = load_model("smollm2")
     prepare_for_small_batches(served.model)
-    figures = {}
+    figures, tables = {}, []
     for tokens in CONTEXTS:
-        seconds = hold(served, python, tokens, arguments.rounds)
-        Console().print(_table(seconds, tokens))
+        seconds = hold(served, python, tokens, options.rounds)
+        tables.append(_table(seconds, tokens))
         for name in ("compact", "full"):
-            figures[f"ratio_{name}_b1_c{tokens}_openvino"] = {
-                "value": ratio(seconds, name),
-                "unit": "ratio",
-                "against": "openvino-genai on the same GGUF file",
-            }
-    Console().print(figures)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"figures": figures}, indent=2) + "\n")
+            figures[f"ratio_{name}_b1_c{tokens}_openvino"] = Figure(
+                ratio(seconds, name), "ratio", "openvino-genai on the same GGUF file"
+            )
+    conditions = {
+        "model": "smollm2",
+        "dtype": "float32; OpenVINO its own choice on 4-bit weights",
+        "rounds": options.rounds,
+        "threads": options.threads,
+    }
+    report(options, figures, tables, conditions)
 
 
 if __name__ == "__main__":
