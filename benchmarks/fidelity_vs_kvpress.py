@@ -1,7 +1,8 @@
 """Policies against ten of kvpress's presses: the same model, passages and sizes.
 
 kvpress lives in an environment of its own, which is made where there is none. Both sides are
-teacher-forced with every later token kept. A press that masks holds all rows: its figures stand at
+teacher-forced with every later token kept. What was measured of kvpress stays beside its
+environment, in `presses.jsonl`: the same command again goes on from there. A press that masks holds all rows: its figures stand at
 the bytes it really holds, and beside it at its nominal size.
 """
 
@@ -14,8 +15,9 @@ import statistics
 import subprocess
 import tempfile
 import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure as Picture
@@ -68,14 +70,33 @@ def environment(folder: Path) -> Path:
 
 
 def presses(
-    python: Path, model: str, texts: Sequence[Passage], ratios: Sequence[float], progress: Progress
+    python: Path,
+    model: str,
+    texts: Mapping[str, Passage],
+    ratios: Sequence[float],
+    log: Path,
+    progress: Progress,
 ) -> list[Press]:
-    """Every press's means, measured in a process of its own."""
+    """Every press's means, measured in a process of its own.
+
+    What was measured of a text whose every line is in `log` is taken from there.
+    """
     bar = progress.add_task("kvpress", total=_PRESSES * len(ratios) * len(texts))
     found: dict[tuple[str, float], list[dict[str, float]]] = {}
-    for line in _lines(python, model, texts, ratios):
-        found.setdefault((str(line["press"]), float(line["ratio"])), []).append(line)
-        progress.advance(bar)
+    logged = _logged(log)
+    for name, passage in texts.items():
+        lines = [line for line in logged if line["text"] == name and line["ratio"] in ratios]
+        if len(lines) < _PRESSES * len(ratios):
+            lines = []
+            for line in _lines(python, model, passage, ratios):
+                lines.append(line)
+                progress.advance(bar)
+            with log.open("a") as file:
+                file.writelines(json.dumps({**line, "text": name}) + "\n" for line in lines)
+        else:
+            progress.advance(bar, len(lines))
+        for line in lines:
+            found.setdefault((str(line["press"]), float(line["ratio"])), []).append(line)
     return [
         Press(
             name,
@@ -87,13 +108,17 @@ def presses(
     ]
 
 
+def _logged(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
 def _lines(
-    python: Path, model: str, texts: Sequence[Passage], ratios: Sequence[float]
-) -> Iterator[dict[str, float]]:
+    python: Path, model: str, passage: Passage, ratios: Sequence[float]
+) -> Iterator[dict[str, Any]]:
     work = {
         "threads": torch.get_num_threads(),
         "ratios": list(ratios),
-        "passages": [dataclasses.asdict(passage) for passage in texts],
+        "passages": [dataclasses.asdict(passage)],
     }
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(work, file)
@@ -168,11 +193,16 @@ def main() -> None:
     options = _parser().parse_args()
     python = environment(options.venv)
     served = load_model(options.model)
-    texts = passages(served, options.prompt_tokens, options.fed_tokens, OFFSETS[: options.passages])
+    offsets = OFFSETS[: options.passages]
+    texts = passages(served, options.prompt_tokens, options.fed_tokens, offsets)
+    sizes = f"{options.prompt_tokens} and {options.fed_tokens} tokens, {options.model}"
+    named = {f"{first}: {sizes}": text for first, text in zip(offsets, texts, strict=True)}
     settings = parse_settings(options.policy or _SETTINGS)
     folder = served.model.config.name_or_path
     with Progress() as progress:
-        peers = presses(python, folder, texts, options.ratio, progress)
+        peers = presses(
+            python, folder, named, options.ratio, options.venv / "presses.jsonl", progress
+        )
         measured = ours(served, texts, settings, progress)
     if options.plot:
         draw(measured, peers, options.plot)
