@@ -2,8 +2,8 @@
 
 kvpress lives in an environment of its own, which is made where there is none. Both sides are
 teacher-forced with every later token kept. What was measured of kvpress stays beside its
-environment, in `presses.jsonl`: the same command again goes on from there. A press that masks holds all rows: its figures stand at
-the bytes it really holds, and beside it at its nominal size.
+environment, in `presses.jsonl`: the same command again goes on from there. A press that masks holds
+all rows: its figures stand at the bytes it really holds, and beside it at its nominal size.
 """
 
 from __future__ import annotations
