@@ -21,6 +21,7 @@ from kvstore.tiers.base import (
 )
 from kvstore.tiers.counters import TierCounters, TierCounts
 from kvstore.tiers.deadline import Deadline
+from kvstore.tiers.fault_watch import FaultReport, FaultWatch
 from kvstore.tiers.later import LaterQueue
 
 # of caches that wait to be written below
@@ -51,7 +52,9 @@ class TierStack:
         waiting_bytes: int = DEFAULT_WAITING_BYTES,
         name: str = "stack",
         clock: Callable[[], float] = time.time,
+        on_fault: FaultReport = lambda tier, ails: None,
     ) -> None:
+        """`on_fault` is told the name of a tier that begins to fail, and why; from any thread."""
         names = [tier.name for tier in tiers]
         if not tiers or len(set(names)) != len(names):
             raise InvalidParameter("tiers", "must be at least one, each with a name of its own")
@@ -60,6 +63,7 @@ class TierStack:
         self._name = name
         self._clock = clock
         self._counters = {name: TierCounters() for name in names}
+        self._watch = FaultWatch(on_fault)
         self._later = LaterQueue(waiting_bytes)
 
     @property
@@ -111,6 +115,7 @@ class TierStack:
             began = time.monotonic()
             lookup = tier.get(key, expected, deadline.remaining_seconds)
             self._counters[tier.name].count_get(lookup, time.monotonic() - began)
+            self._watch.saw(tier.name, lookup)
             if isinstance(lookup, Hit):
                 self._promote(key, lookup, depth, deadline)
                 return lookup
@@ -164,4 +169,5 @@ class TierStack:
         result = tier.put(key, hit.cache, lifetime, timeout_seconds)
         seconds = time.monotonic() - began
         self._counters[tier.name].count_put(result, hit.cache.nbytes, seconds, promoted)
+        self._watch.saw(tier.name, result)
         return result

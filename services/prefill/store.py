@@ -51,7 +51,7 @@ class CacheStore:
         timeout_seconds: float,
     ) -> None:
         self._memory = memory
-        self._stack = TierStack(tiers, mode)
+        self._stack = TierStack(tiers, mode, on_fault=_tell)
         self._memory_alone = list(tiers) == [memory]
         self._timeout_seconds = timeout_seconds
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="store")
@@ -126,3 +126,13 @@ class CacheStore:
         task = asyncio.get_running_loop().run_in_executor(self._threads, call)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _tell(tier: str, ails: str | None) -> None:
+    """To the log: what requests see is a miss, whatever the cause."""
+    if ails is None:
+        log.info("the %s store answers again", tier)
+    else:
+        log.warning(
+            "the %s store fails, and caches are neither kept nor found there: %s", tier, ails
+        )

@@ -191,3 +191,40 @@ def test_tiers_need_names_of_their_own(memory: MemoryTier) -> None:
     for tiers in ([], [memory, memory]):
         with pytest.raises(InvalidParameter):
             TierStack(tiers)
+
+
+class FaultyTier(MemoryTier):
+    """Memory that answers as `ails` says, if it says anything."""
+
+    ails: MissReason | None = None
+
+    def get(self, key: ContentKey, expected: Expected, timeout: float) -> Lookup:
+        return Miss(self.ails, "told") if self.ails else super().get(key, expected, timeout)
+
+
+def test_a_fault_is_told_when_it_begins_and_when_it_ends() -> None:
+    told: list[tuple[str, str | None]] = []
+    tier = FaultyTier(Budget(1 << 20), name="faulty")
+    stack = TierStack([tier], on_fault=lambda *fault: told.append(fault))
+    for ails, so_far in (
+        (None, []),
+        (MissReason.UNAVAILABLE, [("faulty", "told")]),
+        # late is neither well nor broken
+        (MissReason.TIMEOUT, [("faulty", "told")]),
+        (MissReason.UNAVAILABLE, [("faulty", "told")]),
+        (MissReason.ABSENT, [("faulty", "told"), ("faulty", None)]),
+        (MissReason.TIMEOUT, [("faulty", "told"), ("faulty", None)]),
+    ):
+        tier.ails = ails
+        stack.get(KEY, None, SECONDS)
+        assert told == so_far, ails
+    stack.close()
+
+
+def test_a_put_that_fails_is_a_fault() -> None:
+    told: list[tuple[str, str | None]] = []
+    stack = TierStack([DeadTier()], on_fault=lambda *fault: told.append(fault))
+    stack.put(KEY, CACHE, 60.0, SECONDS)
+    stack.put(KEY, CACHE, 60.0, SECONDS)
+    stack.close()
+    assert told == [("dead", "")]

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from kvstore.content_key import ContentKey
-from kvstore.tiers import Hit, Miss, MissReason, Tier
+from kvstore.tiers import Hit, Miss, MissReason, Tier, WriteMode
 from kvstore.tiers.redis_client import connect_redis
 from kvstore.wire import DEFAULT_LIMITS
 from services.prefill.redis_access import redis_address
+from services.prefill.store import CacheStore
 from services.prefill.store_options import StoreOptions
-from services.prefill.stores import tiers_below
+from services.prefill.stores import memory_tier, tiers_below
 from services.runtime.serve_error import ServeError
 from tests.kvstore.tiers.servers import running_private_redis
 from tests.kvstore.wire.caches import same, two_layers
@@ -145,3 +146,23 @@ def test_a_password_in_plain_text_is_warned_of_and_shown_nowhere(
         address = redis_address(options)
     assert "plain text" in caplog.text
     assert PASSWORD not in caplog.text + repr(address)
+
+
+async def test_a_wrong_password_is_told_once_and_not_repeated_in_words(
+    options: StoreOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.write_text("another-password")
+    below = tiers_below(
+        dataclasses.replace(options, store_redis_password=str(wrong)), DEFAULT_LIMITS
+    )
+    memory = memory_tier(options)
+    store = CacheStore(memory, [memory, *below], mode=WriteMode.THROUGH, timeout_seconds=SECONDS)
+    with caplog.at_level(logging.INFO, "headwise.store"):
+        for _ in range(3):
+            assert isinstance(await store.find(KEY, CACHE.fingerprint), Miss)
+    await store.close()
+    (line,) = [record.getMessage() for record in caplog.records if "fails" in record.message]
+    assert "redis" in line
+    assert "WRONGPASS" in line or "invalid username-password" in line
+    assert "another-password" not in line
