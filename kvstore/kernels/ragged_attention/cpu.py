@@ -90,6 +90,7 @@ def attend(
         np.float32(scale * _LOG2_E),
         sliding_window or 0,
         match_torch_threads(1 + host.held[layer] // _THREAD_ROWS),
+        _THREAD_ROWS,
         out,
     )
     return torch.from_numpy(out)
@@ -125,6 +126,7 @@ def _attend(
     scale: float,
     window: int,
     parts: int,
+    thread_rows: int,
     out: _Array,
 ) -> None:
     """Logits are in units of log 2 throughout; `scale` brings them there.
@@ -225,7 +227,7 @@ def _attend(
             received[starts[b, layer, h] + counts[head]] = shares[head]
             cut += counts[head] if pieces > 1 else 0
     starts_here, scored_here = starts[:, layer, :heads], scored[:, layer, :heads]
-    if cut > _THREAD_ROWS:
+    if cut > thread_rows:
         for part in prange(parts):
             _cut_shares(
                 part, share, ends, counts, scored_here, starts_here, weights, tops, totals, received

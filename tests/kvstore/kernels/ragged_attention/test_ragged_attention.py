@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kvstore.cache import HeadRows, LayerShape
+from kvstore.kernels.ragged_attention import cpu
 from kvstore.pool import BatchStep, PageCount, PagePool
 from kvstore.rules import FULL_RULE
 from tests.kvstore.kernels.ragged_attention.batches import (
@@ -77,18 +78,21 @@ def test_full_heads_that_hold_everything_have_no_marks() -> None:
     assert pool.used_mark_pages == 0
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_the_cut_into_parts_does_not_show(threads: int) -> None:
-    before = torch.get_num_threads()
+@pytest.mark.parametrize("thread_rows", [1, 1000])
+@pytest.mark.parametrize("parts", [1, 2, 3, 7, 64])
+def test_the_cut_into_parts_does_not_show(
+    parts: int, thread_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where heads are cut, what their rows receive is found in parallel too, if it is much."""
+    monkeypatch.setattr(cpu, "match_torch_threads", lambda most: parts)
+    monkeypatch.setattr(cpu, "_THREAD_ROWS", thread_rows)
     batch = a_batch(1)
-    try:
-        torch.set_num_threads(threads)
-        results = attend(batch)
-    finally:
-        torch.set_num_threads(before)
-    for sequence, result in zip(batch, results, strict=True):
+    for sequence, result in zip(batch, attend(batch), strict=True):
         expected = dense(sequence, None)
         torch.testing.assert_close(result.out.double(), expected.out, atol=2e-6, rtol=1e-5)
+        for got, wanted in zip(result.received, expected.received, strict=True):
+            if got is not None and wanted is not None:
+                torch.testing.assert_close(got.double(), wanted, atol=5e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [1.0, 30.0, 300.0])
