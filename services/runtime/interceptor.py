@@ -35,6 +35,8 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, authentication: Authentication) -> None:
         self._authentication = authentication
         self._running = 0
+        self._begun = 0
+        self._worked = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -42,9 +44,21 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         """Wait until no call of Headwise's own is running."""
         await self._idle.wait()
 
+    async def quiet(self, seconds: float) -> None:
+        """Wait until any call has run since the last time, and then none for so long."""
+        await self._worked.wait()
+        begun = -1
+        while not self._idle.is_set() or begun != self._begun:
+            await self._idle.wait()
+            begun = self._begun
+            await asyncio.sleep(seconds)
+        self._worked.clear()
+
     @contextlib.contextmanager
     def _counted(self, method: str) -> Iterator[None]:
         self._running += 1
+        self._begun += 1
+        self._worked.set()
         self._idle.clear()
         metrics.RUNNING.labels(method).inc()
         try:

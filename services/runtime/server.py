@@ -19,6 +19,7 @@ from prometheus_client import start_http_server
 from headwise.channel import server_options
 from headwise.v1 import store_pb2
 from services.runtime import metrics
+from services.runtime.allocator import give_back_freed_memory
 from services.runtime.authentication import Authentication
 from services.runtime.interceptor import StatusInterceptor
 from services.runtime.options import ServerOptions
@@ -33,6 +34,8 @@ log = logging.getLogger("headwise.server")
 LIVE = "live"
 
 _LAST_STATUS_SECONDS = 0.5
+# without any call for so long, what a burst has left is given back
+_QUIET_SECONDS = 2.0
 # both processes serve it beside their own
 _CACHE_SERVICE = store_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name
 
@@ -110,10 +113,12 @@ class Server:
         for server in self._servers:
             await server.start()
         self._announce(metrics_server.server_port)
+        tidying = asyncio.create_task(self._give_memory_back())
         try:
             await self._stopping.wait()
             await self._drain()
         finally:
+            tidying.cancel()
             # after a drain there is nothing left to do; a server that is dropped while it runs
             # complains when it is collected
             for server in self._servers:
@@ -124,6 +129,11 @@ class Server:
     @property
     def _servers(self) -> tuple[grpc.aio.Server, ...]:
         return (self._server, *((self._probes,) if self._probes else ()))
+
+    async def _give_memory_back(self) -> None:
+        while True:
+            await self._calls.quiet(_QUIET_SECONDS)
+            await asyncio.to_thread(give_back_freed_memory)
 
     async def _drain(self) -> None:
         log.info("draining for at most %g s", self._options.drain_seconds)
