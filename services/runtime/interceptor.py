@@ -35,7 +35,6 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, authentication: Authentication) -> None:
         self._authentication = authentication
         self._running = 0
-        self._begun = 0
         self._worked = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -47,17 +46,14 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
     async def quiet(self, seconds: float) -> None:
         """Wait until any call has run since the last time, and then none for so long."""
         await self._worked.wait()
-        begun = -1
-        while not self._idle.is_set() or begun != self._begun:
+        while self._worked.is_set():
             await self._idle.wait()
-            begun = self._begun
+            self._worked.clear()
             await asyncio.sleep(seconds)
-        self._worked.clear()
 
     @contextlib.contextmanager
     def _counted(self, method: str) -> Iterator[None]:
         self._running += 1
-        self._begun += 1
         self._worked.set()
         self._idle.clear()
         metrics.RUNNING.labels(method).inc()

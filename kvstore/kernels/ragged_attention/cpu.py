@@ -227,6 +227,7 @@ def _attend(
             received[starts[b, layer, h] + counts[head]] = shares[head]
             cut += counts[head] if pieces > 1 else 0
     starts_here, scored_here = starts[:, layer, :heads], scored[:, layer, :heads]
+    # few rows are not worth waking the threads again
     if cut > thread_rows:
         for part in prange(parts):
             _cut_shares(
