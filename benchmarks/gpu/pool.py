@@ -7,10 +7,10 @@ import dataclasses
 import torch
 
 from benchmarks.gpu.sizes import Sizes
-from kvstore.codecs import MODEL_ROWS, ElementCodec, RowCodec, RowCoding, RowLayout
+from kvstore.codecs import MODEL_ROWS, ElementCodec, RowCodec, RowCoding
 from kvstore.kernels.device_batch import DeviceBatch
 from kvstore.kernels.retain.free_pages import FreePages
-from kvstore.kernels.row_pages import PageDivision, RowPages
+from kvstore.kernels.row_pages import PageDivision, RowPages, StoredRows
 from kvstore.rule_table import full_rules, rule_words
 
 
@@ -89,15 +89,15 @@ def _random_rows(pages: int, division: PageDivision, device: torch.device) -> Ro
     coding = division.coding
     for part, layout in ((store.keys, coding.keys), (store.values, coding.values)):
         if layout.codec is ElementCodec.MODEL:
-            part.normal_()
+            part.codes.normal_()
         else:
-            _random_codes(part, layout)
+            _random_codes(part)
     return store
 
 
-def _random_codes(rows: torch.Tensor, layout: RowLayout) -> None:
+def _random_codes(rows: StoredRows) -> None:
     """Any codes, and scales under which they are like the model's rows."""
-    rows[..., : layout.code_bytes].random_(0, 120)
-    scale = torch.tensor([0.01], dtype=torch.bfloat16).view(torch.uint8).to(rows.device)
-    count = (layout.row_bytes - layout.code_bytes) // scale.numel()
-    rows[..., layout.code_bytes :] = scale.repeat(count)
+    rows.codes.random_(0, 120)
+    scale = torch.tensor([0.01], dtype=torch.bfloat16).view(torch.uint8)
+    count = rows.scales.shape[-1] // scale.numel()
+    rows.scales[...] = scale.repeat(count).to(rows.scales.device)

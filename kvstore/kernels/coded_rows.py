@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from kvstore.codecs import ElementCodec, RowLayout
+from kvstore.kernels.code_conversion import fp8_codes, int4_codes, int8_codes
 from kvstore.kernels.row_pages import PageDivision
 
 _CODECS = tuple(ElementCodec)
@@ -30,7 +31,7 @@ def codec_number(layout: RowLayout) -> int:
 def page_options(division: PageDivision) -> dict[str, int]:
     """The compile-time parameters of kernels that read or write pages of this division.
 
-    A page's stride, a row's width and where the values begin are counted in what the codec stores:
+    Strides of pages and rows and where the values begin are counted in what the codec stores:
     elements of the model's dtype, or bytes.
     """
     keys, values = division.coding.keys, division.coding.values
@@ -38,13 +39,29 @@ def page_options(division: PageDivision) -> dict[str, int]:
     return {
         "KEY_CODEC": codec_number(keys),
         "KEY_PAGE": division.page_bytes // key_item,
-        "KEY_WIDTH": keys.width,
+        "KEY_CODES": keys.code_bytes // key_item,
+        "KEY_SCALES": division.key_scales,
         "VALUE_CODEC": codec_number(values),
         "VALUE_PAGE": division.page_bytes // value_item,
-        "VALUE_WIDTH": values.width,
+        "VALUE_CODES": values.code_bytes // value_item,
+        "VALUE_SCALES": division.value_scales,
         "VALUE_FIRST": division.value_offset // value_item,
         "PAGE_ROWS": division.rows,
     }
+
+
+@triton.jit
+def element_of(column: tl.tensor, CODEC: tl.constexpr, D: tl.constexpr) -> tl.tensor:
+    """Which element stands in a column of `load_codes`; D or more where none does.
+
+    Of two bytes of int4 the two lower halves come first: `int4_codes`.
+    """
+    element = column
+    if CODEC == INT4:
+        HALF: tl.constexpr = (D + 1) // 2
+        byte = column // 4 * 2 + column % 2
+        element = tl.where(byte < HALF, byte + column // 2 % 2 * HALF, D)
+    return element
 
 
 @triton.jit
@@ -52,54 +69,50 @@ def load_codes(
     elements: tl.tensor,
     arena: tl.tensor,
     start: tl.tensor,
-    size: tl.tensor,
-    wanted: tl.tensor,
+    valid: tl.tensor,
     CODEC: tl.constexpr,
     D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
     TYPE: tl.constexpr,
 ) -> tl.tensor:
-    """A tile of codes, or of the model's own rows; `start` and `size` broadcast to its shape.
+    """Codes of the rows that begin at `start` `[N]`, or the model's own, `[N, BLOCK_D]`.
 
     `elements` and `arena` are the same memory in the model's dtype and in bytes. Codes of fp8 come
     times 2^-8, which `load_scales` makes up for.
     """
-    if CODEC == MODEL:
-        codes = tl.load(elements + start + size, mask=wanted, other=0.0)
-    elif CODEC == INT4:
+    if CODEC == INT4:
         HALF: tl.constexpr = (D + 1) // 2
-        pair = tl.load(arena + start + size % HALF, mask=wanted, other=0).to(tl.int32)
-        codes = ((pair >> (size // HALF * 4)) & 15).to(tl.float32).to(TYPE)
-    elif CODEC == INT8:
-        byte = tl.load(arena + start + size, mask=wanted, other=0)
-        codes = byte.to(tl.int8, bitcast=True).to(tl.float32).to(TYPE)
+        half = tl.arange(0, BLOCK_D // 2)[None, :]
+        pair = tl.load(arena + start[:, None] + half, mask=valid[:, None] & (half < HALF), other=0)
+        codes = int4_codes(pair, TYPE)
     else:
-        # e4m3 in the bits of float16, whose exponent is biased by eight more
-        bits = tl.load(arena + start + size, mask=wanted, other=0).to(tl.int32)
-        half = (((bits & 128) << 8) | ((bits & 127) << 7)).to(tl.int16)
-        codes = half.to(tl.float16, bitcast=True).to(tl.float32).to(TYPE)
+        size = tl.arange(0, BLOCK_D)[None, :]
+        wanted = valid[:, None] & (size < D)
+        if CODEC == MODEL:
+            codes = tl.load(elements + start[:, None] + size, mask=wanted, other=0.0)
+        else:
+            byte = tl.load(arena + start[:, None] + size, mask=wanted, other=0)
+            codes = int8_codes(byte, TYPE) if CODEC == INT8 else fp8_codes(byte, TYPE)
     return codes
 
 
 @triton.jit
-def _load_bfloat16(arena: tl.tensor, at: tl.tensor, valid: tl.tensor) -> tl.tensor:
-    """As f32; rows begin at any byte."""
-    low = tl.load(arena + at, mask=valid, other=0).to(tl.int32)
-    high = tl.load(arena + at + 1, mask=valid, other=0).to(tl.int32)
-    return ((low | (high << 8)) << 16).to(tl.float32, bitcast=True)
+def scale_words(arena: tl.tensor, start: tl.tensor, place: tl.tensor) -> tl.tensor:
+    """Pointers to the scale and offset of rows at `place` in a page, whose words begin at `start`.
+
+    Of the word the lower half is the scale, the upper one the offset, bfloat16 each.
+    """
+    return (arena + start).to(tl.pointer_type(tl.int32), bitcast=True) + place
 
 
 @triton.jit
 def load_scales(
-    arena: tl.tensor, start: tl.tensor, valid: tl.tensor, CODEC: tl.constexpr, D: tl.constexpr
+    arena: tl.tensor, start: tl.tensor, place: tl.tensor, valid: tl.tensor, CODEC: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
     """What codes are to be multiplied by, and what is to be added then, f32 each."""
-    if CODEC == INT4:
-        HALF: tl.constexpr = (D + 1) // 2
-        scale = _load_bfloat16(arena, start + HALF, valid)
-        offset = _load_bfloat16(arena, start + HALF + 2, valid)
-    else:
-        scale = _load_bfloat16(arena, start + D, valid)
-        offset = scale
+    word = tl.load(scale_words(arena, start, place), mask=valid, other=0)
+    scale = (word << 16).to(tl.float32, bitcast=True)
+    offset = ((word >> 16) << 16).to(tl.float32, bitcast=True)
     if CODEC == FP8:
         scale *= 256.0
     return scale, offset
@@ -153,7 +166,7 @@ def _e4m3(values: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def store_coded(
+def store_codes(
     arena: tl.tensor,
     start: tl.tensor,
     low: tl.tensor,
@@ -162,9 +175,10 @@ def store_coded(
     CODEC: tl.constexpr,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
-) -> None:
+) -> tuple[tl.tensor, tl.tensor]:
     """Code rows and write them at the bytes `start` `[K]`; `encode_rows` is the definition.
 
+    The bits of their scales and offsets, in the upper halves of int32 each, 0 for no offset.
     fp8 and int8: `low` f32 `[K, BLOCK]` holds whole rows, 0 beyond D. int4: `low` and `high` hold
     elements i and i + ⌈D/2⌉ of rows that are rotated already.
     """
@@ -188,6 +202,7 @@ def store_coded(
         span = highest - offset
         scale_bits = _up(tl.div_rn(span, tl.full(span.shape, 15.0, tl.float32)))
     else:
+        offset_bits = tl.zeros(start.shape, tl.int32)
         largest = tl.max(magnitudes, 1)
         span = largest.to(tl.float32, bitcast=True)
         steps = 448.0 if CODEC == FP8 else 127.0
@@ -201,8 +216,6 @@ def store_coded(
         codes |= tl.where(has_high, _nibbles(high - offset[:, None], scale, finite), 0) << 4
         wanted = valid[:, None] & has_low
         tl.store(arena + start[:, None] + size, codes.to(tl.uint8), mask=wanted)
-        _store_bfloat16(arena, start + HALF, scale_bits, valid)
-        _store_bfloat16(arena, start + HALF + 2, offset_bits, valid)
     else:
         shares = _over(tl.where(finite[:, None], low, 0.0), scale)
         if CODEC == FP8:
@@ -211,7 +224,28 @@ def store_coded(
             codes = tl.clamp(_whole(shares), -127.0, 127.0).to(tl.int32) & 255
         wanted = valid[:, None] & (size < D)
         tl.store(arena + start[:, None] + size, codes.to(tl.uint8), mask=wanted)
-        _store_bfloat16(arena, start + D, scale_bits, valid)
+    return scale_bits, offset_bits
+
+
+@triton.jit
+def store_coded(
+    rows: tl.tensor,
+    start: tl.tensor,
+    low: tl.tensor,
+    high: tl.tensor,
+    valid: tl.tensor,
+    CODEC: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """`store_codes`, and their scales behind them, as rows are shipped."""
+    scale, offset = store_codes(rows, start, low, high, valid, CODEC, D, BLOCK)
+    if CODEC == INT4:
+        HALF: tl.constexpr = (D + 1) // 2
+        _store_bfloat16(rows, start + HALF, scale, valid)
+        _store_bfloat16(rows, start + HALF + 2, offset, valid)
+    else:
+        _store_bfloat16(rows, start + D, scale, valid)
 
 
 @triton.jit

@@ -19,9 +19,10 @@ class HostBatch:
     """B sequences of one coding; see `PagedBatch` and `HeadTables` for what is not said here.
 
     `arena` uint8 is all pages, and `floats` the same memory as f32 rows `[N, D]`, in whose number
-    none stands across two; empty where rows are coded. `key_places`, `value_places` int64 `[4]`:
-    codec, bytes of a row and of a page, and where in a page the rows begin. `held`: rows that
-    the batch's heads hold together, by layer. `room`: working memory that layers leave to the next.
+    none stands across two; empty where rows are coded. `key_places`, `value_places` int64 `[5]`:
+    codec, bytes of a row's codes and of a page, and where in a page the codes and the scales begin.
+    `held`: rows that the batch's heads hold together, by layer. `room`: working memory that layers
+    leave to the next.
     """
 
     arena: NDArray[np.uint8]
@@ -55,6 +56,7 @@ def plain_rows(arena: torch.Tensor, coding: RowCoding) -> NDArray[np.float32]:
     return rows
 
 
-def places(layout: RowLayout, page_bytes: int, first: int) -> NDArray[np.int64]:
-    """`HostBatch.key_places`, of rows that begin at byte `first` of a page."""
-    return np.array((CODECS.index(layout.codec), layout.row_bytes, page_bytes, first), np.int64)
+def places(layout: RowLayout, page_bytes: int, first: int, scales: int) -> NDArray[np.int64]:
+    """`HostBatch.key_places`, of rows whose codes and scales begin at these bytes of a page."""
+    codec = CODECS.index(layout.codec)
+    return np.array((codec, layout.code_bytes, page_bytes, first, scales), np.int64)

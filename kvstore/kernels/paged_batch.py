@@ -77,7 +77,7 @@ class FedRows:
     def of(cls, plain: RowPages, tables: HeadTables, cells: int) -> FedRows:
         """Room for `cells` tokens; `plain`: pages of the model's own rows."""
         size = (*tables.rows.shape[1:], cells, plain.coding.head_size)
-        new = plain.keys.new_empty
+        new = plain.keys.codes.new_empty
         return cls(new(size), new(size), np.zeros(cells, np.uint8))
 
     def put(self, layer: int, cells: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
@@ -218,8 +218,10 @@ class PagedBatch:
         return HostBatch(
             arena=store.arena.numpy(),
             floats=plain_rows(store.arena, coding),
-            key_places=places(coding.keys, division.page_bytes, 0),
-            value_places=places(coding.values, division.page_bytes, division.value_offset),
+            key_places=places(coding.keys, division.page_bytes, 0, division.key_scales),
+            value_places=places(
+                coding.values, division.page_bytes, division.value_offset, division.value_scales
+            ),
             positions=columns.positions.numpy(),
             log_weights=columns.log_weights.numpy(),
             new_keys=fed.keys.numpy(),

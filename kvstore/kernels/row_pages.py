@@ -8,16 +8,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kvstore.codecs import RowCoding, RowLayout, decode_rows
+from kvstore.codecs import ElementCodec, RowCoding, RowLayout, decode_rows
 from kvstore.errors import InvalidParameter
 
 RowIndex = tuple[torch.Tensor, torch.Tensor]
 """Rows by page and place in the page, int64 each."""
 
+# what a coded row's scale and offset take in a page: a word, so that one load has both
+SCALE_WORD_BYTES = 4
+# parts of a page begin at what a GPU loads at once
+_ALIGNMENT = 16
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PageDivision:
-    """What a page of so many bytes holds: `rows` keys one after another, then as many values."""
+    """What a page of so many bytes holds: `rows` keys, then as many values.
+
+    Coded ones lie as all codes first, at a multiple of 16 bytes, and then a word of each row with
+    its scale and offset, so that codes are loaded in vectors.
+    """
 
     coding: RowCoding
     page_bytes: int
@@ -28,35 +37,86 @@ class PageDivision:
         """As many rows as fit. Raises `InvalidParameter` where not even one does."""
         for rows in range(page_bytes // coding.row_bytes, 0, -1):
             division = cls(coding, page_bytes, rows)
-            if division.value_offset + rows * coding.values.row_bytes <= page_bytes:
+            if division.end <= page_bytes:
                 return division
         raise InvalidParameter("page_rows", f"a page holds no row coded as {coding.codec.name}")
 
     @property
+    def key_scales(self) -> int:
+        """Where the words of the keys begin; where the codes end if there are none."""
+        return self._after(0, self.coding.keys.code_bytes)
+
+    @property
     def value_offset(self) -> int:
-        """Where the values begin, aligned for the model's dtype."""
-        size = self.coding.dtype.itemsize
-        return -(-self.rows * self.coding.keys.row_bytes // size) * size
+        """Where the values begin."""
+        return self._after(self.key_scales, self._word_bytes(self.coding.keys))
+
+    @property
+    def value_scales(self) -> int:
+        return self._after(self.value_offset, self.coding.values.code_bytes)
+
+    @property
+    def row_bytes(self) -> int:
+        """What a key and its value take, whatever is left over at the end of the page."""
+        words = self._word_bytes(self.coding.keys) + self._word_bytes(self.coding.values)
+        return self.coding.keys.code_bytes + self.coding.values.code_bytes + words
+
+    @property
+    def end(self) -> int:
+        return self._after(self.value_scales, self._word_bytes(self.coding.values))
+
+    def _after(self, first: int, row_bytes: int) -> int:
+        """Where the next part of a page begins. Rows of the model fill it without a gap."""
+        end = first + self.rows * row_bytes
+        return end if self.coding.plain else -(-end // _ALIGNMENT) * _ALIGNMENT
+
+    @staticmethod
+    def _word_bytes(layout: RowLayout) -> int:
+        return 0 if layout.codec is ElementCodec.MODEL else SCALE_WORD_BYTES
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class StoredRows:
+    """Keys or values of all pages, read and written as whole rows `[R, width]`.
+
+    Views: `codes` `[P, rows, n]` of the codec's storage, `scales` uint8 `[P, rows, 0, 2 or 4]`.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+
+    def __getitem__(self, rows: RowIndex) -> torch.Tensor:
+        codes = self.codes[rows]
+        return torch.cat((codes, self.scales[rows]), -1) if self.scales.shape[-1] else codes
+
+    def __setitem__(self, rows: RowIndex, given: torch.Tensor) -> None:
+        codes, scales = given.tensor_split((self.codes.shape[-1],), -1)
+        self.codes[rows] = codes
+        if self.scales.shape[-1]:
+            self.scales[rows] = scales
+
+    def fill(self, page: int, rows: slice, byte: int) -> None:
+        for part in (self.codes, self.scales):
+            part.view(torch.uint8)[page, rows] = byte
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class RowPages:
     """All pages of the pool's `arena` uint8 `[P · page_bytes]`, seen through one division.
 
-    `keys` and `values` `[P, rows, width]` are views of it. Only the pages of sequences with this
-    coding hold such rows.
+    Only the pages of sequences with this coding hold such rows.
     """
 
     arena: torch.Tensor
     division: PageDivision
-    keys: torch.Tensor
-    values: torch.Tensor
+    keys: StoredRows
+    values: StoredRows
 
     @classmethod
     def of(cls, arena: torch.Tensor, division: PageDivision) -> RowPages:
-        coding, pages = division.coding, arena.view(-1, division.page_bytes)
-        keys = _view(pages, 0, division.rows, coding.keys)
-        values = _view(pages, division.value_offset, division.rows, coding.values)
+        coding, pages, rows = division.coding, arena.view(-1, division.page_bytes), division.rows
+        keys = _stored(pages, 0, division.key_scales, rows, coding.keys)
+        values = _stored(pages, division.value_offset, division.value_scales, rows, coding.values)
         return cls(arena, division, keys, values)
 
     @property
@@ -85,6 +145,14 @@ class RowPages:
         return decode_rows(self.values[index], self.coding.values, turned=True)
 
 
-def _view(pages: torch.Tensor, first: int, rows: int, layout: RowLayout) -> torch.Tensor:
-    part = pages[:, first : first + rows * layout.row_bytes]
-    return part.view(layout.storage_dtype).view(-1, rows, layout.width)
+def _stored(
+    pages: torch.Tensor, first: int, scales: int, rows: int, layout: RowLayout
+) -> StoredRows:
+    codes = pages[:, first : first + rows * layout.code_bytes].view(layout.storage_dtype)
+    has_scales = layout.codec is not ElementCodec.MODEL
+    words = pages[:, scales : scales + has_scales * rows * SCALE_WORD_BYTES]
+    used = layout.row_bytes - layout.code_bytes
+    return StoredRows(
+        codes.view(len(pages), rows, -1),
+        words.view(len(pages), rows, has_scales * SCALE_WORD_BYTES)[..., :used],
+    )

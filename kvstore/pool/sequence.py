@@ -216,8 +216,8 @@ class SequencePages:
         columns, slots = self.pool.storage.columns, range(source.rows)
         rows = self.tables.index(layer, head, slots)
         store = self.store
-        store.keys[rows] = source.keys.to(store.keys.device)
-        store.values[rows] = source.values.to(store.keys.device)
+        store.keys[rows] = source.keys.to(store.arena.device)
+        store.values[rows] = source.values.to(store.arena.device)
         if self.tables.marked[layer, head]:
             marks = self.tables.mark_index(layer, head, slots)
             for column, given in (

@@ -95,7 +95,7 @@ class PageStorage:
         """Keys and values of a page no longer in use; costs nothing unless poisoned."""
         if self._poison:
             for held in (store.keys, store.values):
-                held.view(torch.uint8)[page, rows] = _NAN_BYTE
+                held.fill(page, rows, _NAN_BYTE)
 
     def forget_marks(self, marks: slice | torch.Tensor) -> None:
         """Marks no longer in use, likewise."""

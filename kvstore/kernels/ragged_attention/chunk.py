@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kvstore.kernels.coded_rows import element_of
 from kvstore.kernels.ragged_attention.tiles import (
     HIDDEN,
     VARYING,
@@ -58,10 +59,12 @@ def attend_chunk(
     scored: tl.tensor,
     KEY_CODEC: tl.constexpr,
     KEY_PAGE: tl.constexpr,
-    KEY_WIDTH: tl.constexpr,
+    KEY_CODES: tl.constexpr,
+    KEY_SCALES: tl.constexpr,
     VALUE_CODEC: tl.constexpr,
     VALUE_PAGE: tl.constexpr,
-    VALUE_WIDTH: tl.constexpr,
+    VALUE_CODES: tl.constexpr,
+    VALUE_SCALES: tl.constexpr,
     VALUE_FIRST: tl.constexpr,
     PAGE_ROWS: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -80,7 +83,7 @@ def attend_chunk(
     """Program (chunk, query tile). Piece `chunk + head`: each later one is of a later of both."""
     chunk = tl.program_id(0)
     query = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    size = tl.arange(0, BLOCK_D)
+    size = element_of(tl.arange(0, BLOCK_D), VALUE_CODEC, D)
     share = chunk_rows(ends, count, CHUNKS, BLOCK_N)
     row = chunk * share
     last = tl.minimum(row + share, tl.load(ends + count - 1))
@@ -100,7 +103,18 @@ def attend_chunk(
                 known = query < GROUP * fed
                 first_query = tl.load(first_queries + b)
                 queries = query_tile(
-                    q, q_token, q_head, q_size, first_query, h, query, fed, GROUP, D, BLOCK_D
+                    q,
+                    q_token,
+                    q_head,
+                    q_size,
+                    first_query,
+                    h,
+                    query,
+                    fed,
+                    GROUP,
+                    KEY_CODEC,
+                    D,
+                    BLOCK_D,
                 )
                 own = query % fed + tl.load(before + b)
                 if WINDOWED:
@@ -132,7 +146,8 @@ def attend_chunk(
                         valid,
                         KEY_CODEC,
                         KEY_PAGE,
-                        KEY_WIDTH,
+                        KEY_CODES,
+                        KEY_SCALES,
                         D,
                         BLOCK_D,
                     )
@@ -171,7 +186,8 @@ def attend_chunk(
                         valid,
                         VALUE_CODEC,
                         VALUE_PAGE,
-                        VALUE_WIDTH,
+                        VALUE_CODES,
+                        VALUE_SCALES,
                         VALUE_FIRST,
                         D,
                         BLOCK_D,

@@ -21,6 +21,7 @@ from kvstore.codecs import ElementCodec
 from kvstore.kernels.host_batch import CODECS
 from kvstore.kernels.paged_batch import PagedBatch, StepScratch
 from kvstore.kernels.prefetch import LINE_BYTES, prefetch
+from kvstore.kernels.row_pages import SCALE_WORD_BYTES
 from kvstore.kernels.threads import ONLY_PRANGE, match_torch_threads
 
 # kernels of one file: numba's cache on disk sees no change in another's functions.
@@ -277,11 +278,9 @@ def _attend_piece(
     group, size = queries.shape
     tile = np.empty((group, _TILE_ROWS), np.float32)
     # decoded rows of one run, keys and then values
-    key_codec, key_width = key_places[0], key_places[1]
-    key_page, key_first = key_places[2], key_places[3]
-    value_codec, value_width = value_places[0], value_places[1]
-    value_page, value_first = value_places[2], value_places[3]
-    coded = key_codec != _MODEL or value_codec != _MODEL
+    key_bytes, key_page, key_first = key_places[1], key_places[2], key_places[3]
+    value_bytes, value_page, value_first = value_places[1], value_places[2], value_places[3]
+    coded = key_places[0] != _MODEL or value_places[0] != _MODEL
     decoded = np.empty((_TILE_ROWS if coded else 0, size), np.float32)
     bits = np.empty(size, np.int32)
     exponents = np.empty(_TILE_ROWS, np.int32)
@@ -298,14 +297,14 @@ def _attend_piece(
             if marked and (weighted or oldest >= 0):
                 run, mark_page, mark_offset = _run(marks, mark_rows, slot + done, run)
                 first_mark = mark_page * mark_rows + mark_offset
-            byte = page * key_page + key_first + offset * key_width
-            ahead = page * value_page + value_first + offset * value_width
-            many = run * value_width
+            byte = page * key_page + key_first + offset * key_bytes
+            ahead = page * value_page + value_first + offset * value_bytes
+            many = run * value_bytes
             if coded:
-                _decode(arena, byte, key_codec, key_width, run, bits, decoded)
+                _decode(arena, page, offset, key_places, run, bits, decoded)
                 _products(queries, decoded, 0, run, tile, done, scale, arena, ahead, many)
             else:
-                first_row = byte // key_width
+                first_row = byte // key_bytes
                 _products(queries, floats, first_row, run, tile, done, scale, arena, ahead, many)
             if weighted or oldest >= 0:
                 hidden = run if marked else min(run, oldest - slot - done)
@@ -320,18 +319,19 @@ def _attend_piece(
         done = 0
         while done < count:
             run, page, offset = _run(pages, page_rows, slot + done, count - done)
-            byte = page * value_page + value_first + offset * value_width
+            byte = page * value_page + value_first + offset * value_bytes
+            if coded:
+                _decode(arena, page, offset, value_places, run, bits, decoded)
             ahead, many = 0, 0
             if slot + _TILE_ROWS + done < last:
                 next_slot = slot + _TILE_ROWS + done
                 many, page, offset = _run(pages, page_rows, next_slot, min(last - next_slot, run))
-                ahead = page * key_page + key_first + offset * key_width
-                many *= key_width
+                ahead = page * key_page + key_first + offset * key_bytes
+                many *= key_bytes
             if coded:
-                _decode(arena, byte, value_codec, value_width, run, bits, decoded)
                 _mix(tile, done, decoded, 0, run, mixed, arena, ahead, many)
             else:
-                _mix(tile, done, floats, byte // value_width, run, mixed, arena, ahead, many)
+                _mix(tile, done, floats, byte // value_bytes, run, mixed, arena, ahead, many)
             done += run
 
 
@@ -369,14 +369,14 @@ def _run(pages: _Array, page_rows: int, slot: int, most: int) -> tuple[int, int,
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
 def _decode(
     arena: _Array,
-    first: int,
-    codec: int,
-    width: int,
+    page: int,
+    offset: int,
+    places: _Array,
     run: int,
     bits: _Array,
     decoded: _Array,
 ) -> None:
-    """`run` rows of `width` bytes from byte `first` on, as floats `[n, D]`; see codecs/layout.py.
+    """`run` rows of a page from `offset` on, as floats `[n, D]`; see codecs/layout.py.
 
     `bits` int32 `[D]` is working memory. Unsigned places are never taken to be from the end, and
     only so does the compiler make vectors of the loops.
@@ -384,6 +384,9 @@ def _decode(
     words = bits.view(np.float32)
     size = np.uint64(decoded.shape[1])
     half = (size + np.uint64(1)) // np.uint64(2)
+    codec, width, page_bytes = places[0], places[1], places[2]
+    first = page * page_bytes + places[3] + offset * width
+    scales = page * page_bytes + places[4] + offset * SCALE_WORD_BYTES
     for r in range(run):
         at = np.uint64(first + r * width)
         if codec == _MODEL:
@@ -398,8 +401,8 @@ def _decode(
             for d in range(size):
                 decoded[r, d] = words[d]
             continue
-        codes = size if codec in (_FP8, _INT8) else half
-        scale = _bfloat16(arena, at + codes, bits)
+        word = np.uint64(scales + r * SCALE_WORD_BYTES)
+        scale = _bfloat16(arena, word, bits)
         if codec == _INT8:
             for d in range(size):
                 # the sign is the uppermost bit
@@ -412,7 +415,7 @@ def _decode(
             for d in range(size):
                 decoded[r, d] = words[d] * factor
         else:
-            lowest = _bfloat16(arena, at + codes + np.uint64(2), bits)
+            lowest = _bfloat16(arena, word + np.uint64(2), bits)
             for d in range(half):
                 decoded[r, d] = np.float32(arena[at + d] & 15) * scale + lowest
             for d in range(size - half):

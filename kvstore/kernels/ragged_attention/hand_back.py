@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kvstore.kernels.coded_rows import MODEL
 from kvstore.kernels.ragged_attention.tiles import (
     HIDDEN,
     VARYING,
@@ -62,10 +63,12 @@ def hand_back(
     scored: tl.tensor,
     KEY_CODEC: tl.constexpr,
     KEY_PAGE: tl.constexpr,
-    KEY_WIDTH: tl.constexpr,
+    KEY_CODES: tl.constexpr,
+    KEY_SCALES: tl.constexpr,
     VALUE_CODEC: tl.constexpr,
     VALUE_PAGE: tl.constexpr,
-    VALUE_WIDTH: tl.constexpr,
+    VALUE_CODES: tl.constexpr,
+    VALUE_SCALES: tl.constexpr,
     VALUE_FIRST: tl.constexpr,
     PAGE_ROWS: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -149,6 +152,7 @@ def hand_back(
                                     query,
                                     fed,
                                     GROUP,
+                                    KEY_CODEC,
                                     D,
                                     BLOCK_D,
                                 )
@@ -161,7 +165,8 @@ def hand_back(
                                     valid,
                                     KEY_CODEC,
                                     KEY_PAGE,
-                                    KEY_WIDTH,
+                                    KEY_CODES,
+                                    KEY_SCALES,
                                     D,
                                     BLOCK_D,
                                 )
@@ -212,7 +217,18 @@ def hand_back(
                     query = tile + tl.arange(0, BLOCK_M)
                     known = query < GROUP * fed
                     queries = query_tile(
-                        q, q_token, q_head, q_size, first_query, h, query, fed, GROUP, D, BLOCK_D
+                        q,
+                        q_token,
+                        q_head,
+                        q_size,
+                        first_query,
+                        h,
+                        query,
+                        fed,
+                        GROUP,
+                        MODEL,
+                        D,
+                        BLOCK_D,
                     )
                     logits = fed_logits(
                         tile_product(queries, keys) * scale,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kvstore.kernels.coded_rows import MODEL
 from kvstore.kernels.ragged_attention.tiles import (
     HIDDEN,
     VARYING,
@@ -66,10 +67,12 @@ def join_pieces(
     scored: tl.tensor,
     KEY_CODEC: tl.constexpr,
     KEY_PAGE: tl.constexpr,
-    KEY_WIDTH: tl.constexpr,
+    KEY_CODES: tl.constexpr,
+    KEY_SCALES: tl.constexpr,
     VALUE_CODEC: tl.constexpr,
     VALUE_PAGE: tl.constexpr,
-    VALUE_WIDTH: tl.constexpr,
+    VALUE_CODES: tl.constexpr,
+    VALUE_SCALES: tl.constexpr,
     VALUE_FIRST: tl.constexpr,
     PAGE_ROWS: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -121,7 +124,7 @@ def join_pieces(
                 top = above
         first_query = tl.load(first_queries + b)
         queries = query_tile(
-            q, q_token, q_head, q_size, first_query, h, query, fed, GROUP, D, BLOCK_D
+            q, q_token, q_head, q_size, first_query, h, query, fed, GROUP, MODEL, D, BLOCK_D
         )
         token = query % fed + tl.load(before + b)
         block = fed + tl.load(before + b)

@@ -29,7 +29,7 @@ _LOG2_E = math.log2(math.e)
 # chunks per multiprocessor: enough that the last ones to finish do not matter
 _CHUNKS_PER_PROCESSOR = 8
 _MAX_QUERY_TILE = 64
-_ROW_TILE = 64
+ROW_TILE = 64
 # exact f32 products run outside the tensor cores, out of registers: small tiles
 _ROW_TILE_F32 = 32
 # two of them go to the page table's loads; the rest keep two tiles of rows on their way
@@ -137,7 +137,7 @@ def attend_on_device(
         "D": size,
         "BLOCK_D": max(16, triton.next_power_of_2(size)),
         "BLOCK_M": tile,
-        "BLOCK_N": _ROW_TILE_F32 if q.dtype == torch.float32 else _ROW_TILE,
+        "BLOCK_N": _ROW_TILE_F32 if q.dtype == torch.float32 else ROW_TILE,
         "num_warps": 4,
     }
     attend_chunk[(chunks, tiles)](*shared, **options, num_stages=_STAGES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvstore.kernels.coded_rows import INT4, MODEL, load_codes, load_scales
+from kvstore.kernels.coded_rows import INT4, MODEL, element_of, load_codes, load_scales
 from kvstore.kernels.tile_product import tile_product
 
 # logits no query reaches; finite, so that differences of two are defined
@@ -52,11 +52,15 @@ def query_tile(
     query: tl.tensor,
     fed: tl.tensor,
     GROUP: tl.constexpr,
+    CODEC: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> tl.tensor:
-    """A tile of a KV head's `G · fed` queries, `[BLOCK_M, BLOCK_D]`; those of a head adjacent."""
-    size = tl.arange(0, BLOCK_D)
+    """A tile of a KV head's `G · fed` queries, `[BLOCK_M, BLOCK_D]`; those of a head adjacent.
+
+    Columns are as the codec of the keys they are multiplied with unpacks it.
+    """
+    size = element_of(tl.arange(0, BLOCK_D), CODEC, D)
     place = q + (first_query + query % fed).to(tl.int64)[:, None] * q_token
     place += (h * GROUP + query // fed)[:, None] * q_head + size[None, :] * q_size
     return tl.load(place, mask=(query < GROUP * fed)[:, None] & (size[None, :] < D), other=0.0)
@@ -92,18 +96,21 @@ def held_logits(
     valid: tl.tensor,
     KEY_CODEC: tl.constexpr,
     KEY_PAGE: tl.constexpr,
-    KEY_WIDTH: tl.constexpr,
+    KEY_CODES: tl.constexpr,
+    KEY_SCALES: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> tl.tensor:
-    """Queries times the keys of rows at `place` in their `page`, f32 `[BLOCK_M, BLOCK_N]`."""
-    size = tl.arange(0, BLOCK_D)[:, None]
-    start = page * KEY_PAGE + place * KEY_WIDTH
-    wanted = valid[None, :] & (size < D)
-    codes = load_codes(elements, arena, start[None, :], size, wanted, KEY_CODEC, D, queries.dtype)
-    logits = tile_product(queries, codes)
+    """Queries times the keys of rows at `place` in their `page`, f32 `[BLOCK_M, BLOCK_N]`.
+
+    The queries' columns are as the codec unpacks keys.
+    """
+    start = page * KEY_PAGE + place * KEY_CODES
+    codes = load_codes(elements, arena, start, valid, KEY_CODEC, D, BLOCK_D, queries.dtype)
+    logits = tile_product(queries, tl.trans(codes))
     if KEY_CODEC != MODEL:
-        scale, offset = load_scales(arena, start, valid, KEY_CODEC, D)
+        words = page * KEY_PAGE + KEY_SCALES
+        scale, offset = load_scales(arena, words, place, valid, KEY_CODEC)
         logits *= scale[None, :]
         if KEY_CODEC == INT4:
             logits += tl.sum(queries.to(tl.float32), 1)[:, None] * offset[None, :]
@@ -120,28 +127,27 @@ def mixed_values(
     valid: tl.tensor,
     VALUE_CODEC: tl.constexpr,
     VALUE_PAGE: tl.constexpr,
-    VALUE_WIDTH: tl.constexpr,
+    VALUE_CODES: tl.constexpr,
+    VALUE_SCALES: tl.constexpr,
     VALUE_FIRST: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> tl.tensor:
-    """Weights `[BLOCK_M, BLOCK_N]` times the rows' values, f32 `[BLOCK_M, BLOCK_D]`."""
-    size = tl.arange(0, BLOCK_D)[None, :]
-    start = page * VALUE_PAGE + place * VALUE_WIDTH + VALUE_FIRST
-    wanted = valid[:, None] & (size < D)
+    """Weights `[BLOCK_M, BLOCK_N]` times the rows' values, f32 `[BLOCK_M, BLOCK_D]`.
+
+    Columns as the codec unpacks them: `element_of`.
+    """
+    start = page * VALUE_PAGE + VALUE_FIRST + place * VALUE_CODES
     # float16 would lose small weights times small scales
     if elements.dtype.element_ty == tl.float32:
-        codes = load_codes(
-            elements, arena, start[:, None], size, wanted, VALUE_CODEC, D, tl.float32
-        )
+        codes = load_codes(elements, arena, start, valid, VALUE_CODEC, D, BLOCK_D, tl.float32)
     else:
-        codes = load_codes(
-            elements, arena, start[:, None], size, wanted, VALUE_CODEC, D, tl.bfloat16
-        )
+        codes = load_codes(elements, arena, start, valid, VALUE_CODEC, D, BLOCK_D, tl.bfloat16)
     if VALUE_CODEC == MODEL:
         mixed = mix(weights, codes)
     else:
-        scale, offset = load_scales(arena, start, valid, VALUE_CODEC, D)
+        words = page * VALUE_PAGE + VALUE_SCALES
+        scale, offset = load_scales(arena, words, place, valid, VALUE_CODEC)
         mixed = mix(weights * scale[None, :], codes)
         if VALUE_CODEC == INT4:
             mixed += tl.sum(weights * offset[None, :], 1)[:, None]

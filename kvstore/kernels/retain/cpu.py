@@ -12,6 +12,7 @@ from numba import prange
 from numpy.typing import NDArray
 
 from kvstore.kernels.paged_batch import PagedBatch, StepScratch
+from kvstore.kernels.row_pages import SCALE_WORD_BYTES, PageDivision
 from kvstore.kernels.threads import ONLY_PRANGE, match_torch_threads
 from kvstore.rule_table import SCORE_DECAYED, SCORE_SUM
 from kvstore.rules import RATIO_ROUNDING
@@ -61,7 +62,7 @@ def carry(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]
         store.arena.numpy(),
         store.page_rows,
         division.page_bytes,
-        division.value_offset,
+        _parts(division),
         columns.positions.numpy(),
         columns.scores.numpy(),
         columns.flags.numpy(),
@@ -245,12 +246,30 @@ def _keep_above(scores: _Array, positions: _Array, losers: int, kept: _Array) ->
             kept[n] = True
 
 
+def _parts(division: PageDivision) -> NDArray[np.int64]:
+    """Where rows lie in a page, int64 `[n, 5]`, a line for what lies together.
+
+    Whether it is of values, which bytes of a row (first and how many), where they begin in a page,
+    and bytes from one row to the next.
+    """
+    parts = []
+    for of_values, layout, first, scales in (
+        (0, division.coding.keys, 0, division.key_scales),
+        (1, division.coding.values, division.value_offset, division.value_scales),
+    ):
+        codes, word = layout.code_bytes, layout.row_bytes - layout.code_bytes
+        parts.append((of_values, 0, codes, first, codes))
+        if word:
+            parts.append((of_values, codes, word, scales, SCALE_WORD_BYTES))
+    return np.array(parts, np.int64)
+
+
 @numba.njit(parallel=ONLY_PRANGE, cache=True, nogil=True)
 def _carry(
     arena: _Array,
     row_page_rows: int,
     page_bytes: int,
-    value_offset: int,
+    parts: _Array,
     positions: _Array,
     scores: _Array,
     flags: _Array,
@@ -277,7 +296,6 @@ def _carry(
     rows_after: _Array,
 ) -> None:
     sequences, layers, heads = rows_after.shape
-    key_bytes, value_bytes = new_keys.shape[3], new_values.shape[3]
     always = np.ones(blocks.max(), np.bool_)
     for place in prange(sequences * layers * heads):
         b, layer, h = place // (layers * heads), place // heads % layers, place % heads
@@ -300,10 +318,12 @@ def _carry(
                     slot = hole if refills else end
                     cell, new_cell = cells[b] + n, new_cells[b] + n
                     page = table[slot // row_page_rows] * page_bytes
-                    at = page + slot % row_page_rows * key_bytes
-                    arena[at : at + key_bytes] = new_keys[layer, h, new_cell]
-                    at = page + value_offset + slot % row_page_rows * value_bytes
-                    arena[at : at + value_bytes] = new_values[layer, h, new_cell]
+                    for part in parts:
+                        begin, end_byte = part[1], part[1] + part[2]
+                        rows_given = new_values if part[0] else new_keys
+                        at = page + part[3] + slot % row_page_rows * part[4]
+                        given = rows_given[layer, h, new_cell, begin:end_byte]
+                        arena[at : at + part[2]] = given
                     if has_marks:
                         mark = _row(mark_table, slot, page_rows)
                         positions[mark] = lengths[s] + n
@@ -313,9 +333,9 @@ def _carry(
                         log_weights[_row(mark_table, slot, page_rows)] = np.float32(0.0)
                     hole = _next_hole(staying, hole + 1) if refills else hole
                     end += not refills
-            for first, width in ((0, key_bytes), (value_offset, value_bytes)):
+            for part in parts:
                 _close_row_holes(
-                    arena, table, row_page_rows, page_bytes, first, width, staying, after, hole
+                    arena, table, row_page_rows, page_bytes, part, staying, after, hole
                 )
             _close_holes(positions, mark_table, page_rows, staying, after, hole)
             _close_holes(flags, mark_table, page_rows, staying, after, hole)
@@ -330,20 +350,20 @@ def _close_row_holes(
     pages: _Array,
     page_rows: int,
     page_bytes: int,
-    first: int,
-    row_bytes: int,
+    part: _Array,
     staying: _Array,
     after: int,
     hole: int,
 ) -> None:
-    """`_close_holes` for keys or values, which lie in a page from byte `first` on."""
+    """`_close_holes` for one of the `parts` in which rows lie."""
+    used, first, stride = part[2], part[3], part[4]
     old = after
     while hole < min(after, len(staying)):
         while not staying[old]:
             old += 1
-        to = pages[hole // page_rows] * page_bytes + first + hole % page_rows * row_bytes
-        at = pages[old // page_rows] * page_bytes + first + old % page_rows * row_bytes
-        arena[to : to + row_bytes] = arena[at : at + row_bytes]
+        to = pages[hole // page_rows] * page_bytes + first + hole % page_rows * stride
+        at = pages[old // page_rows] * page_bytes + first + old % page_rows * stride
+        arena[to : to + used] = arena[at : at + used]
         old += 1
         hole = _next_hole(staying, hole + 1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvstore.kernels.coded_rows import INT4, MODEL, store_coded
+from kvstore.kernels.coded_rows import INT4, MODEL, scale_words, store_codes
 
 
 @triton.jit
@@ -59,19 +59,28 @@ def place_rows(
     elements: tl.tensor,
     arena: tl.tensor,
     fed_rows: tl.tensor,
-    into: tl.tensor,
-    stored: tl.tensor,
+    page: tl.tensor,
+    place: tl.tensor,
+    old_page: tl.tensor,
+    old_place: tl.tensor,
     given: tl.tensor,
     new: tl.tensor,
     old: tl.tensor,
     CODEC: tl.constexpr,
-    WIDTH: tl.constexpr,
+    PAGE: tl.constexpr,
+    FIRST: tl.constexpr,
+    CODES: tl.constexpr,
+    SCALES: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
 ) -> None:
-    """Write rows at `into`: `old` ones as they are `stored`, `new` ones coded from `given` on."""
+    """Write rows at `place` in their `page`: `old` ones as they were, `new` ones from `given` on.
+
+    Where the codec codes, `new` ones are coded.
+    """
+    into = page * PAGE + FIRST + place * CODES
+    stored = old_page * PAGE + FIRST + old_place * CODES
     size = tl.arange(0, BLOCK_D)[None, :]
     is_new = new[:, None] & (size < D)
     if CODEC == MODEL:
@@ -81,10 +90,12 @@ def place_rows(
         target = elements + into[:, None] + size
         tl.store(target, tl.where(is_new, fresh, kept), mask=is_new | is_old)
     else:
-        byte = tl.arange(0, BLOCK_W)[None, :]
-        is_old = old[:, None] & (byte < WIDTH)
-        kept = tl.load(arena + stored[:, None] + byte, mask=is_old, other=0)
-        tl.store(arena + into[:, None] + byte, kept, mask=is_old)
+        is_old = old[:, None] & (size < CODES)
+        kept = tl.load(arena + stored[:, None] + size, mask=is_old, other=0)
+        tl.store(arena + into[:, None] + size, kept, mask=is_old)
+        scales = scale_words(arena, page * PAGE + SCALES, place)
+        old_scales = scale_words(arena, old_page * PAGE + SCALES, old_place)
+        tl.store(scales, tl.load(old_scales, mask=old, other=0), mask=old)
         if CODEC == INT4:
             HALF: tl.constexpr = (D + 1) // 2
             half = tl.arange(0, BLOCK_H)[None, :]
@@ -96,10 +107,10 @@ def place_rows(
                 mask=new[:, None] & (half + HALF < D),
                 other=0.0,
             )
-            store_coded(
-                arena, into, low.to(tl.float32), high.to(tl.float32), new, CODEC, D, BLOCK_H
-            )
+            low, high = low.to(tl.float32), high.to(tl.float32)
+            scale, offset = store_codes(arena, into, low, high, new, CODEC, D, BLOCK_H)
         else:
             fresh = tl.load(fed_rows + given[:, None] + size, mask=is_new, other=0.0)
             exact = fresh.to(tl.float32)
-            store_coded(arena, into, exact, exact, new, CODEC, D, BLOCK_D)
+            scale, offset = store_codes(arena, into, exact, exact, new, CODEC, D, BLOCK_D)
+        tl.store(scales, offset | ((scale >> 16) & 0xFFFF), mask=new)

@@ -1,21 +1,17 @@
-"""Compiles every kernel for a GPU that need not be there; prints each one's name and shared memory.
+"""Compiles every kernel for a GPU that need not be there.
 
-Run as a program: the interpreter must be off, which Triton settles when it is imported. Wrappers
-are called as ever, on CPU tensors, and what they launch is compiled instead.
+Prints each one's name, and the bytes of shared memory and of stack that it takes. Run as a program:
+the interpreter must be off, which Triton settles when it is imported.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import numpy as np
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
 
+from benchmarks.gpu.compiling import compiled_by
 from kvstore.cache import LayerShape
 from kvstore.codecs import RowCodec, RowCoding
 from kvstore.kernels.column_mass import kernel as column_mass
@@ -29,45 +25,8 @@ from kvstore.pool import BatchStep, PageCount, PagePool
 from kvstore.rule_table import encode
 from kvstore.rules import RetentionRule, ScoreUpdate
 
-_TARGET = GPUTarget("cuda", 90, 32)
-_TYPES = {
-    torch.float32: "*fp32",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.int64: "*i64",
-    torch.int32: "*i32",
-    torch.uint8: "*u8",
-    torch.bool: "*i1",
-}
 HEADS, GROUP, SIZE, PAGE_ROWS, ROWS = 2, 4, 128, 16, 96
 SCORED = RetentionRule(window=4, budget_rows=9, score_update=ScoreUpdate.DECAYED)
-
-
-def compile_instead(
-    self: JITFunction[Any], *args: Any, grid: object, warmup: bool, **given: Any
-) -> None:
-    """Stands in for `JITFunction.run`, and specialises as it would."""
-    options = {name: given.pop(name) for name in ("num_warps", "num_stages") if name in given}
-    values = dict(zip(self.arg_names, args, strict=False)) | given
-    constants, signature, attributes = {}, {}, {}
-    for number, parameter in enumerate(self.params):
-        value = values[parameter.name]
-        special = isinstance(value, int) and not parameter.do_not_specialize
-        if parameter.is_constexpr or (special and value == 1):
-            constants[parameter.name], signature[parameter.name] = value, "constexpr"
-            continue
-        signature[parameter.name] = _type_of(value)
-        if isinstance(value, torch.Tensor) or (special and value % 16 == 0):
-            attributes[(number,)] = [["tt.divisibility", 16]]
-    source = ASTSource(self, signature, constants, attributes)
-    compiled = triton.compile(source, target=_TARGET, options=options)
-    print(self.fn.__name__, compiled.metadata.shared)  # noqa: T201
-
-
-def _type_of(value: object) -> str:
-    if isinstance(value, torch.Tensor):
-        return _TYPES[value.dtype]
-    return "i32" if isinstance(value, int) else "fp32"
 
 
 def rows_of(*shape: int) -> torch.Tensor:
@@ -124,13 +83,18 @@ def a_batch(codec: RowCodec, tokens: int, window: int | None) -> tuple[PagedBatc
     return part.batch, part.scratch
 
 
-def main() -> None:
-    JITFunction.run = compile_instead
+def launch_all() -> None:
     launch_prefill()
     launch_gather("model")
     launch_gather("int8/int4")
     launch_all_of(RowCodec(), 1, None)
+    launch_all_of(RowCodec.parse("int8"), 1, None)
     launch_all_of(RowCodec.parse("fp8/int4"), 4, 64)
+
+
+def main() -> None:
+    for kernel in compiled_by(launch_all):
+        print(kernel.name, kernel.shared_bytes, kernel.stack_bytes)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    shared = [line.split() for line in ended.stdout.splitlines()]
-    assert {name for name, _ in shared} == {
+    found = [line.split() for line in ended.stdout.splitlines()]
+    assert {name for name, _, _ in found} == {
         "_column_peak",
         "_column_sums",
         "_row_totals",
@@ -39,4 +39,6 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
         "hand_back",
         "_retain",
     }
-    assert all(int(size) <= _SHARED_BYTES for _, size in shared)
+    assert all(int(shared) <= _SHARED_BYTES for _, shared, _ in found)
+    # registers suffice where memory's speed is wanted
+    assert not any(int(stack) for name, _, stack in found if name == "attend_chunk")

@@ -186,7 +186,7 @@ class Accounting(RuleBasedStateMachine):
         assert (pool.used_pages, pool.reserved_pages, pool.rows, pool.resident_bytes) == (0,) * 4
         assert pool.free == PageCount(PAGES, 40)
         # the debug fill reached every row that was given back
-        assert torch.isnan(pool.storage.plain.keys).all()
+        assert torch.isnan(pool.storage.plain.keys.codes).all()
         assert torch.isnan(pool.storage.columns.scores).all()
 
 

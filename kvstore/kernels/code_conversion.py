@@ -1,0 +1,166 @@
+"""Codes as 16-bit numbers inside a Triton kernel: four bytes a time, as they lie in a word.
+
+Triton converts element by element, in four instructions each, and that, not memory, would be what
+attention on coded rows waits for. Numbers are made in the bits of 16-bit floats instead: codes
+below the bits of a power of two, which is then taken away. Nothing is rounded.
+
+The calls are marked impure although they are not: pure ones are moved behind the change of layout
+for the tensor cores, where a thread has single bytes of many words.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Triton's interpreter has no machine code
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+# u = code + 128 below the bits of 1024 is 1024 + u, and 1152 less is the code
+_INT8_TO_FP16 = tl.constexpr("""{
+    .reg .b32 biased, low, high;
+    xor.b32 biased, $2, 0x80808080;
+    prmt.b32 low, biased, 0x64646464, 0x4140;
+    prmt.b32 high, biased, 0x64646464, 0x4342;
+    sub.f16x2 $0, low, 0x64806480;
+    sub.f16x2 $1, high, 0x64806480;
+}""")
+# lower seven bits below the bits of 128, and the sign that makes -128 into -256
+_INT8_TO_BF16 = tl.constexpr("""{
+    .reg .b32 low, high, below, one;
+    mov.b32 one, 0x3f803f80;
+    prmt.b32 low, $2, 0x43434343, 0x4140;
+    prmt.b32 high, $2, 0x43434343, 0x4342;
+    lop3.b32 below, low, 0x00800080, 0xc300c300, 0xea;
+    and.b32 low, low, 0xff7fff7f;
+    fma.rn.bf16x2 $0, low, one, below;
+    lop3.b32 below, high, 0x00800080, 0xc300c300, 0xea;
+    and.b32 high, high, 0xff7fff7f;
+    fma.rn.bf16x2 $1, high, one, below;
+}""")
+# below the bits of 1024 or 128, which is then taken away
+_INT4_TO_FP16 = tl.constexpr("""{
+    .reg .b32 low, high, pair;
+    and.b32 low, $4, 0x0f0f0f0f;
+    shr.u32 high, $4, 4;
+    and.b32 high, high, 0x0f0f0f0f;
+    prmt.b32 pair, low, 0x64646464, 0x4140;
+    sub.f16x2 $0, pair, 0x64006400;
+    prmt.b32 pair, low, 0x64646464, 0x4342;
+    sub.f16x2 $1, pair, 0x64006400;
+    prmt.b32 pair, high, 0x64646464, 0x4140;
+    sub.f16x2 $2, pair, 0x64006400;
+    prmt.b32 pair, high, 0x64646464, 0x4342;
+    sub.f16x2 $3, pair, 0x64006400;
+}""")
+_INT4_TO_BF16 = tl.constexpr("""{
+    .reg .b32 low, high, pair, one, below;
+    mov.b32 one, 0x3f803f80;
+    mov.b32 below, 0xc300c300;
+    and.b32 low, $4, 0x0f0f0f0f;
+    shr.u32 high, $4, 4;
+    and.b32 high, high, 0x0f0f0f0f;
+    prmt.b32 pair, low, 0x43434343, 0x4140;
+    fma.rn.bf16x2 $0, pair, one, below;
+    prmt.b32 pair, low, 0x43434343, 0x4342;
+    fma.rn.bf16x2 $1, pair, one, below;
+    prmt.b32 pair, high, 0x43434343, 0x4140;
+    fma.rn.bf16x2 $2, pair, one, below;
+    prmt.b32 pair, high, 0x43434343, 0x4342;
+    fma.rn.bf16x2 $3, pair, one, below;
+}""")
+# sign and size in the place of the wider number's; of bfloat16 the exponent is then 120 too small
+_FP8_TO_FP16 = tl.constexpr("""{
+    .reg .b32 low, high, size;
+    prmt.b32 low, $2, 0, 0x1404;
+    prmt.b32 high, $2, 0, 0x3424;
+    and.b32 size, low, 0x7f007f00;
+    shr.u32 size, size, 1;
+    lop3.b32 $0, low, 0x80008000, size, 0xea;
+    and.b32 size, high, 0x7f007f00;
+    shr.u32 size, size, 1;
+    lop3.b32 $1, high, 0x80008000, size, 0xea;
+}""")
+_FP8_TO_BF16 = tl.constexpr("""{
+    .reg .b32 low, high, size, factor, zero;
+    mov.b32 factor, 0x77807780;
+    mov.b32 zero, 0x80008000;
+    prmt.b32 low, $2, 0, 0x1404;
+    prmt.b32 high, $2, 0, 0x3424;
+    and.b32 size, low, 0x7f007f00;
+    shr.u32 size, size, 4;
+    lop3.b32 low, low, 0x80008000, size, 0xea;
+    fma.rn.bf16x2 $0, low, factor, zero;
+    and.b32 size, high, 0x7f007f00;
+    shr.u32 size, size, 4;
+    lop3.b32 high, high, 0x80008000, size, 0xea;
+    fma.rn.bf16x2 $1, high, factor, zero;
+}""")
+
+
+@triton.jit
+def int8_codes(byte: tl.tensor, TYPE: tl.constexpr) -> tl.tensor:
+    """What the bytes are as int8."""
+    if _INTERPRETED or tl.float32 == TYPE:
+        codes = byte.to(tl.int8, bitcast=True).to(tl.float32).to(TYPE)
+    elif tl.float16 == TYPE:
+        codes = tl.inline_asm_elementwise(
+            _INT8_TO_FP16, "=r,=r,r", [byte], dtype=tl.float16, is_pure=False, pack=4
+        )
+    else:
+        codes = tl.inline_asm_elementwise(
+            _INT8_TO_BF16, "=r,=r,r", [byte], dtype=tl.bfloat16, is_pure=False, pack=4
+        )
+    return codes
+
+
+@triton.jit
+def fp8_codes(byte: tl.tensor, TYPE: tl.constexpr) -> tl.tensor:
+    """What the bytes are as e4m3, times 2^-8."""
+    if _INTERPRETED or tl.float32 == TYPE:
+        # in the bits of float16, whose exponent is biased by eight more
+        bits = byte.to(tl.int32)
+        half = (((bits & 128) << 8) | ((bits & 127) << 7)).to(tl.int16)
+        codes = half.to(tl.float16, bitcast=True).to(tl.float32).to(TYPE)
+    elif tl.float16 == TYPE:
+        codes = tl.inline_asm_elementwise(
+            _FP8_TO_FP16, "=r,=r,r", [byte], dtype=tl.float16, is_pure=False, pack=4
+        )
+    else:
+        codes = tl.inline_asm_elementwise(
+            _FP8_TO_BF16, "=r,=r,r", [byte], dtype=tl.bfloat16, is_pure=False, pack=4
+        )
+    return codes
+
+
+@triton.jit
+def int4_codes(pair: tl.tensor, TYPE: tl.constexpr) -> tl.tensor:
+    """Bytes `[N, K]` as `[N, 2 K]` numbers 0 to 15.
+
+    The lower halves of two bytes and then their upper halves: so pairs stay in one register.
+    """
+    ROWS: tl.constexpr = pair.shape[0]
+    PAIRS: tl.constexpr = pair.shape[1] // 2
+    pair = tl.reshape(pair, (ROWS, PAIRS, 2))
+    if _INTERPRETED or tl.float32 == TYPE:
+        low = (pair & 15).to(tl.float32).to(TYPE)
+        high = (pair >> 4).to(tl.float32).to(TYPE)
+    elif tl.float16 == TYPE:
+        low, high = tl.inline_asm_elementwise(
+            _INT4_TO_FP16,
+            "=r,=r,=r,=r,r",
+            [pair],
+            dtype=(tl.float16, tl.float16),
+            is_pure=False,
+            pack=4,
+        )
+    else:
+        low, high = tl.inline_asm_elementwise(
+            _INT4_TO_BF16,
+            "=r,=r,=r,=r,r",
+            [pair],
+            dtype=(tl.bfloat16, tl.bfloat16),
+            is_pure=False,
+            pack=4,
+        )
+    return tl.reshape(tl.permute(tl.join(low, high), (0, 1, 3, 2)), (ROWS, 4 * PAIRS))
