@@ -101,8 +101,10 @@ class _Call:
     def renormalise(self, offsets: torch.Tensor, norms: torch.Tensor) -> None:
         """Make each row's `offsets` such that its mass, weighted by `norms`, sums to 1."""
         heads, rows = self._q.shape[:2]
+        # a third tile of keys on its way would leave a multiprocessor room for one program alone
+        options = self._options() | {"num_stages": 2}
         _row_totals[(triton.cdiv(rows, self._tiles.rows), heads)](
-            offsets, self._q, self._k, norms, self._positions, *self._sizes(), **self._options()
+            offsets, self._q, self._k, norms, self._positions, *self._sizes(), **options
         )
 
     def add_to(self, far: torch.Tensor, offsets: torch.Tensor, norms: torch.Tensor | None) -> None:
@@ -269,10 +271,11 @@ def _row_totals(
         mask=valid[:, None] & (size[None, :] < D),
         other=0.0,
     )
-    oldest = tl.maximum(tl.load(positions + first) - window + 1, 0)
-    end = tl.load(positions + tl.minimum(first + BLOCK_M, rows) - 1) + 1
+    earliest = tl.load(positions + first)
+    latest = tl.load(positions + tl.minimum(first + BLOCK_M, rows) - 1)
+    oldest = tl.maximum(earliest - window + 1, 0)
     total = tl.zeros([BLOCK_M], tl.float32)
-    for begin in range(oldest // BLOCK_N * BLOCK_N, end, BLOCK_N):
+    for begin in range(oldest // BLOCK_N * BLOCK_N, latest + 1, BLOCK_N):
         column = begin + tl.arange(0, BLOCK_N)
         exists = column < columns
         keys = tl.load(
@@ -281,10 +284,13 @@ def _row_totals(
             other=0.0,
         )
         norm = tl.load(norms + head // group * columns + column, mask=exists, other=0.0)
-        distance = position[:, None] - column[None, :]
         exponents = tile_product(queries, keys) * scale - offset[:, None]
-        seen = (distance >= 0) & (distance < window)
-        shares = tl.exp2(tl.where(seen, exponents, float("-inf")))
+        # columns that do not exist come after every position
+        if (begin + BLOCK_N - 1 > earliest) | (latest - begin >= window):
+            distance = position[:, None] - column[None, :]
+            seen = (distance >= 0) & (distance < window)
+            exponents = tl.where(seen, exponents, float("-inf"))
+        shares = tl.exp2(exponents)
         total += tl.sum(shares * norm[None, :], 1)
     # a row that sees only values of norm zero has nothing to share out, and no logarithm
     total = tl.maximum(total, 1e-30)
