@@ -21,7 +21,7 @@ class DeviceBatch:
     Fed rows: `new_keys`, `new_values` `[L, H, C, D]`, `flags` uint8 `[C]`; `cells`, `before`,
     `counts`, `first_queries` int32 `[B]`: where blocks begin, tokens of earlier pieces, tokens fed
     now, and where a sequence's queries begin among all. `most` is the largest count; `single` says
-    that every block is one token. `row_bound` is at least the rows that a layer's heads hold
+    that every one is 1. `row_bound` is at least the rows that a layer's heads hold
     together; `weighted_layers` says in which layers rows have log-weights.
     """
 

@@ -205,7 +205,7 @@ class PagedBatch:
             counts=copied(self.counts.astype(np.int32)),
             first_queries=copied(self.query_starts.astype(np.int32)),
             most=int(self.counts.max(initial=1)),
-            single=self.single,
+            single=bool((self.counts == 1).all()),
             row_bound=int(ends[:, -1].max(initial=1)),
             weighted_layers=tuple(bool(some.any()) for some in weighted.transpose(1, 0, 2)),
         )

@@ -29,17 +29,23 @@ _NOBODY = RetentionRule()
 class ResidentBatch:
     """Up to `places` sequences of one codec that are fed a token each, step after step.
 
-    A step is `begin`, `attend` for every layer, and `retain`: launches and tensor operations at
-    addresses that never change, without a word to the host, so that it can be captured as a CUDA
-    graph. Around it the host lends pages (`lend`) before, and looks at the rows (`settle`) when it
-    reads the tokens anyway. Between `enter` and `leave` the pool's own tables of the sequences are
-    out of date, and so are its figures; whoever asks one of the sequences for its tables makes all
-    leave. Places beyond the sequences' hold nothing and never will. The tensors may be made and
-    written in inference mode.
+    A step is `begin`, `attend` for every layer, and `retain` or, inside a block, `go_on`: launches
+    and tensor operations at addresses that never change, without a word to the host, so that it can
+    be captured as a CUDA graph. Around it the host lends pages (`lend`) before, and looks at the
+    rows (`settle`) when it reads the tokens anyway. Between `enter` and `leave` the pool's own
+    tables of the sequences are out of date, and so are its figures; whoever asks one of the
+    sequences for its tables makes all leave. Places beyond the sequences' hold nothing and never
+    will. The tensors may be made and written in inference mode.
+
+    Rules look at `block_tokens` tokens together, because what may leave is found by a look at every
+    row; rows stay up to so many tokens longer. Leaving in the middle of a block ends it.
     """
 
-    def __init__(self, pool: PagePool, codec: RowCodec, places: int) -> None:
+    def __init__(self, pool: PagePool, codec: RowCodec, places: int, block_tokens: int = 1) -> None:
         self.places = places
+        self._block_tokens = block_tokens
+        # of the open block
+        self._fed = 0
         self._pool = pool
         self._store = pool.storage.store(codec)
         self._columns = pool.storage.columns
@@ -50,7 +56,8 @@ class ResidentBatch:
         nothing = torch.empty(0, dtype=torch.int32, device=device)
         self._free_rows = FreePages.of(pool.pages, nothing)
         self._free_marks = FreePages.of(pool.mark_pages, nothing)
-        self._cells = self.batch.cells.long()
+        # of the tokens that are fed now
+        self.cells = self.batch.cells.long()
         self._bounded = torch.zeros(self.batch.rows.shape, dtype=torch.bool, device=device)
         self._active = torch.zeros(places, dtype=torch.int64, device=device)
         self.enter(())
@@ -59,6 +66,11 @@ class ResidentBatch:
     def sequences(self) -> tuple[SequencePages, ...]:
         """Who is here; nobody once anybody has been asked for its tables."""
         return self._sequences
+
+    @property
+    def ends_block(self) -> bool:
+        """Whether the rules look at what the next step feeds."""
+        return self._fed + 1 == self._block_tokens
 
     @property
     def current(self) -> bool:
@@ -120,14 +132,18 @@ class ResidentBatch:
         _add(self._free_marks, marks)
 
     def need(self, place: int) -> PageCount:
-        """Pages missing if the next step made every head of a sequence a row longer."""
-        used, most = self._sequences[place].reservation.used, self._held(place, 1)
+        """Pages missing if every head of a sequence kept all of its block, the next token's too."""
+        used = self._sequences[place].reservation.used
+        most = self._held(place, self._fed + 1)
         return PageCount(max(0, most.rows - used.rows), max(0, most.marks - used.marks))
 
     def begin(self) -> None:
         """Before a step's first layer: where each head's rows end, and where its entries begin."""
-        line_ends(self.batch.rows, self.batch.ends)
-        sizes = torch.where(self._bounded, self.batch.rows + 1, 0).view(-1)
+        batch = self.batch
+        torch.add(batch.cells, batch.before, out=self.cells)
+        line_ends(batch.rows, batch.ends)
+        # the same throughout a block
+        sizes = torch.where(self._bounded, batch.rows + self._block_tokens, 0).view(-1)
         ends = sizes.cumsum(0)
         self.scratch.starts.copy_((ends - sizes).view_as(self.scratch.starts))
 
@@ -147,8 +163,8 @@ class ResidentBatch:
         if coding.values.rotated:
             v = rotate(v)
         heads = k.shape[0]
-        batch.new_keys[layer, :heads].index_copy_(1, self._cells, k)
-        batch.new_values[layer, :heads].index_copy_(1, self._cells, v)
+        batch.new_keys[layer, :heads].index_copy_(1, self.cells, k)
+        batch.new_values[layer, :heads].index_copy_(1, self.cells, v)
         out = attend_on_device(
             queries,
             batch,
@@ -161,12 +177,22 @@ class ResidentBatch:
         return rotate(out) if coding.values.rotated else out
 
     def retain(self) -> None:
-        """After the last layer: every head's rule, in one launch."""
-        retain(self.batch, self.scratch, self._free_rows, self._free_marks)
-        self.batch.lengths.add_(self._active)
+        """After the last layer of a step that ends a block: every head's rule, in one launch."""
+        batch = self.batch
+        retain(batch, self.scratch, self._free_rows, self._free_marks)
+        batch.lengths.add_(self._active * (batch.before + batch.counts))
+        batch.before.zero_()
+
+    def go_on(self) -> None:
+        """After the last layer of any other step."""
+        self.batch.before.add_(1)
 
     def settle(self) -> None:
-        """See what rows there are after a step. Waits for the device."""
+        """See what rows there are after a step, of which there was one. Waits for the device."""
+        self._fed = (self._fed + 1) % self._block_tokens
+        self._look()
+
+    def _look(self) -> None:
         exhausted = int(self._free_rows.exhausted) or int(self._free_marks.exhausted)
         assert not exhausted, "what was lent suffices"
         self._rows = self.batch.rows.cpu().numpy()
@@ -176,7 +202,12 @@ class ResidentBatch:
         """Give the tables back to the pool, and to every reservation as many pages as it has."""
         for sequence in self._sequences:
             sequence.bring_back = None
-        self.settle()
+        if self._fed:
+            # nothing is fed beside what has been
+            self.batch.before.sub_(1)
+            self.retain()
+            self._fed = 0
+        self._look()
         tables, batch = self._pool.tables, self.batch
         pages, marks, lengths = (
             part.cpu().numpy() for part in (batch.pages, batch.marks, batch.lengths)
@@ -220,9 +251,10 @@ class ResidentBatch:
         pool, store, columns, places = self._pool, self._store, self._columns, self.places
         tables, device = pool.tables, store.arena.device
         _, layers, heads, table_pages = tables.pages.shape
-        fed = pool.new_fed_rows(places)
-        # a scored row has marks, and a head's new row has an entry, too
-        entries = pool.mark_pages * pool.page_rows + places * layers * heads
+        cells = places * self._block_tokens
+        fed = pool.new_fed_rows(cells)
+        # a scored row has marks, and a head's new rows have an entry each, too
+        entries = pool.mark_pages * pool.page_rows + cells * layers * heads
         line = min(places * heads * table_pages, pool.pages) * store.page_rows
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
@@ -246,8 +278,8 @@ class ResidentBatch:
             ends=zeros(layers, places * heads),
             new_keys=fed.keys,
             new_values=fed.values,
-            flags=zeros(places, dtype=torch.uint8),
-            cells=torch.arange(places, dtype=torch.int32, device=device),
+            flags=zeros(cells, dtype=torch.uint8),
+            cells=torch.arange(places, dtype=torch.int32, device=device) * self._block_tokens,
             before=zeros(places),
             counts=zeros(places) + 1,
             first_queries=torch.arange(places, dtype=torch.int32, device=device),

@@ -1,7 +1,8 @@
 """A whole decode step as one CUDA graph: forward, greedy choice, retention; a graph per size.
 
 A step of few tokens is thousands of launches of a few microseconds, and the host takes longer to
-ask for them than the device to run them. Captured once, they are replayed by one call.
+ask for them than the device to run them. Captured once, they are replayed by one call. Where rules
+look at several tokens together, the steps between are a graph of their own.
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ class CapturedStep:
         self._hook = BatchAttention(resident)
         self._classes = served.tokenizer.classes.to(device)
         self._every = torch.arange(resident.places, device=device)
-        self._graph: torch.cuda.CUDAGraph | None = None
+        # by whether the step ends a block
+        self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
         size = (resident.places, served.vocabulary_size)
         self.tokens = torch.zeros(resident.places, dtype=torch.int64, device=device)
         self.logits = torch.zeros(size, dtype=served.dtype, device=device)
         if device.type == "cuda":
-            self._capture()
+            for ends_block in {resident.ends_block, True}:
+                self._graphs[ends_block] = self._captured(ends_block)
 
     @property
     def resident(self) -> ResidentBatch:
@@ -51,21 +54,22 @@ class CapturedStep:
         self._resident.lend()
         if tokens is not None:
             self.tokens[: len(tokens)].copy_(torch.tensor(tokens))
-        if self._graph is None:
-            with torch.inference_mode():
-                self.step()
+        ends_block = self._resident.ends_block
+        if self._graphs:
+            self._graphs[ends_block].replay()
         else:
-            self._graph.replay()
+            with torch.inference_mode():
+                self.step(ends_block)
 
-    def step(self) -> None:
+    def step(self, ends_block: bool) -> None:
         """What is captured: reads and writes the same addresses each time, and asks no host."""
         resident, batch = self._resident, self._resident.batch
-        batch.flags.copy_(self._classes[self.tokens])
         resident.begin()
+        batch.flags.index_copy_(0, resident.cells, self._classes[self.tokens])
         logits = forward(
             self._served,
             self.tokens[None],
-            batch.lengths[None],
+            (batch.lengths + batch.before)[None],
             self._hook,
             logits=True,
             at=self._every,
@@ -73,9 +77,12 @@ class CapturedStep:
         assert logits is not None
         self.logits.copy_(logits)
         self.tokens.copy_(logits.argmax(-1))
-        resident.retain()
+        if ends_block:
+            resident.retain()
+        else:
+            resident.go_on()
 
-    def _capture(self) -> None:
+    def _captured(self, ends_block: bool) -> torch.cuda.CUDAGraph:
         # nobody has entered: places that hold nothing can be stepped without a trace
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
@@ -83,10 +90,12 @@ class CapturedStep:
             with torch.cuda.stream(stream):
                 # kernels are compiled and libraries settle
                 for _ in range(3):
-                    self.step()
+                    self.step(ends_block)
+                    # nobody has begun a block
+                    self._resident.batch.before.zero_()
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             # other threads load caches meanwhile
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self.step()
-        self._graph = graph
+                self.step(ends_block)
+        return graph

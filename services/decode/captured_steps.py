@@ -23,14 +23,17 @@ _FEW = 8
 class CapturedSteps:
     """Graphs for at most `most` sequences: one of few places and one of all, for each codec.
 
-    They are captured when they are first needed. The same sequences are stepped again and again
-    without their tables leaving the device; when others are, those leave. Used by the engine's
-    thread alone.
+    They are captured when they are first needed, and apply the rules to `block_tokens` tokens at
+    once. The same sequences are stepped again and again without their tables leaving the device;
+    when others are, those leave. Used by the engine's thread alone.
     """
 
-    def __init__(self, served: ServedModel, pool: PagePool, most: int) -> None:
+    def __init__(
+        self, served: ServedModel, pool: PagePool, most: int, block_tokens: int = 1
+    ) -> None:
         self._served = served
         self._pool = pool
+        self._block_tokens = block_tokens
         self._sizes = sorted({min(_FEW, most), most})
         self._steps: dict[tuple[RowCodec, int], CapturedStep] = {}
         self._last: CapturedStep | None = None
@@ -79,7 +82,8 @@ class CapturedSteps:
         step = self._steps.pop((codec, places), None)
         if step is None or not step.resident.current:
             try:
-                step = CapturedStep(self._served, ResidentBatch(self._pool, codec, places))
+                resident = ResidentBatch(self._pool, codec, places, self._block_tokens)
+                step = CapturedStep(self._served, resident)
             except RuntimeError:
                 log.exception("a step could not be captured; steps go on one launch at a time")
                 self._broken = True

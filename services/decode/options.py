@@ -60,6 +60,13 @@ class DecodeOptions:
         "Take steps of single tokens as one CUDA graph. Off, because it has not run on hardware "
         "yet.",
     )
+    retain_every: int = setting(
+        1,
+        "With captured steps: apply the rules after so many generated tokens. Looking for what may "
+        "leave costs a look at every row; rows stay up to so many tokens longer.",
+        minimum=1,
+        maximum=64,
+    )
     swap_bytes: int = setting(
         1 << 30, "Bytes of host memory for sequences that had to make room.", minimum=0
     )

@@ -200,7 +200,7 @@ def _captured(served: ServedModel, pool: PagePool, options: DecodeOptions) -> Ca
     # imported where it can run: Triton is not there on every machine
     from services.decode.captured_steps import CapturedSteps
 
-    return CapturedSteps(served, pool, options.max_sequences)
+    return CapturedSteps(served, pool, options.max_sequences, options.retain_every)
 
 
 async def _expire_sessions(parts: DecodeParts) -> None:

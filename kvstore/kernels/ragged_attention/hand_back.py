@@ -108,7 +108,8 @@ def hand_back(
                     entry = tl.load(starts + place).to(tl.int64)
                     fed = tl.load(counts + b)
                     first_query = tl.load(first_queries + b)
-                    own = tl.load(before + b)
+                    earlier_tokens = tl.load(before + b)
+                    own = earlier_tokens
                     if WINDOWED:
                         own = own + tl.load(lengths + b).to(tl.int32)
                     is_marked, is_weighted = False, False
@@ -190,8 +191,8 @@ def hand_back(
                                 )
                                 logits = tl.where(known[:, None], logits, HIDDEN)
                                 shares += tl.sum(tl.exp2(logits - total[:, None]), 0) / GROUP
-                            earlier = tl.load(received + entry + slot, mask=valid, other=0.0)
-                            shares += earlier
+                        added = valid & (slot < tl.where(earlier_tokens > 0, 2147483647, 0))
+                        shares += tl.load(received + entry + slot, mask=added, other=0.0)
                         tl.store(received + entry + slot, shares, mask=valid)
                 row = stop
             head += 1
@@ -240,6 +241,5 @@ def hand_back(
                     total = tl.load(totals + head * piece_queries + query, mask=known, other=0.0)
                     logits = tl.where(known[:, None], logits, HIDDEN)
                     shares += tl.sum(tl.exp2(logits - total[:, None]), 0) / GROUP
-                if not SINGLE:
-                    shares += tl.load(received + entry + other, mask=other < block, other=0.0)
+                shares += tl.load(received + entry + other, mask=other < earlier_tokens, other=0.0)
                 tl.store(received + entry + other, shares, mask=other < block)

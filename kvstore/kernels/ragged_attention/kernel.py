@@ -70,9 +70,8 @@ def attend_on_device(
 ) -> torch.Tensor:
     """The same, of a batch that is on the device; nothing here waits for it.
 
-    The layer has `kv_heads` of the tables' H. Where all feed a single token, scored entries are
-    written, and added to otherwise. `chunks`: how often the line is cut, 0 for what the device
-    needs.
+    The layer has `kv_heads` of the tables' H. Scored entries are written, and added to by later
+    pieces of a block. `chunks`: how often the line is cut, 0 for what the device needs.
     """
     _, query_heads, size = q.shape
     group = query_heads // kv_heads

@@ -26,8 +26,8 @@ _PROTECTED_SHIFT = tl.constexpr(8 * (_FIELDS["protected"] % 8))
 _UPDATE_SHIFT = tl.constexpr(8 * (_FIELDS["score_update"] % 8))
 _SUM = tl.constexpr(SCORE_SUM)
 _DECAYED = tl.constexpr(SCORE_DECAYED)
-# up to so many rows that lose their rank are found by a scan each
-_FEW = tl.constexpr(8)
+# up to so many rows that lose their rank are found one by one
+_FEW = tl.constexpr(16)
 # below every rank, and above every one
 _LOWEST = tl.constexpr(-(2**63))
 _HIGHEST = tl.constexpr(2**63 - 1)
@@ -63,7 +63,13 @@ def _last_loser(
 ) -> tl.tensor:
     """The rank up to which exactly `losers` rows are; below all if there are none."""
     low = tl.full([], _LOWEST, tl.int64)
-    if losers <= _FEW:
+    if (losers <= _FEW) & (total <= 2 * BLOCK_R):
+        # read once: of many rows it is the waiting for them that takes long
+        row = tl.arange(0, 2 * BLOCK_R)
+        rank = tl.load(ranks + row, mask=row < total, other=_HIGHEST)
+        for _ in range(losers):
+            low = tl.min(tl.where(rank > low, rank, _HIGHEST), 0)
+    elif losers <= _FEW:
         found = 0
         while found < losers:
             least = tl.full([], _HIGHEST, tl.int64)

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvstore.codecs import MODEL_ROWS, RowCodec
 from kvstore.errors import PoolExhausted
-from kvstore.pool import PageCount, PagePool, SequencePages
-from services.decode.step import run_step
+from kvstore.pool import OpenBlock, PageCount, PagePool, Piece, SequencePages
+from services.decode.step import forward_step
 from services.runtime.model import ServedModel, load_model
 from tests.services.decode.engine_parts import prefill
 
@@ -90,20 +90,28 @@ def state(sequence: SequencePages) -> list[list[tuple[list[int], torch.Tensor, t
     return found
 
 
+@pytest.mark.parametrize("block", [1, 3])
 @pytest.mark.parametrize("codec", ["model", "int8/int4"])
-def test_it_does_what_the_engines_step_does(served: ServedModel, codec: str) -> None:
+def test_it_does_what_the_engines_step_does(served: ServedModel, codec: str, block: int) -> None:
+    """Four steps: blocks of three tokens end after the third, and with who leaves."""
     pools = [new_pool(served) for _ in range(2)]
     (ours, tokens), (theirs, fed) = (
         opened(served, pool, "coverage", RowCodec.parse(codec)) for pool in pools
     )
-    resident = ResidentBatch(pools[0], RowCodec.parse(codec), 3)
+    resident = ResidentBatch(pools[0], RowCodec.parse(codec), 3, block)
     step = CapturedStep(served, resident)
     resident.enter(ours)
+    cells = pools[1].new_fed_rows(block * len(theirs))
     for number in range(4):
+        if number % block == 0:
+            blocks = [OpenBlock(one, block * n) for n, one in enumerate(theirs)]
         # afterwards each is fed what was chosen for it
         step.run(None if number else tokens)
+        ends = number == 3 or number % block == block - 1
         with torch.inference_mode():
-            logits = run_step(served, theirs, fed)
+            pieces = [Piece(one, 1, ends) for one in blocks]
+            fed_step, logits = forward_step(served, cells, pieces, fed)
+            fed_step.retain()
         fed = logits.argmax(-1).tolist()
         torch.testing.assert_close(step.logits[:2], logits, atol=2e-4, rtol=1e-4)
         resident.settle()
@@ -128,7 +136,7 @@ def test_it_does_what_the_engines_step_does(served: ServedModel, codec: str) -> 
 def test_a_step_asks_no_host_and_keeps_its_addresses(served: ServedModel) -> None:
     pool = new_pool(served)
     sequences, tokens = opened(served, pool, "coverage")
-    resident = ResidentBatch(pool, MODEL_ROWS, 2)
+    resident = ResidentBatch(pool, MODEL_ROWS, 2, block_tokens=2)
     step = CapturedStep(served, resident)
     resident.enter(sequences)
     step.tokens.copy_(torch.tensor(tokens))
@@ -138,10 +146,10 @@ def test_a_step_asks_no_host_and_keeps_its_addresses(served: ServedModel) -> Non
         part.data_ptr()
         for part in (resident.batch.pages, resident.batch.rows, step.tokens, step.logits)
     ]
-    for _ in range(2):
+    for ends_block in (False, True):
         resident.lend()
         with torch.inference_mode(), NoHost():
-            step.step()
+            step.step(ends_block)
         resident.settle()
     again = (resident.batch.pages, resident.batch.rows, step.tokens, step.logits)
     assert places == [part.data_ptr() for part in again]
