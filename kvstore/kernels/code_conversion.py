@@ -18,12 +18,13 @@ _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 # u = code + 128 below the bits of 1024 is 1024 + u, and 1152 less is the code
 _INT8_TO_FP16 = tl.constexpr("""{
-    .reg .b32 biased, low, high;
+    .reg .b32 biased, low, high, below;
+    mov.b32 below, 0x64806480;
     xor.b32 biased, $2, 0x80808080;
     prmt.b32 low, biased, 0x64646464, 0x4140;
     prmt.b32 high, biased, 0x64646464, 0x4342;
-    sub.f16x2 $0, low, 0x64806480;
-    sub.f16x2 $1, high, 0x64806480;
+    sub.f16x2 $0, low, below;
+    sub.f16x2 $1, high, below;
 }""")
 # lower seven bits below the bits of 128, and the sign that makes -128 into -256
 _INT8_TO_BF16 = tl.constexpr("""{
@@ -40,18 +41,19 @@ _INT8_TO_BF16 = tl.constexpr("""{
 }""")
 # below the bits of 1024 or 128, which is then taken away
 _INT4_TO_FP16 = tl.constexpr("""{
-    .reg .b32 low, high, pair;
+    .reg .b32 low, high, pair, below;
+    mov.b32 below, 0x64006400;
     and.b32 low, $4, 0x0f0f0f0f;
     shr.u32 high, $4, 4;
     and.b32 high, high, 0x0f0f0f0f;
     prmt.b32 pair, low, 0x64646464, 0x4140;
-    sub.f16x2 $0, pair, 0x64006400;
+    sub.f16x2 $0, pair, below;
     prmt.b32 pair, low, 0x64646464, 0x4342;
-    sub.f16x2 $1, pair, 0x64006400;
+    sub.f16x2 $1, pair, below;
     prmt.b32 pair, high, 0x64646464, 0x4140;
-    sub.f16x2 $2, pair, 0x64006400;
+    sub.f16x2 $2, pair, below;
     prmt.b32 pair, high, 0x64646464, 0x4342;
-    sub.f16x2 $3, pair, 0x64006400;
+    sub.f16x2 $3, pair, below;
 }""")
 _INT4_TO_BF16 = tl.constexpr("""{
     .reg .b32 low, high, pair, one, below;

@@ -6,12 +6,16 @@ the interpreter must be off, which Triton settles when it is imported.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 import numpy as np
 import torch
 
+from benchmarks.gpu import decode_attention
 from benchmarks.gpu.compiling import compiled_by
+from benchmarks.gpu.pool import fill
+from benchmarks.gpu.sizes import TINY
 from kvstore.cache import LayerShape
 from kvstore.codecs import RowCodec, RowCoding
 from kvstore.kernels.column_mass import kernel as column_mass
@@ -83,6 +87,13 @@ def a_batch(codec: RowCodec, tokens: int, window: int | None) -> tuple[PagedBatc
     return part.batch, part.scratch
 
 
+def launch_in_float16(codec: RowCodec) -> None:
+    """Attention to rows whose codes become float16."""
+    sizes = dataclasses.replace(TINY, head_size=64, dtype=torch.float16)
+    rows = torch.full((1, 1, sizes.kv_heads), PAGE_ROWS, dtype=torch.int32)
+    decode_attention.step(fill(rows, sizes, codec=codec), sizes)()
+
+
 def launch_all() -> None:
     launch_prefill()
     launch_gather("model")
@@ -90,6 +101,8 @@ def launch_all() -> None:
     launch_all_of(RowCodec(), 1, None)
     launch_all_of(RowCodec.parse("int8"), 1, None)
     launch_all_of(RowCodec.parse("fp8/int4"), 4, 64)
+    for spelling in ("int8", "fp8", "int4"):
+        launch_in_float16(RowCodec.parse(spelling))
 
 
 def main() -> None:
