@@ -51,7 +51,7 @@ def _captured(
     pool, sequences = _filled(served, sizes, timer.device)
     kept, resident = pool.rows * sizes.row_bytes, pool.resident_bytes
     batch = ResidentBatch(pool, MODEL_ROWS, sizes.sequences, BLOCK_TOKENS)
-    step = CapturedStep(served, batch)
+    step = CapturedStep(served, batch, fused=True)
     batch.enter(sequences)
 
     def block() -> None:

@@ -7,6 +7,7 @@ look at several tokens together, the steps between are a graph of their own.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from kvstore.pool.resident import ResidentBatch
 from services.decode.step import BatchAttention
 from services.runtime.attention import forward
+from services.runtime.fused_layers import fused_layers
 from services.runtime.model import ServedModel
 
 
@@ -21,11 +23,14 @@ class CapturedStep:
     """Steps of up to `places` sequences of one codec, each fed the token that lies in `tokens`.
 
     `tokens` int64 `[places]` is what is fed next, and after a step the likeliest token of each;
-    who chooses otherwise reads `logits` `[places, V]` and writes there before the next step. On
-    a device other than CUDA the same operations run one by one.
+    who chooses otherwise reads `logits` `[places, V]` and writes there before the next step. With
+    `fused` the model's layers are captured as compiled. On a device other than CUDA the same
+    operations run one by one.
     """
 
-    def __init__(self, served: ServedModel, resident: ResidentBatch) -> None:
+    def __init__(
+        self, served: ServedModel, resident: ResidentBatch, *, fused: bool = False
+    ) -> None:
         device = served.model.device
         self._served = served
         self._resident = resident
@@ -38,8 +43,9 @@ class CapturedStep:
         self.tokens = torch.zeros(resident.places, dtype=torch.int64, device=device)
         self.logits = torch.zeros(size, dtype=served.dtype, device=device)
         if device.type == "cuda":
-            for ends_block in {resident.ends_block, True}:
-                self._graphs[ends_block] = self._captured(ends_block)
+            with fused_layers(served.model) if fused else contextlib.nullcontext():
+                for ends_block in {resident.ends_block, True}:
+                    self._graphs[ends_block] = self._captured(ends_block)
 
     @property
     def resident(self) -> ResidentBatch:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from kvstore.codecs import RowCodec
+from kvstore.codecs import MODEL_ROWS, RowCodec
 from kvstore.pool import PageCount, PagePool, SequencePages
 from kvstore.pool.resident import ResidentBatch
 from services.decode.captured_step import CapturedStep
@@ -29,15 +29,27 @@ class CapturedSteps:
     """
 
     def __init__(
-        self, served: ServedModel, pool: PagePool, most: int, block_tokens: int = 1
+        self,
+        served: ServedModel,
+        pool: PagePool,
+        most: int,
+        block_tokens: int = 1,
+        *,
+        fused: bool = False,
     ) -> None:
         self._served = served
         self._pool = pool
         self._block_tokens = block_tokens
+        self._fused = fused
         self._sizes = sorted({min(_FEW, most), most})
         self._steps: dict[tuple[RowCodec, int], CapturedStep] = {}
         self._last: CapturedStep | None = None
         self._broken = False
+
+    def prepare(self) -> None:
+        """Capture now what most will need, so that nobody waits for it later."""
+        for places in self._sizes:
+            self._captured(MODEL_ROWS, places)
 
     def run(
         self,
@@ -77,16 +89,23 @@ class CapturedSteps:
         """The step that these fit."""
         codec, count = sequences[0].codec, len(sequences)
         places = next((size for size in self._sizes if size >= count), 0)
-        if self._broken or not places:
-            return None
+        step = self._captured(codec, places) if places else None
+        return step if step is not None and step.resident.fits(sequences) else None
+
+    def _captured(self, codec: RowCodec, places: int) -> CapturedStep | None:
+        """The step of that size, captured if it has not been at today's addresses; None if none
+        can be.
+        """
         step = self._steps.pop((codec, places), None)
+        if self._broken:
+            return None
         if step is None or not step.resident.current:
             try:
                 resident = ResidentBatch(self._pool, codec, places, self._block_tokens)
-                step = CapturedStep(self._served, resident)
+                step = CapturedStep(self._served, resident, fused=self._fused)
             except RuntimeError:
                 log.exception("a step could not be captured; steps go on one launch at a time")
                 self._broken = True
                 return None
         self._steps[codec, places] = step
-        return step if step.resident.fits(sequences) else None
+        return step

@@ -60,6 +60,11 @@ class DecodeOptions:
         "Take steps of single tokens as one CUDA graph. Off, because it has not run on hardware "
         "yet.",
     )
+    fused_layers: bool = setting(
+        False,
+        "With captured steps: fuse the small operations of the model's layers by torch.compile, "
+        "which takes a minute or two at start. Off, because it has not run on hardware yet.",
+    )
     retain_every: int = setting(
         1,
         "With captured steps: apply the rules after so many generated tokens. Looking for what may "

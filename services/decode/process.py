@@ -200,7 +200,11 @@ def _captured(served: ServedModel, pool: PagePool, options: DecodeOptions) -> Ca
     # imported where it can run: Triton is not there on every machine
     from services.decode.captured_steps import CapturedSteps
 
-    return CapturedSteps(served, pool, options.max_sequences, options.retain_every)
+    steps = CapturedSteps(
+        served, pool, options.max_sequences, options.retain_every, fused=options.fused_layers
+    )
+    steps.prepare()
+    return steps
 
 
 async def _expire_sessions(parts: DecodeParts) -> None:

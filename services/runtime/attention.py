@@ -48,7 +48,7 @@ def register() -> None:
     """Make "headwise" an attention implementation of transformers; again is harmless."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(IMPLEMENTATION, _attend)
+    AttentionInterface.register(IMPLEMENTATION, attend)
 
 
 def forward(
@@ -80,7 +80,7 @@ def forward(
         return output[:, -1] if at is None else output[0]
 
 
-def _attend(
+def attend(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -95,6 +95,7 @@ def _attend(
     is_causal: bool | None = None,
     **others: object,
 ) -> tuple[torch.Tensor, None]:
+    """What a layer calls, by transformers' conventions; raises `ModelRefused` on others."""
     _require_harmless(others)
     if attention_mask is not None or is_causal is False or dropout:
         raise ModelRefused("it passes an attention mask, bidirectional attention or dropout")
