@@ -34,6 +34,7 @@ from services.evaluation.passages import OFFSETS, Passage, hidden_keys, passages
 from services.evaluation.settings import Setting
 from services.prefill.calibration.query_filters import measure_filters
 from services.prefill.calibration.retrieval_probe import probe_retrieval
+from services.prefill.calibration.sensitivity import measure_sensitivity
 from services.runtime.model import ServedModel, load_model
 
 # of the best policy, by percent of the rows
@@ -128,7 +129,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         [setting for setting in known if not only or setting.name in only]
         for known in (SIZES, PASS_KEY)
     )
-    calibration = Calibration(probe_retrieval(served, tokens), measure_filters(served, tokens))
+    calibration = Calibration(
+        probe_retrieval(served, tokens),
+        measure_filters(served, tokens),
+        measure_sensitivity(served, tokens),
+    )
     figures: dict[str, Figure] = {}
     columns = (TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn()) as progress:

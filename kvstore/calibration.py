@@ -43,11 +43,14 @@ class Calibration:
     """The artefacts that a policy may ask for.
 
     `filters` f32 `[H, D]` a layer: unit vectors along which each KV head's queries lie. Source:
-    Q-Filters (arXiv 2503.02812).
+    Q-Filters (arXiv 2503.02812). `sensitivity` f32 `[HQ]` a layer: root of the Fisher information
+    of an element of a query head's output, so that half its square times an error's square is what
+    the error costs in nats.
     """
 
     retrieval: RetrievalScores | None = None
     filters: tuple[torch.Tensor, ...] | None = None
+    sensitivity: tuple[torch.Tensor, ...] | None = None
 
     def retrieval_heads(self, ratio: float) -> frozenset[tuple[int, int]]:
         """The (layer, head) that keep everything."""

@@ -143,14 +143,16 @@ class CacheFacts:
 
     `row_bytes`: what a key and a value take together as they are shipped, coded or not.
     `whole`: (layer, head) of the heads that keep everything, whatever the policy decides for them.
-    `filters` f32 `[H, D]` a layer, where the policy's calibration has them: the direction of each
-    KV head's queries.
+    Where the policy's calibration has them: `filters` f32 `[H, D]` a layer, the direction of each
+    KV head's queries; `sensitivity` f32 `[HQ]` a layer, what an error in a query head's output does
+    to the predictions.
     """
 
     shapes: tuple[LayerShape, ...]
     row_bytes: Callable[[LayerShape], int] = _f32_row_bytes
     whole: frozenset[tuple[int, int]] = frozenset()
     filters: tuple[torch.Tensor, ...] | None = None
+    sensitivity: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

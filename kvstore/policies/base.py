@@ -39,6 +39,10 @@ class _AnyPolicy(Protocol):
     weighs_rows: ClassVar[bool]
 
     @property
+    def uses_sensitivity(self) -> bool:
+        """Whether it wants to know what errors of each head do, `CacheFacts.sensitivity`."""
+
+    @property
     def retrieval_ratio(self) -> float:
         """The share of KV heads, best at retrieving, that keep everything; 0 to 1."""
 

@@ -32,6 +32,10 @@ class Budgeted:
     floor_rows: int = tokens(32)
     retrieval_ratio: float = share(0.0)
 
+    @property
+    def uses_sensitivity(self) -> bool:
+        return False
+
     def parameters(self) -> dict[str, object]:
         return to_parameters(self)
 

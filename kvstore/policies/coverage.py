@@ -54,6 +54,7 @@ class Coverage:
     name: ClassVar[str] = "coverage"
     scope: ClassVar[Scope] = Scope.LAYER
     uses_filters: ClassVar[bool] = False
+    uses_sensitivity: ClassVar[bool] = False
     weighs_rows: ClassVar[bool] = False
 
     recovery: float = ratio(0.99)

@@ -44,6 +44,7 @@ class FastGen:
     name: ClassVar[str] = "fastgen"
     scope: ClassVar[Scope] = Scope.LAYER
     uses_filters: ClassVar[bool] = False
+    uses_sensitivity: ClassVar[bool] = False
     weighs_rows: ClassVar[bool] = False
 
     recovery: float = ratio(0.95)

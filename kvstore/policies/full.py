@@ -19,6 +19,7 @@ class Full:
     name: ClassVar[str] = "full"
     scope: ClassVar[Scope] = Scope.LAYER
     uses_filters: ClassVar[bool] = False
+    uses_sensitivity: ClassVar[bool] = False
     weighs_rows: ClassVar[bool] = False
 
     @property

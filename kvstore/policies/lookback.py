@@ -3,10 +3,12 @@
 Own work, on SnapKV's idea (Li et al., arXiv 2404.14469) that the end of a prompt shows what will be
 read next. A row scores the root mean square, over the late queries far enough from it, of what it
 adds to their output: its share of the attention times the distance of its value from what they get
-from afar altogether. Near rows are read by everything and say nothing of later, so the latest are
-kept and not scored. The scores of all layers and heads compete for one budget, as AdaKV's do within
-a layer. Measured on real text: squares beat sums and peaks, values help, and the last third of the
-queries tell more than all of them or the last few.
+from afar altogether. If asked to, times the head's sensitivity: the outputs of early layers' heads
+are small beside what later layers add, and yet the predictions depend on them more. Near rows are
+read by everything and say nothing of later, so the latest are kept and not scored. The scores of
+all layers and heads compete for one budget, as AdaKV's do within a layer. Measured on real text:
+squares beat sums and peaks, values help, and the last third of the queries tell more than all of
+them or the last few.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from kvstore.plans import (
 )
 from kvstore.policies.budgeted import with_first_and_last
 from kvstore.policies.competing import Competing
-from kvstore.policies.parameters import ratio, tokens
+from kvstore.policies.parameters import flag, ratio, tokens
 from kvstore.policies.reference_shares import head_shares, visible_columns
 from kvstore.policies.selection import full_plan
 from kvstore.rules import RetentionRule
@@ -43,7 +45,8 @@ class Lookback(Competing):
     """`queries` of the last `late_share` of the prompt look back at least `distance` tokens.
 
     The `recent` latest rows of every head are kept, fewer where the budget is small. Of what is
-    generated heads that are not whole keep the latest `generated_window` rows, 0 for all.
+    generated heads that are not whole keep the latest `generated_window` rows, 0 for all. With
+    `sensitivity` what a row adds to a head's output counts by what it does to the predictions.
     """
 
     name: ClassVar[str] = "lookback"
@@ -53,6 +56,11 @@ class Lookback(Competing):
     late_share: float = ratio(0.3)
     queries: int = tokens(256, least=1)
     generated_window: int = tokens(0)
+    sensitivity: bool = flag(False)
+
+    @property
+    def uses_sensitivity(self) -> bool:
+        return self.sensitivity
 
     def profile_request(self, tokens: int, shape: LayerShape) -> ProfileRequest | None:
         if self.keeps_everything():
@@ -71,7 +79,7 @@ class Lookback(Competing):
             return [full_plan(prompt, layer.shape) for layer in layers]
         readings = [
             [
-                _read(reference, head, layer.shape, self.distance)
+                _read(reference, head, layer.shape, self.distance, self._weights(layer, head))
                 for head in range(layer.shape.kv_heads)
             ]
             for reference, layer in zip(references, layers, strict=True)
@@ -85,6 +93,14 @@ class Lookback(Competing):
             self._ruled(_covering(plan, heads), prompt)
             for plan, heads in zip(plans, readings, strict=True)
         ]
+
+    def _weights(self, layer: LayerFacts, head: int) -> torch.Tensor | None:
+        """What errors of a KV head's query heads count, f32 `[G]`; None for all the same."""
+        if not self.sensitivity:
+            return None
+        known = layer.cache.sensitivity
+        assert known is not None, "a policy that asks for sensitivity comes with its calibration"
+        return known[layer.index].view(-1, layer.shape.group)[head]
 
     def _ruled(self, plan: LayerPlan, prompt: PromptFacts) -> LayerPlan:
         """What was chosen of the prompt stays; what is generated, as far as it is wanted."""
@@ -130,7 +146,14 @@ def _covering(plan: LayerPlan, heads: Sequence[_Reading]) -> LayerPlan:
     return dataclasses.replace(plan, heads=tuple(covering))
 
 
-def _read(reference: ReferenceAttention, head: int, shape: LayerShape, distance: int) -> _Reading:
+def _read(
+    reference: ReferenceAttention,
+    head: int,
+    shape: LayerShape,
+    distance: int,
+    weights: torch.Tensor | None,
+) -> _Reading:
+    """`weights` f32 `[G]` of the query heads' errors, 1 each if there are none."""
     v = reference.v[head].float()
     seen = visible_columns(reference, shape)
     shares = head_shares(reference, head, shape, seen)
@@ -140,7 +163,10 @@ def _read(reference: ReferenceAttention, head: int, shape: LayerShape, distance:
     shares = shares.masked_fill_(~far, 0.0)
     mass = shares.sum(-1, keepdim=True)
     given = shares @ v / mass.clamp_min(torch.finfo(mass.dtype).tiny)
-    squares = shares.square_().view(-1, len(v))
+    squares = shares.square_()
+    if weights is not None:
+        squares *= weights.to(squares.device).square()[:, None, None]
+    squares = squares.view(-1, len(v))
     given = given.view(len(squares), -1)
     # Σ s² · |v − o|², without the T × m distances
     scores = squares.sum(0) * v.square().sum(-1)

@@ -41,6 +41,7 @@ class CachePlanner:
             row_bytes,
             calibration.retrieval_heads(policy.retrieval_ratio),
             calibration.filters,
+            calibration.sensitivity,
         )
         self._profiles: list[AttentionProfile | None] = []
         self._plans: list[LayerPlan] = []

@@ -43,6 +43,7 @@ class RazorAttention:
     name: ClassVar[str] = "razor_attention"
     scope: ClassVar[Scope] = Scope.LAYER
     uses_filters: ClassVar[bool] = False
+    uses_sensitivity: ClassVar[bool] = False
     weighs_rows: ClassVar[bool] = True
 
     retrieval_ratio: float = share(0.15)

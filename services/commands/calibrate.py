@@ -32,5 +32,6 @@ def calibrate(**values: object) -> None:
     calibrations = Calibrations(served, options.model_cache.expanduser())
     calibrations.retrieval()
     calibrations.filters()
+    calibrations.sensitivity()
     for kind in Artefact:
-        Console().print(f"{kind:10} {calibrations.path(kind)}", soft_wrap=True)
+        Console().print(f"{kind:12} {calibrations.path(kind)}", soft_wrap=True)

@@ -32,6 +32,7 @@ class _Recorder:
     name: ClassVar[str] = "recorder"
     scope: ClassVar[Scope] = Scope.LAYER
     uses_filters: ClassVar[bool] = False
+    uses_sensitivity: ClassVar[bool] = False
     weighs_rows: ClassVar[bool] = False
 
     def __init__(self, policy: Policy) -> None:

@@ -18,6 +18,7 @@ class Artefact(enum.StrEnum):
 
     RETRIEVAL = "retrieval"
     FILTERS = "filters"
+    SENSITIVITY = "sensitivity"
 
 
 def artefact_path(folder: Path, kind: Artefact, weights_digest: str) -> Path:

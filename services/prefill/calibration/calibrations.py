@@ -22,6 +22,7 @@ from services.prefill.calibration.artefacts import (
 )
 from services.prefill.calibration.query_filters import measure_filters
 from services.prefill.calibration.retrieval_probe import probe_retrieval
+from services.prefill.calibration.sensitivity import measure_sensitivity
 from services.runtime.model import ServedModel
 
 _log = logging.getLogger("headwise.calibration")
@@ -44,6 +45,7 @@ class Calibrations:
         return Calibration(
             retrieval=self.retrieval() if policy.retrieval_ratio else None,
             filters=self.filters() if policy.uses_filters else None,
+            sensitivity=self.sensitivity() if policy.uses_sensitivity else None,
         )
 
     def retrieval(self) -> RetrievalScores:
@@ -52,6 +54,9 @@ class Calibrations:
 
     def filters(self) -> tuple[torch.Tensor, ...]:
         return self._find(Artefact.FILTERS, ("filters",), self._measure)["filters"]
+
+    def sensitivity(self) -> tuple[torch.Tensor, ...]:
+        return self._find(Artefact.SENSITIVITY, ("sensitivity",), self._feel)["sensitivity"]
 
     def path(self, kind: Artefact) -> Path:
         """Where the artefact of this model rests, or will."""
@@ -65,6 +70,9 @@ class Calibrations:
 
     def _measure(self) -> _Series:
         return {"filters": measure_filters(self._served)}
+
+    def _feel(self) -> _Series:
+        return {"sensitivity": measure_sensitivity(self._served)}
 
     def _find(self, kind: Artefact, names: tuple[str, ...], make: Callable[[], _Series]) -> _Series:
         """From memory, from disk, or made now."""

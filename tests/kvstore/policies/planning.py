@@ -79,10 +79,14 @@ def layers_of(
 
 
 def calibration_of(layers: list[Attended]) -> Calibration:
-    """Heads retrieve the better the later they come; filters are the mean queries."""
+    """Heads retrieve the better the later they come, and matter less; filters are mean queries."""
     order = torch.arange(2 * len(layers)).view(-1, 2).float()
     filters = tuple(layer.q.mean(1).view(2, 2, -1).mean(1) for layer in layers)
-    return Calibration(RetrievalScores(tuple(order), tuple(order)), filters)
+    sensitivity = tuple(
+        torch.linspace(3, 1, layer.shape.query_heads) / (number + 1)
+        for number, layer in enumerate(layers)
+    )
+    return Calibration(RetrievalScores(tuple(order), tuple(order)), filters, sensitivity)
 
 
 def plans_of(policy: Policy, layers: list[Attended], n: int = TOKENS) -> list[LayerPlan]:

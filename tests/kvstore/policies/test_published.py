@@ -303,30 +303,37 @@ def _reference_shares(layer, head):
     return (q @ k.mT * SCALE).softmax(-1).view(-1, TOKENS)
 
 
-def _lookback_scores(layer, head, distance, first):
-    """The definition, row by row, in float64."""
+def _lookback_scores(layer, head, distance, first, weights):
+    """The definition, row by row, in float64; `weights` of the layer's query heads."""
     scores = torch.zeros(TOKENS, dtype=torch.float64)
     k, v = layer.k[head].double(), layer.v[head].double()
     seen = torch.zeros(TOKENS)
-    for q in layer.q[2 * head : 2 * head + 2].double():
+    of_group = slice(2 * head, 2 * head + 2)
+    for q, weight in zip(layer.q[of_group].double(), weights[of_group].tolist(), strict=True):
         for i in range(first, TOKENS):
             shares = (k[: i + 1] @ q[i] * SCALE).softmax(0)
             far = max(0, i + 1 - distance)
             if far:
                 given = (shares[:far] / shares[:far].sum()) @ v[:far]
-                scores[:far] += (shares[:far] * (v[:far] - given).norm(dim=1)).square()
+                scores[:far] += (weight * shares[:far] * (v[:far] - given).norm(dim=1)).square()
                 seen[:far] += 1
     return (scores / seen.clamp(min=1)).sqrt()
 
 
-def test_lookback_keeps_what_late_queries_read_from_afar():
+@pytest.mark.parametrize("sensitivity", [False, True])
+def test_lookback_keeps_what_late_queries_read_from_afar(sensitivity):
     layers = layers_of(15)
     for layer in layers[1:]:
         layer.q.mul_(0.5)
     parameters = {"sinks": 2, "floor_rows": 1, "recent": 20, "distance": 12, "late_share": 0.4}
-    plans = planned("lookback", layers, **parameters)
+    plans = planned("lookback", layers, **parameters, sensitivity=sensitivity)
+    known = calibration_of(layers).sensitivity
+    weights = known if sensitivity else [torch.ones(4)] * LAYERS
     scores = torch.stack(
-        [torch.stack([_lookback_scores(layer, h, 12, 90) for h in range(2)]) for layer in layers]
+        [
+            torch.stack([_lookback_scores(layer, h, 12, 90, of_layer) for h in range(2)])
+            for layer, of_layer in zip(layers, weights, strict=True)
+        ]
     )
     scores[:, :, :2] = scores[:, :, -20:] = math.inf
     threshold = scores.flatten().sort(descending=True).values[60 * 2 * LAYERS - 1]

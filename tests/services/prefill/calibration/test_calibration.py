@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import pytest
 import torch
 
 from kvstore.calibration import Calibration, RetrievalScores
+from kvstore.kernels.prefill_attention.op import prefill_attention
 from kvstore.policies import parse_policy
 from services.prefill.calibration import calibrations as calibrations_module
 from services.prefill.calibration.artefacts import Artefact, read_artefact, write_artefact
 from services.prefill.calibration.calibrations import Calibrations
 from services.prefill.calibration.query_filters import _filters, measure_filters
 from services.prefill.calibration.retrieval_probe import _CopyAttention, probe_retrieval
+from services.prefill.calibration.sensitivity import measure_sensitivity
 from services.runtime.attention import forward
 from services.runtime.model import ServedModel
 from tests.services.decode.engine_parts import load_served
@@ -185,3 +188,56 @@ def test_only_policies_with_filters_ask_for_them(tmp_path: Path, served: ServedM
     assert found is not None
     assert len(found) == 2
     assert filters.needed_by(parse_policy("h2o", {})).filters is None
+
+
+class _Disturbed:
+    """An `AttentionHook` that adds `noise` `[n, D]` to one query head's output."""
+
+    def __init__(self, layer: int, head: int, noise: torch.Tensor) -> None:
+        self._at, self._head, self._noise = layer, head, noise
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float,
+        sliding_window: int | None,
+    ) -> torch.Tensor:
+        out, _ = prefill_attention(q[0], k[0], v[0], scale=scale, sliding_window=sliding_window)
+        out = out.transpose(0, 1)[None].clone()
+        if layer == self._at:
+            out[0, :, self._head] += self._noise
+        return out
+
+
+def test_sensitivity_tells_what_an_error_costs(served: ServedModel) -> None:
+    """Noise in one head's output, and the divergence that it causes over all tokens."""
+    torch.manual_seed(3)
+    tokens, size = 192, served.shapes[0].head_size
+    found = measure_sensitivity(served, tokens)
+    ids = torch.tensor(served.tokenizer.encode("\n\n".join(topics[n] for n in sorted(topics))))
+    positions = torch.arange(tokens)[None]
+
+    def likelihoods(noise: torch.Tensor, layer: int, head: int) -> torch.Tensor:
+        hook = _Disturbed(layer, head, noise)
+        with torch.inference_mode():
+            output = served.model(
+                input_ids=ids[None, :tokens],
+                position_ids=positions,
+                use_cache=False,
+                headwise=hook,
+                headwise_shapes=served.shapes,
+            )
+        return output.logits[0].double().log_softmax(-1)
+
+    exact = likelihoods(torch.zeros(tokens, size), 0, 0)
+    for layer, shape in enumerate(served.shapes):
+        for head in range(shape.query_heads):
+            noise = 0.003 * torch.randn(tokens, size)
+            noise[:64] = 0.0
+            cost = (exact.exp() * (exact - likelihoods(noise, layer, head))).sum()
+            expected = found[layer][head].square() * noise.square().sum() / 2
+            # both are means of few draws
+            assert 0.7 < float(cost / expected) < 1.4
