@@ -40,7 +40,7 @@ _SETTINGS = (
     "small",
     # the default policy at the sizes of the presses; at .3 it is `balanced`
     "lookback:budget=0.2,retrieval_ratio=0.05",
-    "lookback:budget=0.1",
+    "lookback:budget=0.1,retrieval_ratio=0.025,sensitivity=true,queries=1024",
     *(f"{policy}:budget={budget}" for policy in ("h2o", "snapkv") for budget in (0.3, 0.2, 0.1)),
 )
 

@@ -43,7 +43,7 @@ _KL_TARGETS = {30: 0.010, 20: 0.018, 10: 0.050}
 _DEFAULT_TARGETS = {
     30: ("lookback_30_r10", 0.012),
     20: ("lookback_20_r5", 0.020),
-    10: ("lookback_10", 0.050),
+    10: ("lookback_10_r2_s", 0.050),
 }
 # budgets are met to a row a head
 _ROUNDING = 0.002
