@@ -22,7 +22,7 @@ from benchmarks.replayed_prefill import replayed_prefill
 from headwise import AsyncClient
 from headwise.v1 import prefill_pb2
 from services.demo.processes import running_service
-from services.evaluation.passages import all_topics
+from services.prefill.calibration.texts import all_topics
 from services.runtime.convert import describe_model
 from services.runtime.model import load_model
 from tests.faults.recording import record

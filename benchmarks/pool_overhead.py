@@ -19,8 +19,8 @@ from benchmarks.figures import Figure, add_options, report
 from kvstore.policies import Policy, parse_policy
 from kvstore.pool import PagePool, SequencePages, pages_bound
 from services.decode.options import DecodeOptions
-from services.evaluation.passages import all_topics
 from services.prefill.calibration.calibrations import Calibrations
+from services.prefill.calibration.texts import all_topics
 from services.prefill.options import PrefillOptions
 from services.prefill.prefiller import Prefiller
 from services.runtime.model import ServedModel, default_cache_dir, load_model

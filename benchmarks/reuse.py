@@ -15,7 +15,7 @@ from rich.table import Table
 from benchmarks.figures import Figure, add_options, report
 from headwise import Client
 from services.demo.processes import running_service
-from services.evaluation.passages import all_topics
+from services.prefill.calibration.texts import all_topics
 from services.runtime.model import load_model
 from tests.kvstore.tiers.servers import running_valkey
 

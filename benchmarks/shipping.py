@@ -38,8 +38,8 @@ from kvstore.policies.full import Full
 from kvstore.pool import PagePool, pages_bound
 from services.decode.step import run_step
 from services.demo.processes import Service, running_service
-from services.evaluation.passages import all_topics
 from services.prefill.calibration.calibrations import Calibrations
+from services.prefill.calibration.texts import all_topics
 from services.prefill.prefiller import Prefiller
 from services.runtime.model import ServedModel, default_cache_dir, load_model
 

@@ -13,8 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Triton's interpreter has no machine code
-_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+from kvstore.kernels.tile_product import INTERPRETED
 
 # u = code + 128 below the bits of 1024 is 1024 + u, and 1152 less is the code
 _INT8_TO_FP16 = tl.constexpr("""{
@@ -101,37 +100,41 @@ _FP8_TO_BF16 = tl.constexpr("""{
 
 
 @triton.jit
-def int8_codes(byte: tl.tensor, TYPE: tl.constexpr) -> tl.tensor:
-    """What the bytes are as int8."""
-    if _INTERPRETED or tl.float32 == TYPE:
-        codes = byte.to(tl.int8, bitcast=True).to(tl.float32).to(TYPE)
-    elif tl.float16 == TYPE:
-        codes = tl.inline_asm_elementwise(
-            _INT8_TO_FP16, "=r,=r,r", [byte], dtype=tl.float16, is_pure=False, pack=4
+def _converted(
+    byte: tl.tensor, TO_FP16: tl.constexpr, TO_BF16: tl.constexpr, TYPE: tl.constexpr
+) -> tl.tensor:
+    """A number for each byte, by the instructions for the type."""
+    if tl.float16 == TYPE:
+        numbers = tl.inline_asm_elementwise(
+            TO_FP16, "=r,=r,r", [byte], dtype=tl.float16, is_pure=False, pack=4
         )
     else:
-        codes = tl.inline_asm_elementwise(
-            _INT8_TO_BF16, "=r,=r,r", [byte], dtype=tl.bfloat16, is_pure=False, pack=4
+        numbers = tl.inline_asm_elementwise(
+            TO_BF16, "=r,=r,r", [byte], dtype=tl.bfloat16, is_pure=False, pack=4
         )
+    return numbers
+
+
+@triton.jit
+def int8_codes(byte: tl.tensor, TYPE: tl.constexpr) -> tl.tensor:
+    """What the bytes are as int8."""
+    if INTERPRETED or tl.float32 == TYPE:
+        codes = byte.to(tl.int8, bitcast=True).to(tl.float32).to(TYPE)
+    else:
+        codes = _converted(byte, _INT8_TO_FP16, _INT8_TO_BF16, TYPE)
     return codes
 
 
 @triton.jit
 def fp8_codes(byte: tl.tensor, TYPE: tl.constexpr) -> tl.tensor:
     """What the bytes are as e4m3, times 2^-8."""
-    if _INTERPRETED or tl.float32 == TYPE:
+    if INTERPRETED or tl.float32 == TYPE:
         # in the bits of float16, whose exponent is biased by eight more
         bits = byte.to(tl.int32)
         half = (((bits & 128) << 8) | ((bits & 127) << 7)).to(tl.int16)
         codes = half.to(tl.float16, bitcast=True).to(tl.float32).to(TYPE)
-    elif tl.float16 == TYPE:
-        codes = tl.inline_asm_elementwise(
-            _FP8_TO_FP16, "=r,=r,r", [byte], dtype=tl.float16, is_pure=False, pack=4
-        )
     else:
-        codes = tl.inline_asm_elementwise(
-            _FP8_TO_BF16, "=r,=r,r", [byte], dtype=tl.bfloat16, is_pure=False, pack=4
-        )
+        codes = _converted(byte, _FP8_TO_FP16, _FP8_TO_BF16, TYPE)
     return codes
 
 
@@ -144,7 +147,7 @@ def int4_codes(pair: tl.tensor, TYPE: tl.constexpr) -> tl.tensor:
     ROWS: tl.constexpr = pair.shape[0]
     PAIRS: tl.constexpr = pair.shape[1] // 2
     pair = tl.reshape(pair, (ROWS, PAIRS, 2))
-    if _INTERPRETED or tl.float32 == TYPE:
+    if INTERPRETED or tl.float32 == TYPE:
         low = (pair & 15).to(tl.float32).to(TYPE)
         high = (pair >> 4).to(tl.float32).to(TYPE)
     elif tl.float16 == TYPE:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 
 from kvstore.errors import InvalidParameter
+from services.prefill.calibration.texts import all_topics
 from services.runtime.model import ServedModel
 
 # where the passages begin, in SmolLM2's tokens of all topics by sorted name. The topics repeat one
@@ -79,10 +80,3 @@ def hidden_keys(served: ServedModel, prompt_tokens: int) -> tuple[HiddenKey, ...
         prompt = ids[:before] + hidden + ids[before : before + after]
         cases.append(HiddenKey(tuple(prompt), tuple(served.tokenizer.encode(_QUESTION)), key))
     return tuple(cases)
-
-
-def all_topics(served: ServedModel) -> list[int]:
-    """Every topic of the built-in documentation, by name."""
-    from pydoc_data.topics import topics
-
-    return served.tokenizer.encode("\n\n".join(topics[name] for name in sorted(topics)))

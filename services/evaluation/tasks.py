@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from services.evaluation.passages import all_topics
+from services.prefill.calibration.texts import all_topics
 from services.runtime.model import ServedModel
 
 

@@ -53,10 +53,12 @@ class Calibrations:
         return RetrievalScores(series["induction"], series["echo"])
 
     def filters(self) -> tuple[torch.Tensor, ...]:
-        return self._find(Artefact.FILTERS, ("filters",), self._measure)["filters"]
+        return self._find(Artefact.FILTERS, ("filters",), self._measure_filters)["filters"]
 
     def sensitivity(self) -> tuple[torch.Tensor, ...]:
-        return self._find(Artefact.SENSITIVITY, ("sensitivity",), self._feel)["sensitivity"]
+        return self._find(Artefact.SENSITIVITY, ("sensitivity",), self._measure_sensitivity)[
+            "sensitivity"
+        ]
 
     def path(self, kind: Artefact) -> Path:
         """Where the artefact of this model rests, or will."""
@@ -68,10 +70,10 @@ class Calibrations:
         scores = probe_retrieval(self._served)
         return {"induction": scores.induction, "echo": scores.echo}
 
-    def _measure(self) -> _Series:
+    def _measure_filters(self) -> _Series:
         return {"filters": measure_filters(self._served)}
 
-    def _feel(self) -> _Series:
+    def _measure_sensitivity(self) -> _Series:
         return {"sensitivity": measure_sensitivity(self._served)}
 
     def _find(self, kind: Artefact, names: tuple[str, ...], make: Callable[[], _Series]) -> _Series:

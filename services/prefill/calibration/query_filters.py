@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from kvstore.kernels.prefill_attention.op import prefill_attention
+from services.prefill.calibration.texts import spread_texts
 from services.runtime.attention import forward
 from services.runtime.model import ServedModel
 
@@ -24,18 +25,10 @@ def measure_filters(
     served: ServedModel, text_tokens: int = _TEXT_TOKENS
 ) -> tuple[torch.Tensor, ...]:
     """Filters f32 `[H, D]` a layer, from documentation that every Python carries."""
-    from pydoc_data.topics import topics
-
-    ids = torch.tensor(
-        served.tokenizer.encode("\n\n".join(topics[name] for name in sorted(topics)))
-    )
-    tokens = min(text_tokens, served.context_tokens)
     hook = _QueryMoments(len(served.shapes), _QUERIES // _TEXTS)
-    positions = torch.arange(tokens, device=served.model.device)
-    for number in range(_TEXTS):
-        first = number * (len(ids) - tokens) // _TEXTS
-        part = ids[first : first + tokens].to(served.model.device)
-        forward(served, part[None], positions[: len(part)][None], hook, logits=False)
+    for text in spread_texts(served, _TEXTS, text_tokens):
+        positions = torch.arange(len(text), device=text.device)
+        forward(served, text[None], positions[None], hook, logits=False)
     return tuple(
         _filters(moments, mean, shape.kv_heads)
         for moments, mean, shape in zip(hook.moments, hook.sums, served.shapes, strict=True)

@@ -14,6 +14,7 @@ import math
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from services.prefill.calibration.texts import spread_texts
 from services.runtime.model import ServedModel
 
 _TEXTS = 2
@@ -25,23 +26,17 @@ _SEED = 0
 _FIRST = 64
 
 
+# whoever asks may be in the middle of something that wants no gradients
+@torch.inference_mode(mode=False)
 def measure_sensitivity(
     served: ServedModel, text_tokens: int = _TEXT_TOKENS
 ) -> tuple[torch.Tensor, ...]:
     """Root mean square gradients f32 `[HQ]` a layer, on documentation that every Python carries."""
-    from pydoc_data.topics import topics
-
-    ids = torch.tensor(
-        served.tokenizer.encode("\n\n".join(topics[name] for name in sorted(topics)))
-    )
-    tokens = min(text_tokens, served.context_tokens)
     device = served.model.device
     generator = torch.Generator(device).manual_seed(_SEED)
     squares = [torch.zeros(shape.query_heads, device=device) for shape in served.shapes]
-    for number in range(_TEXTS):
-        first = number * (len(ids) - tokens) // _TEXTS
-        part = ids[first : first + tokens].to(device)
-        for of_layer, gradients in zip(squares, _gradients(served, part, generator), strict=True):
+    for text in spread_texts(served, _TEXTS, text_tokens):
+        for of_layer, gradients in zip(squares, _gradients(served, text, generator), strict=True):
             of_layer += gradients
     return tuple((of_layer / (_TEXTS * _DRAWS)).sqrt().cpu() for of_layer in squares)
 

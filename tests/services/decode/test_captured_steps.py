@@ -119,9 +119,13 @@ async def test_whoever_asks_for_tables_gets_them_as_they_are(served: ServedModel
     assert (pool.used_pages, pool.reserved_pages) == (0, 0)
 
 
-async def test_closing_in_the_middle_gives_every_page_back(served: ServedModel) -> None:
+@pytest.mark.parametrize("block", [1, 3])
+async def test_closing_in_the_middle_gives_every_page_back(served: ServedModel, block: int) -> None:
     pool = a_pool(served)
-    engine = new_engine(served, pool, captured=Counted(served, pool, 2))
+    captured = Counted(served, pool, 2, block)
+    captured.prepare()
+    prepared = dict(captured._steps)
+    engine = new_engine(served, pool, captured=captured)
     sequence = a_sequence(served, pool, 20, 400)
     engine.submit(sequence)
     for _ in range(2):
@@ -129,6 +133,8 @@ async def test_closing_in_the_middle_gives_every_page_back(served: ServedModel) 
     await asyncio.to_thread(engine.close)
     with pytest.raises(Unavailable, match="shutting down"):
         await read(sequence)
+    assert captured.taken
+    assert captured._steps == prepared
     assert (pool.used_pages, pool.used_mark_pages, pool.reserved_pages) == (0, 0, 0)
 
 

@@ -9,30 +9,13 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from services.evaluation.attention_hooks import DenseAttention
 from services.runtime.attention import forward
 from services.runtime.fused_layers import fused_layers
 from services.runtime.model import ServedModel, load_model
 
 # torch's compiler imports what torch itself calls outdated
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
-class Plain:
-    """Attention without a cache, causal."""
-
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
-        attended = torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scale, enable_gqa=True
-        )
-        return attended.transpose(1, 2)
 
 
 @pytest.fixture
@@ -45,7 +28,7 @@ def served(tiny_model: Path) -> Iterator[ServedModel]:
 
 def logits(served: ServedModel) -> torch.Tensor:
     tokens = torch.arange(5, 12)[None]
-    given = forward(served, tokens, torch.arange(7)[None], Plain(), logits=True)
+    given = forward(served, tokens, torch.arange(7)[None], DenseAttention(), logits=True)
     assert given is not None
     return given
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from pydoc_data.topics import topics
+from typing import Any
 
 import pytest
 import torch
 
 from kvstore.calibration import Calibration, RetrievalScores
-from kvstore.kernels.prefill_attention.op import prefill_attention
 from kvstore.policies import parse_policy
+from services.evaluation.attention_hooks import DenseAttention
 from services.prefill.calibration import calibrations as calibrations_module
 from services.prefill.calibration.artefacts import Artefact, read_artefact, write_artefact
 from services.prefill.calibration.calibrations import Calibrations
 from services.prefill.calibration.query_filters import _filters, measure_filters
 from services.prefill.calibration.retrieval_probe import _CopyAttention, probe_retrieval
 from services.prefill.calibration.sensitivity import measure_sensitivity
+from services.prefill.calibration.texts import spread_texts
 from services.runtime.attention import forward
 from services.runtime.model import ServedModel
 from tests.services.decode.engine_parts import load_served
@@ -190,23 +191,14 @@ def test_only_policies_with_filters_ask_for_them(tmp_path: Path, served: ServedM
     assert filters.needed_by(parse_policy("h2o", {})).filters is None
 
 
-class _Disturbed:
-    """An `AttentionHook` that adds `noise` `[n, D]` to one query head's output."""
+class _Disturbed(DenseAttention):
+    """Adds `noise` `[n, D]` to one query head's output."""
 
     def __init__(self, layer: int, head: int, noise: torch.Tensor) -> None:
         self._at, self._head, self._noise = layer, head, noise
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
-        out, _ = prefill_attention(q[0], k[0], v[0], scale=scale, sliding_window=sliding_window)
-        out = out.transpose(0, 1)[None].clone()
+    def attend(self, layer: int, *given: Any) -> torch.Tensor:
+        out = super().attend(layer, *given).clone()
         if layer == self._at:
             out[0, :, self._head] += self._noise
         return out
@@ -217,14 +209,14 @@ def test_sensitivity_tells_what_an_error_costs(served: ServedModel) -> None:
     torch.manual_seed(3)
     tokens, size = 192, served.shapes[0].head_size
     found = measure_sensitivity(served, tokens)
-    ids = torch.tensor(served.tokenizer.encode("\n\n".join(topics[n] for n in sorted(topics))))
+    ids = next(spread_texts(served, 1, tokens))
     positions = torch.arange(tokens)[None]
 
     def likelihoods(noise: torch.Tensor, layer: int, head: int) -> torch.Tensor:
         hook = _Disturbed(layer, head, noise)
         with torch.inference_mode():
             output = served.model(
-                input_ids=ids[None, :tokens],
+                input_ids=ids[None],
                 position_ids=positions,
                 use_cache=False,
                 headwise=hook,
@@ -241,3 +233,30 @@ def test_sensitivity_tells_what_an_error_costs(served: ServedModel) -> None:
             expected = found[layer][head].square() * noise.square().sum() / 2
             # both are means of few draws
             assert 0.7 < float(cost / expected) < 1.4
+
+
+def test_sensitivity_is_measured_once_whoever_asks(
+    tmp_path: Path, served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also among computations that want no gradients; and only a policy that uses it has it."""
+    asked = []
+
+    def measure(model: ServedModel) -> tuple[torch.Tensor, ...]:
+        asked.append(model)
+        return measure_sensitivity(model, 128)
+
+    monkeypatch.setattr(calibrations_module, "measure_sensitivity", measure)
+    first = Calibrations(served, tmp_path)
+    assert first.needed_by(parse_policy("lookback", {})).sensitivity is None
+    policy = parse_policy("lookback", {"sensitivity": True})
+    with torch.inference_mode():
+        found = [
+            source.needed_by(policy).sensitivity
+            for source in (first, first, Calibrations(served, tmp_path))
+        ]
+    assert len(asked) == 1
+    expected = measure_sensitivity(served, 128)
+    for one in found:
+        assert one is not None
+        for of_layer, same in zip(one, expected, strict=True):
+            assert torch.equal(of_layer, same)
