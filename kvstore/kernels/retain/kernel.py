@@ -283,7 +283,8 @@ def _retain(
                 valid = move < moving
                 source, target = held + move, held + move - listed
                 if has_list != 0:
-                    source = tl.load(moves + 2 * (start + move) + 1, mask=valid, other=0)
+                    # nothing is read for a place without a move
+                    source = tl.load(moves + 2 * (start + move) + 1, mask=valid, other=held)
                     hole = tl.load(moves + 2 * (start + move), mask=move < listed, other=0)
                     target = tl.where(move < listed, hole, target)
                 new, old = valid & (source >= held), valid & (source < held)

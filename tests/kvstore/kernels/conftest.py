@@ -44,6 +44,11 @@ def poisoned() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _watched(sanitized: object) -> None:
+    """Every launch of these tests."""
+
+
+@pytest.fixture(autouse=True)
 def _fresh_inputs() -> None:
     """Other random inputs each time; a failure shows their seed."""
     print("torch.manual_seed:", torch.seed())  # noqa: T201

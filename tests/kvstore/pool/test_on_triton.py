@@ -51,6 +51,7 @@ def run() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     return outs, held
 
 
+@pytest.mark.usefixtures("sanitized")
 def test_the_same_steps_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(RULES) == HEADS
     expected = run()

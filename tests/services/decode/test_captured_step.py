@@ -24,7 +24,9 @@ from services.decode.captured_step import CapturedStep
 
 # natively where there is a GPU, and then as a graph
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
+pytestmark = [
+    pytest.mark.gpu if torch.cuda.is_available() else pytest.mark.usefixtures("sanitized")
+]
 
 # what waits for a device's data, or makes shapes of it
 _READS = {

@@ -30,7 +30,9 @@ pytest.importorskip("triton")
 from services.decode.captured_steps import CapturedSteps
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
+pytestmark = [
+    pytest.mark.gpu if torch.cuda.is_available() else pytest.mark.usefixtures("sanitized")
+]
 
 _TOKENS = 5
 _COVERAGE = {"recovery": 0.6, "floor_rows": 8, "windows": [8], "grow": False}
