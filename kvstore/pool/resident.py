@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from kvstore.pool.sequence import SequencePages
 from kvstore.rule_table import encode, may_evict, needs_scores, rule_words
 from kvstore.rules import RetentionRule
 
+_Entry = TypeVar("_Entry", bound=np.generic)
 # keeps nothing: the rule of places that no sequence has
 _NOBODY = RetentionRule()
 
@@ -50,7 +52,10 @@ class ResidentBatch:
         self._store = pool.storage.store(codec)
         self._columns = pool.storage.columns
         self._sequences: tuple[SequencePages, ...] = ()
-        self._rows = np.zeros((places, *pool.tables.rows.shape[1:]), np.int32)
+        _, layers, heads = pool.tables.rows.shape
+        self._rows = np.zeros((places, layers, heads), np.int32)
+        self._marked = np.zeros((places, layers, heads), np.bool_)
+        self._exists = np.arange(heads) < pool.tables.kv_heads[:, None]
         self.batch, self.scratch = self._allocated()
         device = self.batch.rows.device
         nothing = torch.empty(0, dtype=torch.int32, device=device)
@@ -96,18 +101,18 @@ class ResidentBatch:
         slots = np.array([sequence.slot for sequence in sequences], np.int64)
         rules = np.full((self.places, *tables.rules.shape[1:]), encode(_NOBODY))
         rules[: len(slots)] = tables.rules[slots]
-        exists = np.arange(tables.rows.shape[2]) < tables.kv_heads[:, None]
         self._rows = self._with_nobody(tables.rows, slots)
+        self._marked = self._with_nobody(tables.marked, slots)
         for target, values in (
             (batch.pages, self._with_nobody(tables.pages, slots)),
             (batch.marks, self._with_nobody(tables.marks, slots)),
             (batch.rows, self._rows),
-            (batch.marked, self._with_nobody(tables.marked, slots)),
+            (batch.marked, self._marked),
             (batch.weighted, self._with_nobody(tables.weighted, slots)),
             (batch.lengths, self._with_nobody(tables.lengths, slots)),
             (batch.rules, rule_words(rules)),
-            (self.scratch.scored, needs_scores(rules) & exists),
-            (self._bounded, may_evict(rules) & exists),
+            (self.scratch.scored, needs_scores(rules) & self._exists),
+            (self._bounded, may_evict(rules) & self._exists),
             (self._active, (np.arange(self.places) < len(slots)).astype(np.int64)),
         ):
             target.copy_(torch.from_numpy(values))
@@ -120,7 +125,7 @@ class ResidentBatch:
 
         Raises `PoolExhausted` before any change if a reservation is too small.
         """
-        needs = [self.need(place) for place in range(len(self._sequences))]
+        needs = self.needs()
         for sequence, need in zip(self._sequences, needs, strict=True):
             sequence.reservation.require(need)
         rows: list[int] = []
@@ -131,11 +136,14 @@ class ResidentBatch:
         _add(self._free_rows, rows)
         _add(self._free_marks, marks)
 
-    def need(self, place: int) -> PageCount:
-        """Pages missing if every head of a sequence kept all of its block, the next token's too."""
-        used = self._sequences[place].reservation.used
-        most = self._held(place, self._fed + 1)
-        return PageCount(max(0, most.rows - used.rows), max(0, most.marks - used.marks))
+    def needs(self) -> list[PageCount]:
+        """Pages that each sequence lacks, should all its heads keep their block and a token more."""
+        rows, marks = (counts.sum((1, 2)).tolist() for counts in self._counts(self._fed + 1))
+        used = [sequence.reservation.used for sequence in self._sequences]
+        return [
+            PageCount(max(0, row_pages - have.rows), max(0, mark_pages - have.marks))
+            for row_pages, mark_pages, have in zip(rows, marks, used, strict=False)
+        ]
 
     def begin(self) -> None:
         """Before a step's first layer: where each head's rows end, and where its entries begin."""
@@ -188,9 +196,13 @@ class ResidentBatch:
         self.batch.before.add_(1)
 
     def settle(self) -> None:
-        """See what rows there are after a step, of which there was one. Waits for the device."""
+        """After a step, of which there was one: see what rows there are, once a block has ended.
+
+        Waits for the device then.
+        """
         self._fed = (self._fed + 1) % self._block_tokens
-        self._look()
+        if not self._fed:
+            self._look()
 
     def _look(self) -> None:
         exhausted = int(self._free_rows.exhausted) or int(self._free_marks.exhausted)
@@ -212,37 +224,28 @@ class ResidentBatch:
         pages, marks, lengths = (
             part.cpu().numpy() for part in (batch.pages, batch.marks, batch.lengths)
         )
+        row_counts, mark_counts = self._counts(0)
         spare_rows, spare_marks = _drained(self._free_rows), _drained(self._free_marks)
         for place, sequence in enumerate(self._sequences):
             tables.pages[sequence.slot] = pages[place]
             tables.marks[sequence.slot] = marks[place]
             tables.rows[sequence.slot] = self._rows[place]
             tables.lengths[sequence.slot] = lengths[place]
-            row_counts, mark_counts = self._counts(place, 0)
             reservation = sequence.reservation
-            _exchange(reservation.rows, _first(pages[place], row_counts), spare_rows)
-            _exchange(reservation.marks, _first(marks[place], mark_counts), spare_marks)
+            _exchange(reservation.rows, _first(pages[place], row_counts[place]), spare_rows)
+            _exchange(reservation.marks, _first(marks[place], mark_counts[place]), spare_marks)
         assert not spare_rows, "every page is somebody's"
         assert not spare_marks, "every page is somebody's"
         self._sequences = ()
         self.enter(())
 
-    def _held(self, place: int, more: int) -> PageCount:
-        """Pages that a sequence's heads hold once each has `more` rows more."""
-        rows, marks = self._counts(place, more)
-        return PageCount(int(rows.sum()), int(marks.sum()))
-
-    def _counts(self, place: int, more: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Row pages and mark pages of each of its heads, `[L, H]`."""
-        tables, slot = self._pool.tables, self._sequences[place].slot
-        exists = np.arange(tables.rows.shape[2]) < tables.kv_heads[:, None]
-        rows = np.where(exists, self._rows[place] + more, 0)
-        marked = np.where(tables.marked[slot], rows, 0)
+    def _counts(self, more: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Row pages and mark pages of every head with `more` rows more, `[places, L, H]`."""
+        rows = np.where(self._exists, self._rows + more, 0)
+        marked = np.where(self._marked, rows, 0)
         return -(-rows // self._store.page_rows), -(-marked // self._columns.page_rows)
 
-    def _with_nobody(
-        self, table: NDArray[np.generic], slots: NDArray[np.int64]
-    ) -> NDArray[np.generic]:
+    def _with_nobody(self, table: NDArray[_Entry], slots: NDArray[np.int64]) -> NDArray[_Entry]:
         values = np.zeros((self.places, *table.shape[1:]), table.dtype)
         values[: len(slots)] = table[slots]
         return values

@@ -65,9 +65,9 @@ class CapturedSteps:
         step = self._entered(tuple(sequences))
         if step is None:
             return None
-        for place in range(len(sequences)):
+        for place, need in enumerate(step.resident.needs()):
             # whoever made room may have sent all of them home
-            if step.resident.sequences and not make_room(place, step.resident.need(place)):
+            if step.resident.sequences and not make_room(place, need):
                 raise NoRoom
         if step.resident.sequences != tuple(sequences):
             raise NoRoom

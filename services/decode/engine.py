@@ -13,6 +13,7 @@ import torch
 from headwise.errors import Overloaded, Unavailable
 from kvstore.pool import BatchStep, PageCount, PagePool
 from services.decode.room import NoRoom, Room
+from services.decode.sampling import Prediction
 from services.decode.schedule import Feed, Scheduler
 from services.decode.sequence import RunningSequence
 from services.decode.step import forward_step
@@ -142,8 +143,8 @@ class Engine:
             return True
         if logits is None:
             return False
-        for feed, row in zip(feeds, logits, strict=True):
-            self._advance(feed, row)
+        for feed, predicted in zip(feeds, Prediction.of_each(logits), strict=True):
+            self._advance(feed, predicted)
         self._let_go(lambda sequence: sequence.finished)
         self._watch_progress(progressed=True)
         return True
@@ -158,12 +159,13 @@ class Engine:
         ]
         # only younger sequences are preempted for one, so whoever fits still has its pages here
         step.commit(fitting)
+        predicted = Prediction.of_each(logits)
         for place in fitting:
-            self._advance(feeds[place], logits[place])
+            self._advance(feeds[place], predicted[place])
         self._let_go(lambda sequence: sequence.finished)
         self._watch_progress(progressed=bool(fitting) or len(ending) < len(feeds))
 
-    def _advance(self, feed: Feed, logits: torch.Tensor) -> None:
+    def _advance(self, feed: Feed, predicted: Prediction) -> None:
         """A block is in the cache: go on to the next, or choose a token if it was the last."""
         sequence, block = feed.sequence, feed.piece.block
         self._scheduler.close(block)
@@ -172,21 +174,21 @@ class Engine:
             return
         forks, sequence.forks = sequence.forks, ()
         for fork in forks:
-            self._choose(fork, logits, parent=sequence)
+            self._choose(fork, predicted, parent=sequence)
         self._running += forks
-        self._choose(sequence, logits)
+        self._choose(sequence, predicted)
 
     def _choose(
         self,
         sequence: RunningSequence,
-        logits: torch.Tensor,
+        predicted: Prediction,
         parent: RunningSequence | None = None,
     ) -> None:
         try:
             if parent:
-                sequence.begin(parent, logits)
+                sequence.begin(parent, predicted)
             else:
-                sequence.accept(logits)
+                sequence.accept(predicted)
         except Exception as error:
             # its own logits, sampling or fork: the others' step has succeeded
             log.exception("choosing a token failed")

@@ -57,6 +57,20 @@ class Choice:
     logprobs: tuple[TokenLogprobs, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """What the model says of a sequence's next token: `logits` `[V]`, and the likeliest."""
+
+    logits: torch.Tensor
+    likeliest: int
+
+    @classmethod
+    def of_each(cls, logits: torch.Tensor) -> list[Prediction]:
+        """One for each row of `[B, V]`; the device is waited for once, whatever B is."""
+        likeliest = logits.argmax(-1).tolist()
+        return [cls(row, token) for row, token in zip(logits, likeliest, strict=True)]
+
+
 class OccurrencePenalty(LogitsProcessor):  # type: ignore[misc]
     """Takes `presence` off the logits of every generated token, and `frequency` per occurrence."""
 
@@ -89,15 +103,19 @@ class Sampler:
             self._generator = torch.Generator(device).manual_seed(seed)
             self._warpers = _warpers(parameters)
 
-    def choose(self, logits: torch.Tensor) -> Choice:
-        """The next token from `[V]` logits; it counts as generated from here on."""
-        scores = logits[None]
-        if self._penalties:
-            seen = torch.tensor([self.token_ids], device=logits.device)
-            scores = self._penalties(seen, scores.float())
-        token = int(scores.argmax()) if self._greedy else self._draw(scores.float())
+    def choose(self, predicted: Prediction) -> Choice:
+        """The next token; it counts as generated from here on."""
+        token = predicted.likeliest
+        if self._penalties or not self._greedy:
+            token = self._chosen(predicted.logits[None])
         self.token_ids.append(token)
-        return Choice(token, _logprobs(logits, token, self._logprobs))
+        return Choice(token, _logprobs(predicted.logits, token, self._logprobs))
+
+    def _chosen(self, scores: torch.Tensor) -> int:
+        if self._penalties:
+            seen = torch.tensor([self.token_ids], device=scores.device)
+            scores = self._penalties(seen, scores.float())
+        return int(scores.argmax()) if self._greedy else self._draw(scores.float())
 
     def _draw(self, scores: torch.Tensor) -> int:
         # these warpers look at the scores alone

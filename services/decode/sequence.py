@@ -6,15 +6,13 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 
-import torch
-
 from headwise.results import Delta, FinishReason
 from kvstore.cache import RaggedLayer
 from kvstore.codecs import RowCodec
 from kvstore.pool import OpenBlock, PageCount, PagePool, SequencePages
 from services.decode.answer import Answer
 from services.decode.report import Memory, measure
-from services.decode.sampling import Sampler
+from services.decode.sampling import Prediction, Sampler
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,9 +101,9 @@ class RunningSequence:
         self.done += tokens
         self.block = None
 
-    def accept(self, logits: torch.Tensor) -> None:
-        """Choose a token from `[V]` logits, tell the handler, and end if that was the last."""
-        choice = self._sampler.choose(logits)
+    def accept(self, predicted: Prediction) -> None:
+        """Choose the next token, tell the handler, and end if that was the last."""
+        choice = self._sampler.choose(predicted)
         self.suffix, self.done = [choice.token_id], 0
         delta = self._answer.push(choice)
         reason = self._answer.finish_reason
@@ -120,11 +118,11 @@ class RunningSequence:
             self.pages = None
         self._tell(Finished(self._answer.index, reason, memory, self._answer.tokens, session_id))
 
-    def begin(self, parent: RunningSequence, logits: torch.Tensor) -> None:
+    def begin(self, parent: RunningSequence, predicted: Prediction) -> None:
         """As a fork: take over the parent's state; raises `PoolExhausted` without room for it."""
         assert parent.pages is not None, "the parent has just been fed"
         self.pages = parent.pages.fork()
-        self.accept(logits)
+        self.accept(predicted)
 
     def swap_out(self) -> None:
         """Leave the pool; a block that is not whole is fed again from its start."""

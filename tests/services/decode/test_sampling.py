@@ -7,16 +7,21 @@ import collections
 import pytest
 import torch
 
-from services.decode.sampling import Sampler, SamplingParameters
+from services.decode.sampling import Choice, Prediction, Sampler, SamplingParameters
 
 _CPU = torch.device("cpu")
 _PROBABILITIES = torch.tensor([0.5, 0.25, 0.15, 0.1])
 _LOGITS = _PROBABILITIES.log()
 
 
+def _choose(sampler: Sampler, logits: torch.Tensor) -> Choice:
+    (predicted,) = Prediction.of_each(logits[None])
+    return sampler.choose(predicted)
+
+
 def _draws(parameters: SamplingParameters, count: int = 2000) -> collections.Counter[int]:
     sampler = Sampler(parameters, (), _CPU)
-    return collections.Counter(sampler.choose(_LOGITS).token_id for _ in range(count))
+    return collections.Counter(_choose(sampler, _LOGITS).token_id for _ in range(count))
 
 
 def test_greedy_takes_the_likeliest_whatever_else_is_set() -> None:
@@ -44,7 +49,7 @@ def test_top_p_draws_only_from_the_smallest_set_of_that_probability() -> None:
 def test_equal_seeds_repeat_and_absent_ones_do_not() -> None:
     def run(seed: int | None) -> list[int]:
         sampler = Sampler(SamplingParameters(1.0, seed=seed), (), _CPU)
-        return [sampler.choose(_LOGITS).token_id for _ in range(64)]
+        return [_choose(sampler, _LOGITS).token_id for _ in range(64)]
 
     assert run(7) == run(7)
     assert run(7) != run(8)
@@ -78,7 +83,7 @@ def test_min_p_draws_only_what_is_likely_enough_beside_the_likeliest() -> None:
 def test_presence_and_frequency_count_what_was_generated_and_not_the_prompt() -> None:
     def greedy(parameters: SamplingParameters) -> list[int]:
         sampler = Sampler(parameters, (0, 0, 0), _CPU)
-        return [sampler.choose(torch.tensor([3.0, 2.5, 0.0])).token_id for _ in range(4)]
+        return [_choose(sampler, torch.tensor([3.0, 2.5, 0.0])).token_id for _ in range(4)]
 
     assert greedy(SamplingParameters()) == [0, 0, 0, 0]
     assert greedy(SamplingParameters(presence_penalty=1.0)) == [0, 1, 0, 0]
@@ -88,7 +93,7 @@ def test_presence_and_frequency_count_what_was_generated_and_not_the_prompt() ->
 
 def test_repetition_counts_the_prompt_too() -> None:
     sampler = Sampler(SamplingParameters(repetition_penalty=2.0), (0,), _CPU)
-    assert sampler.choose(torch.tensor([3.0, 2.0, 0.0])).token_id == 1
+    assert _choose(sampler, torch.tensor([3.0, 2.0, 0.0])).token_id == 1
 
 
 def test_logprobs_are_the_models_own_whatever_is_chosen() -> None:
@@ -97,12 +102,12 @@ def test_logprobs_are_the_models_own_whatever_is_chosen() -> None:
     parameters = SamplingParameters(temperature=5.0, seed=1, repetition_penalty=3.0, logprobs=2)
     sampler = Sampler(parameters, (1,), _CPU)
     for _ in range(20):
-        choice = sampler.choose(logits)
+        choice = _choose(sampler, logits)
         (told,) = choice.logprobs
         assert told.logprob == pytest.approx(float(exact[choice.token_id]), abs=1e-6)
         assert [token for token, _ in told.top] == [1, 3]
         assert [p for _, p in told.top] == pytest.approx(exact[[1, 3]].tolist(), abs=1e-6)
-    assert Sampler(SamplingParameters(), (), _CPU).choose(logits).logprobs == ()
+    assert _choose(Sampler(SamplingParameters(), (), _CPU), logits).logprobs == ()
 
 
 def test_each_answer_has_a_seed_of_its_own() -> None:
