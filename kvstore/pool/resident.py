@@ -137,7 +137,7 @@ class ResidentBatch:
         _add(self._free_marks, marks)
 
     def needs(self) -> list[PageCount]:
-        """Pages that each sequence lacks, should all its heads keep their block and a token more."""
+        """Pages that each sequence lacks, should its heads keep their block and a token more."""
         rows, marks = (counts.sum((1, 2)).tolist() for counts in self._counts(self._fed + 1))
         used = [sequence.reservation.used for sequence in self._sequences]
         return [
