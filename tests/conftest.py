@@ -23,12 +23,19 @@ from services.demo.processes import Service, running_service
 from tests.parts import require_package
 from tests.tiny_model import save_tiny_model
 
+_NATIVE = torch.cuda.is_available()
 # prefill and decode, connected
 Pair: TypeAlias = tuple[Service, Service]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What runs longest begins first, so that no worker is left with it at the end."""
+    """What runs longest begins first, so that no worker is left with it at the end.
+
+    What runs on any device is a GPU's where there is one.
+    """
+    for item in items:
+        if _NATIVE and "any_device" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.gpu)
     items.sort(key=lambda item: "model" not in item.keywords)
 
 
@@ -45,10 +52,28 @@ def smollm2() -> str:
     return "smollm2"
 
 
+@pytest.fixture(scope="module")
+def any_device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The GPU where there is one, else the CPU; as the parameter "pretended", a GPU that is none.
+
+    The last is of use where there is none at all, and needs Triton's interpreter.
+    """
+    if getattr(request, "param", "") != "pretended":
+        yield "cuda" if _NATIVE else "cpu"
+        return
+    if _NATIVE:
+        pytest.skip("there is one")
+    pytest.importorskip("triton")
+    from tests.pretended_cuda import pretended_cuda
+
+    with pretended_cuda():
+        yield "cuda"
+
+
 @pytest.fixture
 def sanitized(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Unsound accesses of interpreted kernels are told; the watch, where there are any."""
-    if torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
+    if _NATIVE or importlib.util.find_spec("triton") is None:
         return None
     from tests.sanitizer import Sanitizer
 

@@ -30,20 +30,29 @@ _GROWTH = 512
 
 
 def measure(sizes: Sizes, timer: Timer, ceilings: Ceilings) -> dict[str, Figure]:
+    """The layers as they are, and transformers' own step over the dense cache."""
     with torch.inference_mode():
         served = _served(sizes, timer.device)
-        ours = _captured(served, sizes, timer, ceilings)
+        ours = _captured(served, sizes, timer, ceilings, fused=False)
         dense = _dense_seconds(served, sizes, timer)
+    figures = {f"{name}_unfused": figure for name, figure in ours.items()}
     if not dense:
-        return ours
-    ratio = Figure(
-        dense / ours["step_seconds"].value, "ratio", "transformers' dense decode, times our step"
-    )
-    return ours | {"dense_step_ratio": ratio}
+        return figures
+    against = "transformers' dense decode, times our unfused step"
+    return figures | {
+        "dense_step_ratio": Figure(dense / ours["step_seconds"].value, "ratio", against)
+    }
+
+
+def measure_fused(sizes: Sizes, timer: Timer, ceilings: Ceilings) -> dict[str, Figure]:
+    """The layers compiled, as `--fused-layers` has it."""
+    with torch.inference_mode():
+        served = _served(sizes, timer.device)
+        return _captured(served, sizes, timer, ceilings, fused=True)
 
 
 def _captured(
-    served: ServedModel, sizes: Sizes, timer: Timer, ceilings: Ceilings
+    served: ServedModel, sizes: Sizes, timer: Timer, ceilings: Ceilings, *, fused: bool
 ) -> dict[str, Figure]:
     weights = sum(part.nbytes for part in served.model.parameters())
     # looked up, one row a token
@@ -51,7 +60,7 @@ def _captured(
     pool, sequences = _filled(served, sizes, timer.device)
     kept, resident = pool.rows * sizes.row_bytes, pool.resident_bytes
     batch = ResidentBatch(pool, MODEL_ROWS, sizes.sequences, BLOCK_TOKENS)
-    step = CapturedStep(served, batch, fused=True)
+    step = CapturedStep(served, batch, fused=fused)
     batch.enter(sequences)
 
     def block() -> None:

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Callable
+
 import torch
 from rich.console import Console
 
 from benchmarks.gpu import ceilings, column_mass, compact, decode_attention, decode_step, retain
-from benchmarks.gpu.figures import document, table
-from benchmarks.gpu.sizes import LLAMA_3_8B, TINY
+from benchmarks.gpu.figures import Figure, document, table
+from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.timing import Timer
 
 
-def run(*, tiny: bool) -> dict[str, object]:
-    """Measure, print, and return what the JSON file is to hold."""
-    sizes, device = (TINY, torch.device("cpu")) if tiny else (LLAMA_3_8B, torch.device("cuda"))
+def run(sizes: Sizes, device: torch.device, keep: Callable[[dict[str, object]], None]) -> bool:
+    """Measure and print; whether everything could be measured.
+
+    `keep` is given what the JSON file is to hold after each part: one that fails costs no other.
+    """
     timer = Timer(device, sizes.flush_bytes, sizes.repeats)
     limits = ceilings.measure(sizes, timer)
     figures = limits.figures()
-    figures |= decode_attention.measure(sizes, timer, limits)
-    figures |= column_mass.measure(sizes, timer)
-    figures |= compact.measure(sizes, timer, limits)
-    figures |= retain.measure(sizes, timer)
-    figures |= decode_step.measure(sizes, timer, limits)
+    parts: dict[str, Callable[[], dict[str, Figure]]] = {
+        "decode attention": lambda: decode_attention.measure(sizes, timer, limits),
+        "column mass": lambda: column_mass.measure(sizes, timer),
+        "compact": lambda: compact.measure(sizes, timer, limits),
+        "retain": lambda: retain.measure(sizes, timer),
+        "a decode step": lambda: decode_step.measure(sizes, timer, limits),
+        "a fused decode step": lambda: decode_step.measure_fused(sizes, timer, limits),
+    }
+    failed = []
+    for name, measure in parts.items():
+        try:
+            figures |= measure()
+        except Exception:
+            traceback.print_exc()
+            failed.append(name)
+        keep(document(figures, sizes, device) | {"failed": failed})
     Console().print(table(figures, device))
-    return document(figures, sizes, device)
+    return not failed

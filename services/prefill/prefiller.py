@@ -27,9 +27,15 @@ from services.runtime.model import ServedModel
 class LayerWork:
     """What one layer accumulates over the prompt's chunks."""
 
-    def __init__(self, request: ProfileRequest | None, shape: LayerShape, tokens: int) -> None:
+    def __init__(
+        self,
+        request: ProfileRequest | None,
+        shape: LayerShape,
+        tokens: int,
+        device: torch.device,
+    ) -> None:
         self.history = LayerHistory(tokens)
-        self.profiler = Profiler(request, shape, tokens) if request else None
+        self.profiler = Profiler(request, shape, tokens, device) if request else None
         self.repeats = request is not None and request.repeats
 
 
@@ -73,7 +79,9 @@ class Prefiller:
             calibration or Calibration(),
         )
         self._layers: dict[int, LayerWork] = {
-            index: LayerWork(self._planner.request(index), shape, len(token_ids))
+            index: LayerWork(
+                self._planner.request(index), shape, len(token_ids), served.model.device
+            )
             for index, shape in enumerate(served.shapes)
         }
         # keys and values of layers that the policy has not decided about

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
-from benchmarks.gpu import __main__ as benchmark
+from benchmarks.gpu import column_mass, decode_attention, decode_step
 from benchmarks.gpu.head_lengths import ROWS_KEPT, head_lengths
 from benchmarks.gpu.pool import fill
+from benchmarks.gpu.run import run
 from benchmarks.gpu.sizes import TINY
+from services.decode import captured_step
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are native in this session")
-def test_every_figure_is_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("any_device", ["pretended"], indirect=True)
+def test_every_figure_is_written(
+    any_device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device where mixed devices, hidden waits and what no graph can hold would fail."""
     out = tmp_path / "figures.json"
-    benchmark.main(["--tiny", "--json", str(out)])
+    # the compiler would want the device itself
+    monkeypatch.setattr(captured_step, "fused_layers", lambda _: contextlib.nullcontext())
+    assert run(TINY, torch.device(any_device), lambda found: out.write_text(json.dumps(found)))
     document = json.loads(out.read_text())
-    assert set(document) == {"date", "machine", "versions", "conditions", "figures"}
+    assert set(document) == {"date", "machine", "versions", "conditions", "figures", "failed"}
     figures = document["figures"]
     assert all(set(figure) == {"value", "unit", "against", "target"} for figure in figures.values())
     assert all(figure["value"] > 0 for figure in figures.values())
@@ -38,9 +47,31 @@ def test_every_figure_is_written(tmp_path: Path) -> None:
         "ragged_bandwidth_ratio_int8/int4",
         "retain_seconds",
         "step_of_limit_ratio",
+        "step_of_limit_ratio_unfused",
         "dense_step_ratio",
         "resident_ratio",
     } <= set(figures)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are native in this session")
+def test_a_part_that_fails_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no such kernel")
+
+    for part in (decode_attention, decode_step, column_mass):
+        monkeypatch.setattr(part, "measure", fails)
+    monkeypatch.setattr(decode_step, "measure_fused", fails)
+    kept: list[dict[str, Any]] = []
+    assert not run(TINY, torch.device("cpu"), kept.append)
+    assert kept[-1]["failed"] == [
+        "decode attention",
+        "column mass",
+        "a decode step",
+        "a fused decode step",
+    ]
+    assert {"copy_bandwidth", "compact_bandwidth_ratio", "retain_seconds"} <= set(
+        kept[-1]["figures"]
+    )
 
 
 def test_drawn_lengths_have_the_mean_and_the_skew() -> None:

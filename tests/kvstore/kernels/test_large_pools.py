@@ -56,7 +56,7 @@ def test_attention(
     def attend_far_away(q: torch.Tensor, here: DeviceBatch, *given: int, **named: int) -> object:
         store, pages = further(here.store)
         there = dataclasses.replace(here, store=store, pages=here.pages + pages)
-        return at_once(q, there, *given, **named)  # type: ignore[arg-type]
+        return at_once(q, there, *given, **named)
 
     monkeypatch.setattr(kernel, "attend_on_device", attend_far_away)
     for one, other in zip(attend(batch, device=device), expected, strict=True):

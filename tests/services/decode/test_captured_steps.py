@@ -29,10 +29,7 @@ pytest.importorskip("triton")
 
 from services.decode.captured_steps import CapturedSteps
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = [
-    pytest.mark.gpu if torch.cuda.is_available() else pytest.mark.usefixtures("sanitized")
-]
+pytestmark = pytest.mark.usefixtures("sanitized")
 
 _TOKENS = 5
 _COVERAGE = {"recovery": 0.6, "floor_rows": 8, "windows": [8], "grow": False}
@@ -50,14 +47,19 @@ class Counted(CapturedSteps):
 
 
 @pytest.fixture(scope="module")
-def served(tiny_model: Path) -> ServedModel:
+def served(tiny_model: Path, any_device: str) -> ServedModel:
     torch.set_num_threads(2)
-    return load_model(str(tiny_model), device=DEVICE)
+    return load_model(str(tiny_model), device=any_device)
 
 
 def a_pool(served: ServedModel, pages: int = 600) -> PagePool:
     return PagePool(
-        served.shapes, pages=pages, page_rows=8, dtype=served.dtype, device=DEVICE, poison=True
+        served.shapes,
+        pages=pages,
+        page_rows=8,
+        dtype=served.dtype,
+        device=served.model.device,
+        poison=True,
     )
 
 
@@ -86,6 +88,7 @@ _PARTS = (
 )
 
 
+@pytest.mark.parametrize("any_device", ["", "pretended"], indirect=True)
 async def test_answers_are_the_same(served: ServedModel) -> None:
     pool = a_pool(served)
     alone = [await run_alone(served, a_sequence(served, pool, **part)) for part in _PARTS]

@@ -20,7 +20,7 @@ from services.prefill.calibration.retrieval_probe import probe_retrieval
 from services.prefill.prefiller import Prefiller
 from services.prefill.repetition import Repetition
 from services.prefill.stopped import PrefillStopped
-from services.runtime.model import ServedModel
+from services.runtime.model import ServedModel, load_model
 from tests.kvstore.policies.planning import SMALL
 from tests.services.decode.engine_parts import load_served
 
@@ -76,6 +76,29 @@ def whole(
 ) -> dict[str, list[RaggedLayer]]:
     """Every policy's cache, the prompt computed in one go."""
     return {name: prefill(served, prompt, name, calibration) for name in _POLICIES}
+
+
+@pytest.fixture(scope="module")
+def served_there(tiny_model: Path, any_device: str) -> ServedModel:
+    return load_model(str(tiny_model), device=any_device)
+
+
+@pytest.mark.parametrize("any_device", ["pretended"], indirect=True)
+@pytest.mark.parametrize("policy", _POLICIES)
+def test_a_gpu_keeps_the_same(
+    served_there: ServedModel,
+    prompt: list[int],
+    calibration: Calibration,
+    whole: dict[str, list[RaggedLayer]],
+    policy: str,
+) -> None:
+    there = prefill(served_there, prompt, policy, calibration)
+    for layer, expected in zip(there, whole[policy], strict=True):
+        assert layer.keys.is_cuda
+        assert layer.rules == expected.rules
+        assert layer.head_offsets == expected.head_offsets
+        assert torch.equal(layer.positions.cpu(), expected.positions)
+        torch.testing.assert_close(layer.keys.cpu(), expected.keys, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("policy", _POLICIES)
