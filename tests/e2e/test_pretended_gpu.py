@@ -1,0 +1,46 @@
+"""Both services with `--device cuda`, whole steps captured, answer as they do on a CPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from headwise import Client
+from headwise.results import Result
+from tests.conftest import Pair, running_pair
+
+pytest.importorskip("triton")
+
+_ROOT = Path(__file__).parents[2]
+_PROMPT = "Compound statements contain other statements; they affect the flow of control. " * 2
+_ON_CUDA = ("--device", "cuda")
+_CAPTURED = (*_ON_CUDA, "--captured-steps", "--max-sequences", "2")
+
+
+@pytest.fixture(scope="module")
+def gpu_pair(tiny_model: Path) -> Iterator[Pair]:
+    folders = (_ROOT / "tests" / "pretended_cuda" / "at_start", _ROOT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
+        patch.setenv("TRITON_INTERPRET", "1")
+        with running_pair(str(tiny_model), _ON_CUDA, _CAPTURED) as pair:
+            yield pair
+
+
+@pytest.mark.parametrize(("policy", "codec"), [("coverage", "model"), ("lookback", "int8/int4")])
+def test_the_answer_is_the_cpus(policy: str, codec: str, tiny_pair: Pair, gpu_pair: Pair) -> None:
+    (text, on_cpu), (same, on_gpu) = (
+        answer(decode.target, policy, codec) for _, decode in (tiny_pair, gpu_pair)
+    )
+    assert same == text
+    assert on_gpu.final_memory.rows_kept == on_cpu.final_memory.rows_kept
+    assert on_gpu.final_memory.resident_bytes == on_cpu.final_memory.resident_bytes
+
+
+def answer(target: str, policy: str, codec: str) -> tuple[str, Result]:
+    with Client(target) as client:
+        generation = client.generate(_PROMPT, policy=policy, codec=codec, max_tokens=4)
+        return generation.text(), generation.result
