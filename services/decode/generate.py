@@ -214,13 +214,13 @@ class GenerateCall:
         events: asyncio.Queue[Event],
     ) -> RunningSequence:
         """The first answer, with the others as its forks."""
-        loop, began = asyncio.get_running_loop(), time.monotonic()
+        doorbell, began = self._parts.doorbell, time.monotonic()
 
         def tell(event: Event) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
+            doorbell.call(lambda: events.put_nowait(event))
 
         def released() -> None:
-            loop.call_soon_threadsafe(self._leave, began)
+            doorbell.call(lambda: self._leave(began))
 
         def answer(
             index: int, pages: SequencePages | None, forks: tuple[RunningSequence, ...]

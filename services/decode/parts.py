@@ -8,6 +8,7 @@ from kvstore.pool import PagePool
 from services.decode.admission import Admission
 from services.decode.context_load import ContextLoader
 from services.decode.contexts import Contexts
+from services.decode.doorbell import Doorbell
 from services.decode.engine import Engine
 from services.decode.expectation import SizeExpectation
 from services.decode.generation import GenerationLimits
@@ -32,3 +33,4 @@ class DecodeParts:
     contexts: Contexts
     loader: ContextLoader
     expectation: SizeExpectation
+    doorbell: Doorbell

@@ -18,6 +18,7 @@ from services.decode.admission import Admission
 from services.decode.cache_service import CacheForwarder
 from services.decode.context_load import ContextLoader
 from services.decode.contexts import Contexts
+from services.decode.doorbell import Doorbell
 from services.decode.engine import Engine
 from services.decode.expectation import SizeExpectation
 from services.decode.gauges import watch_memory
@@ -156,6 +157,7 @@ def _build(served: ServedModel, options: DecodeOptions, source: PrefillSource) -
         contexts=contexts,
         loader=ContextLoader(pool, source, admission, intake, expectation),
         expectation=expectation,
+        doorbell=Doorbell(loop),
     )
 
 
