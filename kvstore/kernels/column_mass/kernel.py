@@ -103,13 +103,13 @@ class _Call:
         heads, rows = self._q.shape[:2]
         # a third tile of keys on its way would leave a multiprocessor room for one program alone
         options = self._options() | {"num_stages": 2}
-        _row_totals[(triton.cdiv(rows, self._tiles.rows), heads)](
+        row_totals[(triton.cdiv(rows, self._tiles.rows), heads)](
             offsets, self._q, self._k, norms, self._positions, *self._sizes(), **options
         )
 
     def add_to(self, far: torch.Tensor, offsets: torch.Tensor, norms: torch.Tensor | None) -> None:
         """Add every column's mass by edge."""
-        _column_sums[(self._first.numel(), self._q.shape[0])](
+        column_sums[(self._first.numel(), self._q.shape[0])](
             far,
             far.stride(0),
             far.stride(1),
@@ -154,7 +154,7 @@ class _Call:
 
 
 @triton.jit
-def _column_sums(
+def column_sums(
     far: tl.tensor,
     far_head: int,
     far_edge: int,
@@ -238,7 +238,7 @@ def _column_sums(
 
 
 @triton.jit
-def _row_totals(
+def row_totals(
     offsets: tl.tensor,
     q: tl.tensor,
     k: tl.tensor,

@@ -32,12 +32,7 @@ def gather_rows(
     keys = k.new_empty(total, coding.keys.width, dtype=coding.keys.storage_dtype)
     values = v.new_empty(total, coding.values.width, dtype=coding.values.storage_dtype)
     if total:
-        rotated = coding.keys.rotated or coding.values.rotated
-        block = triton.next_power_of_2(size)
-        tile = max(1, _TILE_ELEMENTS // block)
-        if rotated:
-            # products want sixteen of everything
-            tile, block = _ROTATED_ROWS, max(16, block)
+        rotated, tile = _rotates(coding), rows_a_program(coding)
         _gather[(triton.cdiv(total, tile),)](
             keys,
             values,
@@ -59,11 +54,22 @@ def gather_rows(
             D=size,
             BLOCK_H=triton.next_power_of_2(max(2, len(rows))),
             BLOCK_R=tile,
-            BLOCK_D=block,
+            # products want sixteen of everything
+            BLOCK_D=max(16 if rotated else 1, triton.next_power_of_2(size)),
             BLOCK_HALF=max(16, triton.next_power_of_2((size + 1) // 2)),
             num_warps=4,
         )
     return keys, values
+
+
+def rows_a_program(coding: RowCoding) -> int:
+    if _rotates(coding):
+        return _ROTATED_ROWS
+    return int(max(1, _TILE_ELEMENTS // triton.next_power_of_2(coding.keys.size)))
+
+
+def _rotates(coding: RowCoding) -> bool:
+    return coding.keys.rotated or coding.values.rotated
 
 
 @triton.jit

@@ -58,7 +58,7 @@ def positions_of(
 
 
 @triton.jit
-def _last_loser(
+def last_loser(
     ranks: tl.tensor, total: tl.tensor, losers: tl.tensor, BLOCK_R: tl.constexpr
 ) -> tl.tensor:
     """The rank up to which exactly `losers` rows are; below all if there are none."""
@@ -181,7 +181,7 @@ def decide_rows(
     threshold = tl.full([], _HIGHEST, tl.int64)
     if scored:
         losers = tl.where(beyond != 0, total - clauses, total) - budget
-        threshold = _last_loser(ranks, total, losers, BLOCK_R)
+        threshold = last_loser(ranks, total, losers, BLOCK_R)
     horizon = tl.load(rule + _HORIZON)
     oldest = tl.where(horizon > 0, seen - horizon, 0)
     staying, arriving = 0, 0

@@ -43,8 +43,8 @@ _VARYING = [
     "page_capacity",
     "mark_capacity",
 ]
-_ROW_TILE = 1024
-_MOVE_TILE = 16
+ROW_TILE = 1024
+MOVE_TILE = 16
 
 
 def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
@@ -92,7 +92,7 @@ def _launch(
     moves = torch.empty(max(1, entries), dtype=torch.int64, device=batch.rows.device)
     nothing = (after, 0, after, after, after, after)
     coding = batch.store.coding
-    _retain[(sequences * layers * heads,)](
+    retain_head[(sequences * layers * heads,)](
         batch.new_keys,
         batch.new_values,
         batch.cells,
@@ -134,14 +134,14 @@ def _launch(
         D=size,
         BLOCK_D=triton.next_power_of_2(size),
         BLOCK_H=triton.next_power_of_2((size + 1) // 2),
-        BLOCK_R=_ROW_TILE,
-        BLOCK_K=_MOVE_TILE,
+        BLOCK_R=ROW_TILE,
+        BLOCK_K=MOVE_TILE,
         num_warps=4,
     )
 
 
 @triton.jit(do_not_specialize=_VARYING)
-def _retain(
+def retain_head(
     new_keys: tl.tensor,
     new_values: tl.tensor,
     cells: tl.tensor,

@@ -131,7 +131,7 @@ def test_a_head_holds_what_its_rule_keeps(rule: RetentionRule, device: torch.dev
 def test_heads_of_several_tiles(
     rule: RetentionRule, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel, "_ROW_TILE", 16)
+    monkeypatch.setattr(kernel, "ROW_TILE", 16)
     pool = a_pool((31, 80), rule, device)
     for fed in (3, 2):
         check_step(pool, fed)
