@@ -48,7 +48,9 @@ def compiled_by(call: Callable[[], object]) -> list[Listing]:
 
 def _compile(kernel: JITFunction[Any], args: tuple[Any, ...], given: dict[str, Any]) -> Any:
     """Specialised as a launch would."""
-    options = {name: given.pop(name) for name in ("num_warps", "num_stages") if name in given}
+    options = {
+        name: given.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in given
+    }
     values = dict(zip(kernel.arg_names, args, strict=False)) | given
     constants, signature, attributes = {}, {}, {}
     for number, parameter in enumerate(kernel.params):

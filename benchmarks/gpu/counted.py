@@ -93,7 +93,7 @@ def _column_mass() -> Iterator[Round]:
     pairs = tiles.rows * tiles.columns
     of = f"{tiles.columns} columns, {tiles.rows} rows"
     for name, function, statement in (
-        ("column_sums", column_mass_kernel.column_sums, "for first in"),
+        ("column_sums", column_mass_kernel.column_sums, "for back in"),
         ("row_totals", column_mass_kernel.row_totals, "for begin in"),
     ):
         kernel = kernels[function.fn.__name__]
