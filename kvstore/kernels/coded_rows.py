@@ -12,6 +12,7 @@ import triton.language as tl
 from kvstore.codecs import ElementCodec, RowLayout
 from kvstore.kernels.code_conversion import fp8_codes, int4_codes, int8_codes
 from kvstore.kernels.row_pages import PageDivision
+from kvstore.kernels.tile_product import INTERPRETED
 
 _CODECS = tuple(ElementCodec)
 MODEL = tl.constexpr(_CODECS.index(ElementCodec.MODEL))
@@ -136,9 +137,31 @@ def _down(values: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _over(values: tl.tensor, scale: tl.tensor) -> tl.tensor:
-    """Values `[K, N]` over their scale `[K]`; 0 where the scale is 0, because then they all are."""
+    """Values `[K, N]` over their scale `[K]`; 0 where the scale is 0, because then they all are.
+
+    The remainder corrects the product with an inverse (after Markstein 1990): a quotient by a
+    bfloat16 is too far from the middle of two numbers to be rounded otherwise than by division.
+    """
     divisor = tl.where(scale == 0.0, 1.0, scale)
-    return tl.div_rn(values, tl.broadcast_to(divisor[:, None], values.shape))
+    if INTERPRETED:
+        # its multiply-add rounds twice
+        shares = tl.div_rn(values, tl.broadcast_to(divisor[:, None], values.shape))
+    else:
+        # so that neither the inverse nor the remainder leaves the range of normal numbers
+        moved = tl.where(divisor < 2.0**-60, 2.0**80, tl.where(divisor > 2.0**60, 2.0**-80, 1.0))
+        divisor *= moved
+        inverse = tl.broadcast_to((1.0 / divisor)[:, None], values.shape)
+        values *= moved[:, None]
+        near = values * inverse
+        rest = tl.fma(-near, tl.broadcast_to(divisor[:, None], values.shape), values)
+        shares = tl.fma(rest, inverse, near)
+    return shares
+
+
+@triton.jit
+def _whole_bits(values: tl.tensor) -> tl.tensor:
+    """Values rounded to whole numbers, halves to even, in the lower bits of int32."""
+    return (values + _WHOLE).to(tl.int32, bitcast=True)
 
 
 @triton.jit
@@ -210,18 +233,20 @@ def store_codes(
     finite = largest < _NOT_FINITE
     # so that such a row decodes to NaN throughout
     scale_bits = tl.where(finite, scale_bits, 0x7FC00000)
-    scale = tl.where(finite, scale_bits.to(tl.float32, bitcast=True), 1.0)
+    # rounded up, it keeps every code in its range; rows without one have codes of 0
+    coded = finite & (scale_bits < _NOT_FINITE)
+    scale = tl.where(coded, scale_bits.to(tl.float32, bitcast=True), 1.0)
     if CODEC == INT4:
-        codes = _nibbles(low - offset[:, None], scale, finite)
-        codes |= tl.where(has_high, _nibbles(high - offset[:, None], scale, finite), 0) << 4
+        kept = tl.where(coded, 15, 0)[:, None]
+        codes = _whole_bits(_over(low - offset[:, None], scale)) & kept
+        upper = _whole_bits(_over(high - offset[:, None], scale)) & kept
+        codes |= tl.where(has_high, upper, 0) << 4
         wanted = valid[:, None] & has_low
         tl.store(arena + start[:, None] + size, codes.to(tl.uint8), mask=wanted)
     else:
-        shares = _over(tl.where(finite[:, None], low, 0.0), scale)
-        if CODEC == FP8:
-            codes = _e4m3(tl.clamp(shares, -448.0, 448.0))
-        else:
-            codes = tl.clamp(_whole(shares), -127.0, 127.0).to(tl.int32) & 255
+        shares = _over(low, scale)
+        codes = _e4m3(tl.clamp(shares, -448.0, 448.0)) if CODEC == FP8 else _whole_bits(shares)
+        codes &= tl.where(coded, 255, 0)[:, None]
         wanted = valid[:, None] & (size < D)
         tl.store(arena + start[:, None] + size, codes.to(tl.uint8), mask=wanted)
     return scale_bits, offset_bits
@@ -246,10 +271,3 @@ def store_coded(
         _store_bfloat16(rows, start + HALF + 2, offset, valid)
     else:
         _store_bfloat16(rows, start + D, scale, valid)
-
-
-@triton.jit
-def _nibbles(above: tl.tensor, scale: tl.tensor, finite: tl.tensor) -> tl.tensor:
-    """Codes 0 to 15 of elements less their row's offset, int32."""
-    shares = _over(tl.where(finite[:, None], above, 0.0), scale)
-    return tl.clamp(_whole(shares), 0.0, 15.0).to(tl.int32)
