@@ -15,6 +15,9 @@ import triton.language as tl
 
 from kvstore.kernels.tile_product import INTERPRETED
 
+# the interpreter does not read the numbers below normal ones
+_HALFWAY = tl.constexpr(1.0 if INTERPRETED else 2.0**64)
+INT4_SCALE = tl.constexpr(1.0 if INTERPRETED else 2.0**69)
 # u = code + 128 below the bits of 1024 is 1024 + u, and 1152 less is the code
 _INT8_TO_FP16 = tl.constexpr("""{
     .reg .b32 biased, low, high, below;
@@ -38,37 +41,30 @@ _INT8_TO_BF16 = tl.constexpr("""{
     and.b32 high, high, 0xff7fff7f;
     fma.rn.bf16x2 $1, high, one, below;
 }""")
-# below the bits of 1024 or 128, which is then taken away
+# upper halves are sixteen times as much below the bits of 1024
 _INT4_TO_FP16 = tl.constexpr("""{
-    .reg .b32 low, high, pair, below;
+    .reg .b32 odd, pair, below, part, least;
     mov.b32 below, 0x64006400;
-    and.b32 low, $4, 0x0f0f0f0f;
-    shr.u32 high, $4, 4;
-    and.b32 high, high, 0x0f0f0f0f;
-    prmt.b32 pair, low, 0x64646464, 0x4140;
+    mov.b32 part, 0x2c002c00;
+    mov.b32 least, 0xd400d400;
+    shr.u32 odd, $4, 8;
+    lop3.b32 pair, $4, 0x000f000f, below, 0xea;
     sub.f16x2 $0, pair, below;
-    prmt.b32 pair, low, 0x64646464, 0x4342;
+    lop3.b32 pair, odd, 0x000f000f, below, 0xea;
     sub.f16x2 $1, pair, below;
-    prmt.b32 pair, high, 0x64646464, 0x4140;
-    sub.f16x2 $2, pair, below;
-    prmt.b32 pair, high, 0x64646464, 0x4342;
-    sub.f16x2 $3, pair, below;
+    lop3.b32 pair, $4, 0x00f000f0, below, 0xea;
+    fma.rn.f16x2 $2, pair, part, least;
+    lop3.b32 pair, odd, 0x00f000f0, below, 0xea;
+    fma.rn.f16x2 $3, pair, part, least;
 }""")
+# what is below the bits of the least normal number but one is a number of so many 2^-133
 _INT4_TO_BF16 = tl.constexpr("""{
-    .reg .b32 low, high, pair, one, below;
-    mov.b32 one, 0x3f803f80;
-    mov.b32 below, 0xc300c300;
-    and.b32 low, $4, 0x0f0f0f0f;
-    shr.u32 high, $4, 4;
-    and.b32 high, high, 0x0f0f0f0f;
-    prmt.b32 pair, low, 0x43434343, 0x4140;
-    fma.rn.bf16x2 $0, pair, one, below;
-    prmt.b32 pair, low, 0x43434343, 0x4342;
-    fma.rn.bf16x2 $1, pair, one, below;
-    prmt.b32 pair, high, 0x43434343, 0x4140;
-    fma.rn.bf16x2 $2, pair, one, below;
-    prmt.b32 pair, high, 0x43434343, 0x4342;
-    fma.rn.bf16x2 $3, pair, one, below;
+    .reg .b32 odd;
+    shr.u32 odd, $4, 8;
+    and.b32 $0, $4, 0x000f000f;
+    and.b32 $1, odd, 0x000f000f;
+    and.b32 $2, $4, 0x00f000f0;
+    and.b32 $3, odd, 0x00f000f0;
 }""")
 # sign and size in the place of the wider number's; of bfloat16 the exponent is then 120 too small
 _FP8_TO_FP16 = tl.constexpr("""{
@@ -140,32 +136,58 @@ def fp8_codes(byte: tl.tensor, TYPE: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def int4_codes(pair: tl.tensor, TYPE: tl.constexpr) -> tl.tensor:
-    """Bytes `[N, K]` as `[N, 2 K]` numbers 0 to 15.
+    """Bytes `[N, K]` as `[N, 2 K]` numbers 0 to 15; bfloat16 ones in units of `int4_unit`.
 
-    The lower halves of two bytes and then their upper halves: so pairs stay in one register.
+    Of four bytes the lower halves of the first and the third, their upper halves, and likewise of
+    the second and the fourth: so two numbers are in the places where their register has them.
     """
     ROWS: tl.constexpr = pair.shape[0]
     PAIRS: tl.constexpr = pair.shape[1] // 2
-    pair = tl.reshape(pair, (ROWS, PAIRS, 2))
     if INTERPRETED or tl.float32 == TYPE:
+        pair = tl.permute(tl.reshape(pair, (ROWS, PAIRS // 2, 2, 2)), (0, 1, 3, 2))
+        pair = tl.reshape(pair, (ROWS, PAIRS, 2))
+        UPPER: tl.constexpr = 16.0 if tl.bfloat16 == TYPE else 1.0
         low = (pair & 15).to(tl.float32).to(TYPE)
-        high = (pair >> 4).to(tl.float32).to(TYPE)
-    elif tl.float16 == TYPE:
-        low, high = tl.inline_asm_elementwise(
-            _INT4_TO_FP16,
-            "=r,=r,=r,=r,r",
-            [pair],
-            dtype=(tl.float16, tl.float16),
-            is_pure=False,
-            pack=4,
-        )
+        high = ((pair >> 4).to(tl.float32) * UPPER).to(TYPE)
     else:
-        low, high = tl.inline_asm_elementwise(
-            _INT4_TO_BF16,
-            "=r,=r,=r,=r,r",
-            [pair],
-            dtype=(tl.bfloat16, tl.bfloat16),
-            is_pure=False,
-            pack=4,
-        )
+        pair = tl.reshape(pair, (ROWS, PAIRS, 2))
+        if tl.float16 == TYPE:
+            low, high = tl.inline_asm_elementwise(
+                _INT4_TO_FP16,
+                "=r,=r,=r,=r,r",
+                [pair],
+                dtype=(tl.float16, tl.float16),
+                is_pure=False,
+                pack=4,
+            )
+        else:
+            low, high = tl.inline_asm_elementwise(
+                _INT4_TO_BF16,
+                "=r,=r,=r,=r,r",
+                [pair],
+                dtype=(tl.bfloat16, tl.bfloat16),
+                is_pure=False,
+                pack=4,
+            )
     return tl.reshape(tl.permute(tl.join(low, high), (0, 1, 3, 2)), (ROWS, 4 * PAIRS))
+
+
+@triton.jit
+def int4_byte(column: tl.tensor) -> tl.tensor:
+    """Of which byte a column of `int4_codes` is a half."""
+    return column // 8 * 4 + column // 4 % 2 + column % 2 * 2
+
+
+@triton.jit
+def int4_upper(column: tl.tensor) -> tl.tensor:
+    """1 where it is the upper half, else 0."""
+    return column // 2 % 2
+
+
+@triton.jit
+def int4_unit(column: tl.tensor) -> tl.tensor:
+    """What a column of `int4_codes` in bfloat16 is to be multiplied by, besides `INT4_SCALE`, f32.
+
+    Both are powers of two, and so near the middle that what is multiplied in between is normal.
+    """
+    return tl.where(int4_upper(column) == 1, _HALFWAY * 0.0625, _HALFWAY)

@@ -10,7 +10,15 @@ import triton
 import triton.language as tl
 
 from kvstore.codecs import ElementCodec, RowLayout
-from kvstore.kernels.code_conversion import fp8_codes, int4_codes, int8_codes
+from kvstore.kernels.code_conversion import (
+    INT4_SCALE,
+    fp8_codes,
+    int4_byte,
+    int4_codes,
+    int4_unit,
+    int4_upper,
+    int8_codes,
+)
 from kvstore.kernels.row_pages import PageDivision
 from kvstore.kernels.tile_product import INTERPRETED
 
@@ -55,14 +63,24 @@ def page_options(division: PageDivision) -> dict[str, int]:
 def element_of(column: tl.tensor, CODEC: tl.constexpr, D: tl.constexpr) -> tl.tensor:
     """Which element stands in a column of `load_codes`; D or more where none does.
 
-    Of two bytes of int4 the two lower halves come first: `int4_codes`.
+    int4 mixes them: `int4_codes`.
     """
     element = column
     if CODEC == INT4:
         HALF: tl.constexpr = (D + 1) // 2
-        byte = column // 4 * 2 + column % 2
-        element = tl.where(byte < HALF, byte + column // 2 % 2 * HALF, D)
+        byte = int4_byte(column)
+        element = tl.where(byte < HALF, byte + int4_upper(column) * HALF, D)
     return element
+
+
+@triton.jit
+def column_unit(column: tl.tensor, CODEC: tl.constexpr, TYPE: tl.constexpr) -> tl.tensor:
+    """What a column of `load_codes` is to be multiplied by besides the scale, f32."""
+    unit = tl.full(column.shape, 1.0, tl.float32)
+    if CODEC == INT4:
+        if tl.bfloat16 == TYPE:
+            unit = int4_unit(column)
+    return unit
 
 
 @triton.jit
@@ -78,8 +96,8 @@ def load_codes(
 ) -> tl.tensor:
     """Codes of the rows that begin at `start` `[N]`, or the model's own, `[N, BLOCK_D]`.
 
-    `elements` and `arena` are the same memory in the model's dtype and in bytes. Codes of fp8 come
-    times 2^-8, which `load_scales` makes up for.
+    `elements` and `arena` are the same memory in the model's dtype and in bytes. Codes of fp8 and
+    int4 may come in other units, which `load_scales` and `column_unit` make up for.
     """
     if CODEC == INT4:
         HALF: tl.constexpr = (D + 1) // 2
@@ -108,15 +126,28 @@ def scale_words(arena: tl.tensor, start: tl.tensor, place: tl.tensor) -> tl.tens
 
 @triton.jit
 def load_scales(
-    arena: tl.tensor, start: tl.tensor, place: tl.tensor, valid: tl.tensor, CODEC: tl.constexpr
+    arena: tl.tensor,
+    start: tl.tensor,
+    place: tl.tensor,
+    valid: tl.tensor,
+    factor: float,
+    CODEC: tl.constexpr,
+    TYPE: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """What codes are to be multiplied by, and what is to be added then, f32 each."""
+    """What codes of the type are to be multiplied by, and what is to be added then, f32 each.
+
+    The former times `factor`.
+    """
     word = tl.load(scale_words(arena, start, place), mask=valid, other=0)
     scale = (word << 16).to(tl.float32, bitcast=True)
     offset = ((word >> 16) << 16).to(tl.float32, bitcast=True)
+    unit = factor
     if CODEC == FP8:
-        scale *= 256.0
-    return scale, offset
+        unit = factor * 256.0
+    elif CODEC == INT4:
+        if tl.bfloat16 == TYPE:
+            unit = factor * INT4_SCALE
+    return scale * unit, offset
 
 
 @triton.jit

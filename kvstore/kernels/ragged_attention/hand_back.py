@@ -164,6 +164,7 @@ def hand_back(
                                     page,
                                     slot % PAGE_ROWS,
                                     valid,
+                                    scale,
                                     KEY_CODEC,
                                     KEY_PAGE,
                                     KEY_CODES,
@@ -172,7 +173,7 @@ def hand_back(
                                     BLOCK_D,
                                 )
                                 logits = marked_logits(
-                                    logits * scale,
+                                    logits,
                                     valid,
                                     slot,
                                     own + query % fed,
