@@ -123,9 +123,9 @@ def _retain() -> Iterator[Round]:
     (moving, scores) = kernel.loops(retain_kernel.retain_head, "for first in")
     victim, *_ = kernel.loops(decision.last_loser, "for _ in")
     tile = retain_kernel.ROW_TILE
-    window = clauses.shortest + stays.shortest + holes.shortest
+    window = clauses.shortest + holes.shortest
     yield Round("retain_window", f"{tile:,} rows", kernel, window, 8 * tile)
-    # victims are looked for in two tiles at once
+    # at most; victims are looked for in two tiles at once
     budget = clauses.all + stays.all + holes.shortest + scores.all + tokens * victim.all / 2
     yield Round("retain_budget", f"{tile:,} rows", kernel, budget, 32 * tile)
     tile = retain_kernel.MOVE_TILE

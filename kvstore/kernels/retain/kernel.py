@@ -29,6 +29,7 @@ from kvstore.kernels.retain.decision import (
     decide_rows,
     may_lose,
     positions_of,
+    tile_marks,
 )
 from kvstore.kernels.retain.free_pages import FreePages, give_back_pages, take_pages
 from kvstore.kernels.retain.moves import arriving_rows, list_moves, place_rows
@@ -350,10 +351,9 @@ def retain_head(
             if scored:
                 # of rows that stay where they are; slots filled above are no longer theirs
                 for first in range(0, tl.minimum(held, after), BLOCK_R):
-                    row = first + tl.arange(0, BLOCK_R)
+                    row, mark, _ = tile_marks(mark_table, first, held, MARK_ROWS, BLOCK_R)
                     here = row < tl.minimum(held, after)
                     kept = tl.load(stays + start + row, mask=here, other=0) != 0
-                    mark = flat_rows(mark_table, row, here, MARK_ROWS)
                     grown = tl.load(received + start + row, mask=here, other=0.0)
                     tl.store(scores + mark, grown, mask=here & kept)
             if TAKES:
