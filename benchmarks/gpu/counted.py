@@ -66,9 +66,9 @@ def _attention() -> Iterator[Round]:
     piece = 4 * _SIZES.group * (2 + _SIZES.head_size)
     pieces = join.JOINED.value
     yield Round("join_pieces", f"{pieces} pieces", kernels["join_pieces"], loop.all, pieces * piece)
-    (loop,) = kernels["hand_back"].loops(hand_back.hand_back, "for at in")
-    row = 4 * _SIZES.group + 4
-    yield Round("hand_back", f"{ROW_TILE} rows", kernels["hand_back"], loop.all, ROW_TILE * row)
+    (loop,) = kernels["hand_back"].loops(hand_back.hand_back_saved, "for at in")
+    row, tile = 4 * _SIZES.group + 4, 4 * ROW_TILE
+    yield Round("hand_back", f"{tile} rows", kernels["hand_back"], loop.all, tile * row)
 
 
 def _column_mass() -> Iterator[Round]:
