@@ -2,7 +2,8 @@
 
 Triton converts element by element, in four instructions each, and that, not memory, would be what
 attention on coded rows waits for. Numbers are made in the bits of 16-bit floats instead: codes
-below the bits of a power of two, which is then taken away. Nothing is rounded.
+below the bits of a power of two, which is then taken away; or codes as they are, which in bfloat16
+are multiples of the least number. Nothing is rounded.
 
 The calls are marked impure although they are not: pure ones are moved behind the change of layout
 for the tensor cores, where a thread has single bytes of many words.
@@ -15,7 +16,7 @@ import triton.language as tl
 
 from kvstore.kernels.tile_product import INTERPRETED
 
-# the interpreter does not read the numbers below normal ones
+# together 2^133; the interpreter does not read what is below the least normal number
 _HALFWAY = tl.constexpr(1.0 if INTERPRETED else 2.0**64)
 INT4_SCALE = tl.constexpr(1.0 if INTERPRETED else 2.0**69)
 # u = code + 128 below the bits of 1024 is 1024 + u, and 1152 less is the code
@@ -57,7 +58,8 @@ _INT4_TO_FP16 = tl.constexpr("""{
     lop3.b32 pair, odd, 0x00f000f0, below, 0xea;
     fma.rn.f16x2 $3, pair, part, least;
 }""")
-# what is below the bits of the least normal number but one is a number of so many 2^-133
+# the bits of a byte are as many times 2^-133. Tensor cores take such numbers as they are, V100 and
+# A100 by the measurements of Fasi et al. (2021) and H100 by those of Khattak and Mikaitis (2025)
 _INT4_TO_BF16 = tl.constexpr("""{
     .reg .b32 odd;
     shr.u32 odd, $4, 8;
@@ -136,10 +138,10 @@ def fp8_codes(byte: tl.tensor, TYPE: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def int4_codes(pair: tl.tensor, TYPE: tl.constexpr) -> tl.tensor:
-    """Bytes `[N, K]` as `[N, 2 K]` numbers 0 to 15; bfloat16 ones in units of `int4_unit`.
+    """Bytes `[N, K]` as `[N, 2 K]` numbers 0 to 15; bfloat16 ones by other units: `int4_unit`.
 
     Of four bytes the lower halves of the first and the third, their upper halves, and likewise of
-    the second and the fourth: so two numbers are in the places where their register has them.
+    the second and the fourth: so a register has two numbers where it had their codes.
     """
     ROWS: tl.constexpr = pair.shape[0]
     PAIRS: tl.constexpr = pair.shape[1] // 2
@@ -188,6 +190,6 @@ def int4_upper(column: tl.tensor) -> tl.tensor:
 def int4_unit(column: tl.tensor) -> tl.tensor:
     """What a column of `int4_codes` in bfloat16 is to be multiplied by, besides `INT4_SCALE`, f32.
 
-    Both are powers of two, and so near the middle that what is multiplied in between is normal.
+    Queries before the product, results after it, so that products themselves are normal numbers.
     """
     return tl.where(int4_upper(column) == 1, _HALFWAY * 0.0625, _HALFWAY)
