@@ -58,8 +58,8 @@ _INT4_TO_FP16 = tl.constexpr("""{
     lop3.b32 pair, odd, 0x00f000f0, below, 0xea;
     fma.rn.f16x2 $3, pair, part, least;
 }""")
-# the bits of a byte are as many times 2^-133. Tensor cores take such numbers as they are, V100 and
-# A100 by the measurements of Fasi et al. (2021) and H100 by those of Khattak and Mikaitis (2025)
+# the bits of a byte are as many times 2^-133. Tensor cores take such numbers as they are: A100 by
+# the measurements of Fasi et al. (2021), H100 and H200 by those of Khattak and Mikaitis (2025)
 _INT4_TO_BF16 = tl.constexpr("""{
     .reg .b32 odd;
     shr.u32 odd, $4, 8;
