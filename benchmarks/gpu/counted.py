@@ -34,7 +34,7 @@ class Round:
     name: str
     of: str
     kernel: Listing
-    instructions: float
+    instructions: tuple[str, ...]
     moved_bytes: float = 0
     multiply_adds: float = 0
     exponentials: float = 0
@@ -126,7 +126,7 @@ def _retain() -> Iterator[Round]:
     window = clauses.shortest + holes.shortest
     yield Round("retain_window", f"{tile:,} rows", kernel, window, 8 * tile)
     # at most; victims are looked for in two tiles at once
-    budget = clauses.all + stays.all + holes.shortest + scores.all + tokens * victim.all / 2
+    budget = clauses.all + stays.all + holes.shortest + scores.all + tokens // 2 * victim.all
     yield Round("retain_budget", f"{tile:,} rows", kernel, budget, 32 * tile)
     tile = retain_kernel.MOVE_TILE
     moved = tile * 2 * _SIZES.row_bytes

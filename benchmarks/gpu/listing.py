@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-import heapq
 import inspect
 import re
 import subprocess
@@ -30,8 +30,8 @@ class Loop:
     The shortest way skips what only some rounds do.
     """
 
-    all: int
-    shortest: int
+    all: tuple[str, ...]
+    shortest: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,10 +93,11 @@ class Listing:
         for last, place in enumerate(self.places):
             begin = self._target(last)
             if place in wanted and begin is not None and begin <= last:
-                found.append(Loop(last - begin + 1, self._way(begin, last)))
+                every = self.instructions[begin : last + 1]
+                found.append(Loop(every, self._way(begin, last)))
         return found
 
-    def shortest(self) -> int:
+    def shortest(self) -> tuple[str, ...]:
         """Instructions on the shortest way through a program that does something."""
         last = max(at for at, line in enumerate(self.instructions) if line.startswith("EXIT"))
         return self._way(0, last)
@@ -105,22 +106,23 @@ class Listing:
         branch = _BRANCH.search(self.instructions[at])
         return None if branch is None else self.labels[branch[1]]
 
-    def _way(self, begin: int, last: int) -> int:
-        """Dijkstra's shortest path, both ends included."""
-        distances, waiting = {begin: 1}, [(1, begin)]
-        while waiting:
-            distance, at = heapq.heappop(waiting)
-            if at == last:
-                return distance
+    def _way(self, begin: int, last: int) -> tuple[str, ...]:
+        """With both ends."""
+        came_from, waiting = {begin: begin}, collections.deque([begin])
+        while last not in came_from:
+            at = waiting.popleft()
             target = self._target(at)
             following = [] if target is None else [target]
             if not _LEAVES.match(self.instructions[at]):
                 following.append(at + 1)
             for place in following:
-                if distance + 1 < distances.get(place, len(self.instructions) + 1):
-                    distances[place] = distance + 1
-                    heapq.heappush(waiting, (distance + 1, place))
-        raise AssertionError(f"{self.name} never gets to {self.instructions[last]}")
+                if place not in came_from:
+                    came_from[place] = at
+                    waiting.append(place)
+        way = [last]
+        while way[-1] != begin:
+            way.append(came_from[way[-1]])
+        return tuple(self.instructions[at] for at in reversed(way))
 
 
 def _told(tool: str, *arguments: str) -> str:

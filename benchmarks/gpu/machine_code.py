@@ -1,7 +1,8 @@
 """What the kernels' loops ask of a multiprocessor, counted in their machine code.
 
 A round takes the longest of its times: that of its instructions, of which a multiprocessor starts
-four a cycle, that of its bytes out of memory, and those of its products and exponentials. This
+four a cycle, that of its accesses to shared memory, of its bytes out of memory, and of its
+products and exponentials. This
 needs no GPU. It is a bound and not a measurement: nothing that waits is in it.
 """
 
@@ -25,34 +26,37 @@ from benchmarks.gpu.multiprocessor import (
     memory_cycles,
     product_cycles,
     programs_together,
+    shared_cycles,
 )
 
-_TAKEN = ("a round of", "registers", "stack", "shared", "programs", "cycles")
+_TAKEN = ("a round of", "registers", "stack", "shared", "together", "instructions", "shared memory")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.gpu.machine_code", description=__doc__)
     add_options(parser)
     options = parser.parse_args(arguments)
-    memory = Table(*_TAKEN, "of memory", title="Limited by memory")
-    computing = Table(*_TAKEN, "of products", "of exponentials", title="Limited by computing")
+    memory = Table(*_TAKEN, "memory", title="Limited by memory, in cycles")
+    computing = Table(*_TAKEN, "products", "exponentials", title="Limited by computing, in cycles")
     figures = {}
     for each in rounds():
-        started = instruction_cycles(each.instructions, each.kernel.warps)
+        started = instruction_cycles(len(each.instructions), each.kernel.warps)
+        shared = shared_cycles(each.instructions, each.kernel.warps)
         if each.moved_bytes:
             limit, against = memory_cycles(each.moved_bytes), "the time of the rows' bytes"
-            memory.add_row(*_taken(each, started), f"{limit:.0f}")
+            memory.add_row(*_taken(each, started, shared), f"{limit:.0f}")
         else:
             limit, against = product_cycles(each.multiply_adds), "the time of the products"
             raised = exponential_cycles(each.exponentials)
-            computing.add_row(*_taken(each, started), f"{limit:.0f}", f"{raised:.0f}")
+            computing.add_row(*_taken(each, started, shared), f"{limit:.0f}", f"{raised:.0f}")
         name, kernel = each.name, each.kernel
         figures[f"instruction_share_{name}"] = Figure(started / limit, "ratio", against, 1.0)
+        figures[f"shared_memory_share_{name}"] = Figure(shared / limit, "ratio", against, 1.0)
         figures[f"stack_bytes_{name}"] = Figure(kernel.stack_bytes, "bytes", "none", 0)
     report(options, figures, [memory, computing], {"target": f"{TARGET.backend} {TARGET.arch}"})
 
 
-def _taken(each: Round, started: float) -> tuple[str, ...]:
+def _taken(each: Round, started: float, shared: float) -> tuple[str, ...]:
     kernel = each.kernel
     return (
         f"{each.name}: {each.of}",
@@ -61,6 +65,7 @@ def _taken(each: Round, started: float) -> tuple[str, ...]:
         str(kernel.shared_bytes),
         str(programs_together(kernel)),
         f"{started:.0f}",
+        f"{shared:.0f}",
     )
 
 
