@@ -5,8 +5,9 @@ attention on coded rows waits for. Numbers are made in the bits of 16-bit floats
 below the bits of a power of two, which is then taken away; or codes as they are, which in bfloat16
 are multiples of the least number. Nothing is rounded.
 
-The calls are marked impure although they are not: pure ones are moved behind the change of layout
-for the tensor cores, where a thread has single bytes of many words.
+Pure calls are moved behind the change of layout for the tensor cores, and that is good for keys:
+products go along their rows, so a thread has whole words there, and shared memory holds codes
+alone. Of values it would have single bytes of many words. Their calls are marked impure.
 """
 
 from __future__ import annotations
@@ -44,29 +45,31 @@ _INT8_TO_BF16 = tl.constexpr("""{
 }""")
 # upper halves are sixteen times as much below the bits of 1024
 _INT4_TO_FP16 = tl.constexpr("""{
-    .reg .b32 odd, pair, below, part, least;
+    .reg .b32 two, pair, below, part, least;
     mov.b32 below, 0x64006400;
     mov.b32 part, 0x2c002c00;
     mov.b32 least, 0xd400d400;
-    shr.u32 odd, $4, 8;
-    lop3.b32 pair, $4, 0x000f000f, below, 0xea;
+    prmt.b32 two, $4, 0, 0x4140;
+    lop3.b32 pair, two, 0x000f000f, below, 0xea;
     sub.f16x2 $0, pair, below;
-    lop3.b32 pair, odd, 0x000f000f, below, 0xea;
-    sub.f16x2 $1, pair, below;
-    lop3.b32 pair, $4, 0x00f000f0, below, 0xea;
+    lop3.b32 pair, two, 0x00f000f0, below, 0xea;
     fma.rn.f16x2 $2, pair, part, least;
-    lop3.b32 pair, odd, 0x00f000f0, below, 0xea;
+    prmt.b32 two, $4, 0, 0x4342;
+    lop3.b32 pair, two, 0x000f000f, below, 0xea;
+    sub.f16x2 $1, pair, below;
+    lop3.b32 pair, two, 0x00f000f0, below, 0xea;
     fma.rn.f16x2 $3, pair, part, least;
 }""")
 # the bits of a byte are as many times 2^-133. Tensor cores take such numbers as they are: A100 by
 # the measurements of Fasi et al. (2021), H100 and H200 by those of Khattak and Mikaitis (2025)
 _INT4_TO_BF16 = tl.constexpr("""{
-    .reg .b32 odd;
-    shr.u32 odd, $4, 8;
-    and.b32 $0, $4, 0x000f000f;
-    and.b32 $1, odd, 0x000f000f;
-    and.b32 $2, $4, 0x00f000f0;
-    and.b32 $3, odd, 0x00f000f0;
+    .reg .b32 two;
+    prmt.b32 two, $4, 0, 0x4140;
+    and.b32 $0, two, 0x000f000f;
+    and.b32 $2, two, 0x00f000f0;
+    prmt.b32 two, $4, 0, 0x4342;
+    and.b32 $1, two, 0x000f000f;
+    and.b32 $3, two, 0x00f000f0;
 }""")
 # sign and size in the place of the wider number's; of bfloat16 the exponent is then 120 too small
 _FP8_TO_FP16 = tl.constexpr("""{
@@ -99,32 +102,36 @@ _FP8_TO_BF16 = tl.constexpr("""{
 
 @triton.jit
 def _converted(
-    byte: tl.tensor, TO_FP16: tl.constexpr, TO_BF16: tl.constexpr, TYPE: tl.constexpr
+    byte: tl.tensor,
+    TO_FP16: tl.constexpr,
+    TO_BF16: tl.constexpr,
+    TYPE: tl.constexpr,
+    PURE: tl.constexpr,
 ) -> tl.tensor:
     """A number for each byte, by the instructions for the type."""
     if tl.float16 == TYPE:
         numbers = tl.inline_asm_elementwise(
-            TO_FP16, "=r,=r,r", [byte], dtype=tl.float16, is_pure=False, pack=4
+            TO_FP16, "=r,=r,r", [byte], dtype=tl.float16, is_pure=PURE, pack=4
         )
     else:
         numbers = tl.inline_asm_elementwise(
-            TO_BF16, "=r,=r,r", [byte], dtype=tl.bfloat16, is_pure=False, pack=4
+            TO_BF16, "=r,=r,r", [byte], dtype=tl.bfloat16, is_pure=PURE, pack=4
         )
     return numbers
 
 
 @triton.jit
-def int8_codes(byte: tl.tensor, TYPE: tl.constexpr) -> tl.tensor:
+def int8_codes(byte: tl.tensor, TYPE: tl.constexpr, PURE: tl.constexpr) -> tl.tensor:
     """What the bytes are as int8."""
     if INTERPRETED or tl.float32 == TYPE:
         codes = byte.to(tl.int8, bitcast=True).to(tl.float32).to(TYPE)
     else:
-        codes = _converted(byte, _INT8_TO_FP16, _INT8_TO_BF16, TYPE)
+        codes = _converted(byte, _INT8_TO_FP16, _INT8_TO_BF16, TYPE, PURE)
     return codes
 
 
 @triton.jit
-def fp8_codes(byte: tl.tensor, TYPE: tl.constexpr) -> tl.tensor:
+def fp8_codes(byte: tl.tensor, TYPE: tl.constexpr, PURE: tl.constexpr) -> tl.tensor:
     """What the bytes are as e4m3, times 2^-8."""
     if INTERPRETED or tl.float32 == TYPE:
         # in the bits of float16, whose exponent is biased by eight more
@@ -132,52 +139,48 @@ def fp8_codes(byte: tl.tensor, TYPE: tl.constexpr) -> tl.tensor:
         half = (((bits & 128) << 8) | ((bits & 127) << 7)).to(tl.int16)
         codes = half.to(tl.float16, bitcast=True).to(tl.float32).to(TYPE)
     else:
-        codes = _converted(byte, _FP8_TO_FP16, _FP8_TO_BF16, TYPE)
+        codes = _converted(byte, _FP8_TO_FP16, _FP8_TO_BF16, TYPE, PURE)
     return codes
 
 
 @triton.jit
-def int4_codes(pair: tl.tensor, TYPE: tl.constexpr) -> tl.tensor:
+def int4_codes(pair: tl.tensor, TYPE: tl.constexpr, PURE: tl.constexpr) -> tl.tensor:
     """Bytes `[N, K]` as `[N, 2 K]` numbers 0 to 15; bfloat16 ones by other units: `int4_unit`.
 
-    Of four bytes the lower halves of the first and the third, their upper halves, and likewise of
-    the second and the fourth: so a register has two numbers where it had their codes.
+    The lower halves of two bytes and then their upper halves: so pairs stay in one register.
     """
     ROWS: tl.constexpr = pair.shape[0]
     PAIRS: tl.constexpr = pair.shape[1] // 2
+    pair = tl.reshape(pair, (ROWS, PAIRS, 2))
     if INTERPRETED or tl.float32 == TYPE:
-        pair = tl.permute(tl.reshape(pair, (ROWS, PAIRS // 2, 2, 2)), (0, 1, 3, 2))
-        pair = tl.reshape(pair, (ROWS, PAIRS, 2))
         UPPER: tl.constexpr = 16.0 if tl.bfloat16 == TYPE else 1.0
         low = (pair & 15).to(tl.float32).to(TYPE)
         high = ((pair >> 4).to(tl.float32) * UPPER).to(TYPE)
+    elif tl.float16 == TYPE:
+        low, high = tl.inline_asm_elementwise(
+            _INT4_TO_FP16,
+            "=r,=r,=r,=r,r",
+            [pair],
+            dtype=(tl.float16, tl.float16),
+            is_pure=PURE,
+            pack=4,
+        )
     else:
-        pair = tl.reshape(pair, (ROWS, PAIRS, 2))
-        if tl.float16 == TYPE:
-            low, high = tl.inline_asm_elementwise(
-                _INT4_TO_FP16,
-                "=r,=r,=r,=r,r",
-                [pair],
-                dtype=(tl.float16, tl.float16),
-                is_pure=False,
-                pack=4,
-            )
-        else:
-            low, high = tl.inline_asm_elementwise(
-                _INT4_TO_BF16,
-                "=r,=r,=r,=r,r",
-                [pair],
-                dtype=(tl.bfloat16, tl.bfloat16),
-                is_pure=False,
-                pack=4,
-            )
+        low, high = tl.inline_asm_elementwise(
+            _INT4_TO_BF16,
+            "=r,=r,=r,=r,r",
+            [pair],
+            dtype=(tl.bfloat16, tl.bfloat16),
+            is_pure=PURE,
+            pack=4,
+        )
     return tl.reshape(tl.permute(tl.join(low, high), (0, 1, 3, 2)), (ROWS, 4 * PAIRS))
 
 
 @triton.jit
 def int4_byte(column: tl.tensor) -> tl.tensor:
     """Of which byte a column of `int4_codes` is a half."""
-    return column // 8 * 4 + column // 4 % 2 + column % 2 * 2
+    return column // 4 * 2 + column % 2
 
 
 @triton.jit

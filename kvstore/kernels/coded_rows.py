@@ -93,17 +93,19 @@ def load_codes(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     TYPE: tl.constexpr,
+    PURE: tl.constexpr,
 ) -> tl.tensor:
     """Codes of the rows that begin at `start` `[N]`, or the model's own, `[N, BLOCK_D]`.
 
     `elements` and `arena` are the same memory in the model's dtype and in bytes. Codes of fp8 and
-    int4 may come in other units, which `load_scales` and `column_unit` make up for.
+    int4 may come in other units, which `load_scales` and `column_unit` make up for. `PURE`: whether
+    products go along rows, see `code_conversion`.
     """
     if CODEC == INT4:
         HALF: tl.constexpr = (D + 1) // 2
         half = tl.arange(0, BLOCK_D // 2)[None, :]
         pair = tl.load(arena + start[:, None] + half, mask=valid[:, None] & (half < HALF), other=0)
-        codes = int4_codes(pair, TYPE)
+        codes = int4_codes(pair, TYPE, PURE)
     else:
         size = tl.arange(0, BLOCK_D)[None, :]
         wanted = valid[:, None] & (size < D)
@@ -111,7 +113,7 @@ def load_codes(
             codes = tl.load(elements + start[:, None] + size, mask=wanted, other=0.0)
         else:
             byte = tl.load(arena + start[:, None] + size, mask=wanted, other=0)
-            codes = int8_codes(byte, TYPE) if CODEC == INT8 else fp8_codes(byte, TYPE)
+            codes = int8_codes(byte, TYPE, PURE) if CODEC == INT8 else fp8_codes(byte, TYPE, PURE)
     return codes
 
 

@@ -114,7 +114,7 @@ def held_logits(
     `[BLOCK_M, BLOCK_N]`. The queries' columns are as the codec unpacks keys.
     """
     start = page * KEY_PAGE + place * KEY_CODES
-    codes = load_codes(elements, arena, start, valid, KEY_CODEC, D, BLOCK_D, queries.dtype)
+    codes = load_codes(elements, arena, start, valid, KEY_CODEC, D, BLOCK_D, queries.dtype, True)
     if KEY_CODEC == MODEL:
         logits = tile_product(queries, tl.trans(codes)) * factor
     else:
@@ -161,7 +161,7 @@ def mixed_values(
     """
     start = page * VALUE_PAGE + VALUE_FIRST + place * VALUE_CODES
     TYPE: tl.constexpr = _value_type(elements.dtype.element_ty)
-    codes = load_codes(elements, arena, start, valid, VALUE_CODEC, D, BLOCK_D, TYPE)
+    codes = load_codes(elements, arena, start, valid, VALUE_CODEC, D, BLOCK_D, TYPE, False)
     added = tl.zeros(weights.shape, tl.float32)
     if VALUE_CODEC != MODEL:
         words = page * VALUE_PAGE + VALUE_SCALES
