@@ -46,7 +46,7 @@ def shared_cycles(instructions: Iterable[str], warps: int) -> float:
             cycles += (64 + int(product[1])) * 16 * 2 / 128 / 4
         elif access := _ACCESS.match(instruction):
             matrices, kind = access.groups()
-            wide = re.search(r"\.M88\.(\d)" if matrices else r"\.(64|128)", kind)
+            wide = re.search(r"\.MT?88\.(\d)" if matrices else r"\.(64|128)", kind)
             words = 1 if wide is None else int(wide[1])
             cycles += words if matrices or words == 1 else words // 32
     return cycles * warps
