@@ -10,8 +10,17 @@ import triton
 import triton.language as tl
 
 from kvstore.codecs import ElementCodec, RowLayout
-from kvstore.kernels.code_conversion import fp8_codes, int4_codes, int8_codes
+from kvstore.kernels.code_conversion import (
+    INT4_SCALE,
+    fp8_codes,
+    int4_byte,
+    int4_codes,
+    int4_unit,
+    int4_upper,
+    int8_codes,
+)
 from kvstore.kernels.row_pages import PageDivision
+from kvstore.kernels.tile_product import INTERPRETED
 
 _CODECS = tuple(ElementCodec)
 MODEL = tl.constexpr(_CODECS.index(ElementCodec.MODEL))
@@ -54,14 +63,24 @@ def page_options(division: PageDivision) -> dict[str, int]:
 def element_of(column: tl.tensor, CODEC: tl.constexpr, D: tl.constexpr) -> tl.tensor:
     """Which element stands in a column of `load_codes`; D or more where none does.
 
-    Of two bytes of int4 the two lower halves come first: `int4_codes`.
+    int4 mixes them: `int4_codes`.
     """
     element = column
     if CODEC == INT4:
         HALF: tl.constexpr = (D + 1) // 2
-        byte = column // 4 * 2 + column % 2
-        element = tl.where(byte < HALF, byte + column // 2 % 2 * HALF, D)
+        byte = int4_byte(column)
+        element = tl.where(byte < HALF, byte + int4_upper(column) * HALF, D)
     return element
+
+
+@triton.jit
+def column_unit(column: tl.tensor, CODEC: tl.constexpr, TYPE: tl.constexpr) -> tl.tensor:
+    """What a column of `load_codes` is to be multiplied by besides the scale, f32."""
+    unit = tl.full(column.shape, 1.0, tl.float32)
+    if CODEC == INT4:
+        if tl.bfloat16 == TYPE:
+            unit = int4_unit(column)
+    return unit
 
 
 @triton.jit
@@ -74,17 +93,19 @@ def load_codes(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     TYPE: tl.constexpr,
+    PURE: tl.constexpr,
 ) -> tl.tensor:
     """Codes of the rows that begin at `start` `[N]`, or the model's own, `[N, BLOCK_D]`.
 
-    `elements` and `arena` are the same memory in the model's dtype and in bytes. Codes of fp8 come
-    times 2^-8, which `load_scales` makes up for.
+    `elements` and `arena` are the same memory in the model's dtype and in bytes. Codes of fp8 and
+    int4 may come in other units, which `load_scales` and `column_unit` make up for. `PURE`: whether
+    products go along rows, see `code_conversion`.
     """
     if CODEC == INT4:
         HALF: tl.constexpr = (D + 1) // 2
         half = tl.arange(0, BLOCK_D // 2)[None, :]
         pair = tl.load(arena + start[:, None] + half, mask=valid[:, None] & (half < HALF), other=0)
-        codes = int4_codes(pair, TYPE)
+        codes = int4_codes(pair, TYPE, PURE)
     else:
         size = tl.arange(0, BLOCK_D)[None, :]
         wanted = valid[:, None] & (size < D)
@@ -92,7 +113,7 @@ def load_codes(
             codes = tl.load(elements + start[:, None] + size, mask=wanted, other=0.0)
         else:
             byte = tl.load(arena + start[:, None] + size, mask=wanted, other=0)
-            codes = int8_codes(byte, TYPE) if CODEC == INT8 else fp8_codes(byte, TYPE)
+            codes = int8_codes(byte, TYPE, PURE) if CODEC == INT8 else fp8_codes(byte, TYPE, PURE)
     return codes
 
 
@@ -107,15 +128,28 @@ def scale_words(arena: tl.tensor, start: tl.tensor, place: tl.tensor) -> tl.tens
 
 @triton.jit
 def load_scales(
-    arena: tl.tensor, start: tl.tensor, place: tl.tensor, valid: tl.tensor, CODEC: tl.constexpr
+    arena: tl.tensor,
+    start: tl.tensor,
+    place: tl.tensor,
+    valid: tl.tensor,
+    factor: float,
+    CODEC: tl.constexpr,
+    TYPE: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """What codes are to be multiplied by, and what is to be added then, f32 each."""
+    """What codes of the type are to be multiplied by, and what is to be added then, f32 each.
+
+    The former times `factor`.
+    """
     word = tl.load(scale_words(arena, start, place), mask=valid, other=0)
     scale = (word << 16).to(tl.float32, bitcast=True)
     offset = ((word >> 16) << 16).to(tl.float32, bitcast=True)
+    unit = factor
     if CODEC == FP8:
-        scale *= 256.0
-    return scale, offset
+        unit = factor * 256.0
+    elif CODEC == INT4:
+        if tl.bfloat16 == TYPE:
+            unit = factor * INT4_SCALE
+    return scale * unit, offset
 
 
 @triton.jit
@@ -136,9 +170,31 @@ def _down(values: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _over(values: tl.tensor, scale: tl.tensor) -> tl.tensor:
-    """Values `[K, N]` over their scale `[K]`; 0 where the scale is 0, because then they all are."""
+    """Values `[K, N]` over their scale `[K]`; 0 where the scale is 0, because then they all are.
+
+    The remainder corrects the product with an inverse (after Markstein 1990): a quotient by a
+    bfloat16 is too far from the middle of two numbers to be rounded otherwise than by division.
+    """
     divisor = tl.where(scale == 0.0, 1.0, scale)
-    return tl.div_rn(values, tl.broadcast_to(divisor[:, None], values.shape))
+    if INTERPRETED:
+        # its multiply-add rounds twice
+        shares = tl.div_rn(values, tl.broadcast_to(divisor[:, None], values.shape))
+    else:
+        # so that neither the inverse nor the remainder leaves the range of normal numbers
+        moved = tl.where(divisor < 2.0**-60, 2.0**80, tl.where(divisor > 2.0**60, 2.0**-80, 1.0))
+        divisor *= moved
+        inverse = tl.broadcast_to((1.0 / divisor)[:, None], values.shape)
+        values *= moved[:, None]
+        near = values * inverse
+        rest = tl.fma(-near, tl.broadcast_to(divisor[:, None], values.shape), values)
+        shares = tl.fma(rest, inverse, near)
+    return shares
+
+
+@triton.jit
+def _whole_bits(values: tl.tensor) -> tl.tensor:
+    """Values rounded to whole numbers, halves to even, in the lower bits of int32."""
+    return (values + _WHOLE).to(tl.int32, bitcast=True)
 
 
 @triton.jit
@@ -210,18 +266,20 @@ def store_codes(
     finite = largest < _NOT_FINITE
     # so that such a row decodes to NaN throughout
     scale_bits = tl.where(finite, scale_bits, 0x7FC00000)
-    scale = tl.where(finite, scale_bits.to(tl.float32, bitcast=True), 1.0)
+    # rounded up, it keeps every code in its range; rows without one have codes of 0
+    coded = finite & (scale_bits < _NOT_FINITE)
+    scale = tl.where(coded, scale_bits.to(tl.float32, bitcast=True), 1.0)
     if CODEC == INT4:
-        codes = _nibbles(low - offset[:, None], scale, finite)
-        codes |= tl.where(has_high, _nibbles(high - offset[:, None], scale, finite), 0) << 4
+        kept = tl.where(coded, 15, 0)[:, None]
+        codes = _whole_bits(_over(low - offset[:, None], scale)) & kept
+        upper = _whole_bits(_over(high - offset[:, None], scale)) & kept
+        codes |= tl.where(has_high, upper, 0) << 4
         wanted = valid[:, None] & has_low
         tl.store(arena + start[:, None] + size, codes.to(tl.uint8), mask=wanted)
     else:
-        shares = _over(tl.where(finite[:, None], low, 0.0), scale)
-        if CODEC == FP8:
-            codes = _e4m3(tl.clamp(shares, -448.0, 448.0))
-        else:
-            codes = tl.clamp(_whole(shares), -127.0, 127.0).to(tl.int32) & 255
+        shares = _over(low, scale)
+        codes = _e4m3(tl.clamp(shares, -448.0, 448.0)) if CODEC == FP8 else _whole_bits(shares)
+        codes &= tl.where(coded, 255, 0)[:, None]
         wanted = valid[:, None] & (size < D)
         tl.store(arena + start[:, None] + size, codes.to(tl.uint8), mask=wanted)
     return scale_bits, offset_bits
@@ -246,10 +304,3 @@ def store_coded(
         _store_bfloat16(rows, start + HALF + 2, offset, valid)
     else:
         _store_bfloat16(rows, start + D, scale, valid)
-
-
-@triton.jit
-def _nibbles(above: tl.tensor, scale: tl.tensor, finite: tl.tensor) -> tl.tensor:
-    """Codes 0 to 15 of elements less their row's offset, int32."""
-    shares = _over(tl.where(finite[:, None], above, 0.0), scale)
-    return tl.clamp(_whole(shares), 0.0, 15.0).to(tl.int32)

@@ -1,4 +1,4 @@
-"""The count of attention's machine code, in a process of its own: the interpreter is off there."""
+"""The count of the kernels' machine code, in a process of its own: the interpreter is off there."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import pytest
 pytest.importorskip("triton")
 
 
-def test_every_codec_is_counted(tmp_path: Path) -> None:
+def test_every_loop_is_counted(tmp_path: Path) -> None:
     target = tmp_path / "figures.json"
     command = [sys.executable, "-m", "benchmarks.gpu.machine_code", "--json", str(target)]
     subprocess.run(command, cwd=Path(__file__).parents[2], check=True, timeout=250)
     figures = json.loads(target.read_text())["figures"]
-    shares = [name for name in figures if name.startswith("instruction_share_")]
-    assert len(shares) == 5
-    assert all(0 < figures[name]["value"] < 10 for name in shares)
+    counted = ("model", "int8", "fp8", "int8/int4", "int4", "join_pieces", "hand_back")
+    counted += ("column_sums", "row_totals", "gather_model", "gather_int8", "gather_int4")
+    counted += ("retain_window", "retain_budget", "retain_moves")
+    kinds = ("instruction_share", "shared_memory_share", "stack_bytes")
+    assert set(figures) == {f"{kind}_{name}" for kind in kinds for name in counted}
+    assert all(0 < figures[f"instruction_share_{name}"]["value"] < 10 for name in counted)

@@ -18,6 +18,9 @@ from kvstore.kernels.tile_product import tile_product
 _LOG2_E = math.log2(math.e)
 # more than any position
 _NEVER = 2**31 - 1
+_LATEST = tl.constexpr(_NEVER)
+# so many rows apart a thread has the same column's pairs of a product, and adds them alone
+_LANES = tl.constexpr(8)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ def column_mass(
     q, k = _rows_contiguous(q), _rows_contiguous(k)
     tiles = tiles_for(q.shape[2], q.dtype)
     call = _Call(q, k, positions, edges, scale, sliding_window, tiles)
-    offsets = lse.float().contiguous() * _LOG2_E
+    offsets = call.offsets(lse)
     norms = None if value_norms is None else value_norms.float().contiguous()
     if norms is not None:
         call.renormalise(offsets, norms)
@@ -70,7 +73,11 @@ def _rows_contiguous(rows: torch.Tensor) -> torch.Tensor:
 
 
 class _Call:
-    """What both launches of one call share: row positions, tile bounds and edges on the device."""
+    """What both launches of one call share: row positions, tile bounds and edges on the device.
+
+    Rows come in whole tiles. Those that fill the last one are where the last row is; an `offset` of
+    infinity leaves them no mass.
+    """
 
     def __init__(
         self,
@@ -88,9 +95,9 @@ class _Call:
         starts = torch.arange(0, k.shape[1], tiles.columns)
         ends = (starts + (tiles.columns - 1)).clamp(max=_NEVER - self._window) + self._window
         parts = (
-            positions,
-            torch.searchsorted(positions, starts),
-            torch.searchsorted(positions, ends),
+            torch.cat((positions, positions[-1:].expand(-positions.numel() % tiles.rows))),
+            torch.searchsorted(positions, starts) // tiles.rows,
+            (torch.searchsorted(positions, ends) + (tiles.rows - 1)) // tiles.rows,
             torch.tensor(edges),
         )
         joined = torch.cat(parts).to(torch.int32).to(q.device, non_blocking=True)
@@ -98,18 +105,23 @@ class _Call:
             joined, [part.numel() for part in parts]
         )
 
+    def offsets(self, lse: torch.Tensor) -> torch.Tensor:
+        """What the exponents of each row, to the base 2, are relative to: f32 `[HQ, rows]`."""
+        room = self._positions.numel() - lse.shape[1]
+        return torch.nn.functional.pad(lse.float() * _LOG2_E, (0, room), value=math.inf)
+
     def renormalise(self, offsets: torch.Tensor, norms: torch.Tensor) -> None:
         """Make each row's `offsets` such that its mass, weighted by `norms`, sums to 1."""
         heads, rows = self._q.shape[:2]
         # a third tile of keys on its way would leave a multiprocessor room for one program alone
         options = self._options() | {"num_stages": 2}
-        _row_totals[(triton.cdiv(rows, self._tiles.rows), heads)](
+        row_totals[(triton.cdiv(rows, self._tiles.rows), heads)](
             offsets, self._q, self._k, norms, self._positions, *self._sizes(), **options
         )
 
     def add_to(self, far: torch.Tensor, offsets: torch.Tensor, norms: torch.Tensor | None) -> None:
         """Add every column's mass by edge."""
-        _column_sums[(self._first.numel(), self._q.shape[0])](
+        column_sums[(self._first.numel(), self._q.shape[0])](
             far,
             far.stride(0),
             far.stride(1),
@@ -135,6 +147,7 @@ class _Call:
         return (
             *strides,
             q.shape[1],
+            self._positions.numel(),
             k.shape[1],
             q.shape[0] // k.shape[0],
             self._scale,
@@ -154,7 +167,7 @@ class _Call:
 
 
 @triton.jit
-def _column_sums(
+def column_sums(
     far: tl.tensor,
     far_head: int,
     far_edge: int,
@@ -164,14 +177,15 @@ def _column_sums(
     k: tl.tensor,
     norms: tl.tensor,
     positions: tl.tensor,
-    first_rows: tl.tensor,
-    last_rows: tl.tensor,
+    first_tiles: tl.tensor,
+    last_tiles: tl.tensor,
     edges: tl.tensor,
     q_head: int,
     q_row: int,
     k_head: int,
     k_row: int,
     rows: int,
+    padded: int,
     columns: int,
     group: int,
     scale: float,
@@ -184,7 +198,12 @@ def _column_sums(
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ) -> None:
-    """Program (column tile, query head). A row's `offset` is what its exponents are relative to."""
+    """Program (column tile, query head). A row's `offset` is what its exponents are relative to.
+
+    From the last rows to the first their distance to a column shrinks, past one edge after another:
+    what a column has received when an edge is passed is what it receives from beyond that edge.
+    Between edges and within the window a tile needs neither masks nor sums of its own.
+    """
     tile = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
     begin = tile * BLOCK_N
@@ -197,38 +216,47 @@ def _column_sums(
         other=0.0,
     )
     number = tl.arange(0, BLOCK_E)
-    distances = tl.load(edges + number, mask=number < EDGES, other=2147483647)
+    distances = tl.load(edges + number, mask=number < EDGES, other=_LATEST)
     mass = tl.zeros([BLOCK_N, BLOCK_E], tl.float32)
-    last = tl.load(last_rows + tile)
-    for first in range(tl.load(first_rows + tile), last, BLOCK_M):
-        row = first + tl.arange(0, BLOCK_M)
-        valid = row < last
-        position = tl.load(positions + row, mask=valid, other=-1)
-        offset = tl.load(offsets + head * rows + row, mask=valid, other=0.0)
+    received = tl.zeros([BLOCK_N, _LANES], tl.float32)
+    # edges up to `ahead` are not passed yet, and the next of the others is `behind`
+    ahead, behind = tl.cast(_LATEST, tl.int32), 0
+    last = tl.load(last_tiles + tile)
+    place = tl.arange(0, BLOCK_M)
+    in_tile = place[None, :] * q_row + size[:, None]
+    for back in range(last - tl.load(first_tiles + tile)):
+        first = (last - 1 - back) * BLOCK_M
+        offset = tl.load(offsets + head * padded + first + place)
         queries = tl.load(
-            q + head * q_head + row[None, :].to(tl.int64) * q_row + size[:, None],
-            mask=valid[None, :] & (size[:, None] < D),
+            q + head * q_head + first.to(tl.int64) * q_row + in_tile,
+            mask=(first + place < rows)[None, :] & (size[:, None] < D),
             other=0.0,
         )
         exponents = tile_product(keys, queries) * scale - offset[None, :]
-        distance = position[None, :] - column[:, None]
         nearest = tl.load(positions + first) - (begin + BLOCK_N - 1)
-        farthest = tl.load(positions + tl.minimum(first + BLOCK_M, last) - 1) - begin
-        # columns that do not exist come after every position
-        if (nearest < 0) | (farthest >= window) | (first + BLOCK_M > last):
-            seen = (distance >= 0) & (distance < window) & valid[None, :]
+        farthest = tl.load(positions + first + BLOCK_M - 1) - begin
+        mixed = (nearest < tl.maximum(ahead, 0)) | (farthest >= behind)
+        if mixed:
+            # columns that do not exist come after every position
+            distance = tl.load(positions + first + place)[None, :] - column[:, None]
+            seen = (distance >= 0) & (distance < window)
             exponents = tl.where(seen, exponents, float("-inf"))
         shares = tl.exp2(exponents)
-        total = tl.sum(shares, 1)
-        mass += tl.where(distances[None, :] <= nearest, total[:, None], 0.0)
-        # an edge that belongs to some pairs of the tile and not to others needs a sum of its own
-        straddles = (distances > nearest) & (distances <= farthest)
-        if tl.sum(straddles.to(tl.int32), 0) > 0:
+        if mixed:
+            passed = (distances > nearest) & (distances <= ahead)
+            mass += tl.where(passed[None, :], tl.sum(received, 1)[:, None], 0.0)
+            distance = tl.load(positions + first + place)[None, :] - column[:, None]
             for edge in range(EDGES):
                 least = tl.load(edges + edge)
+                # it belongs to some pairs of the tile and not to others
                 if (least > nearest) & (least <= farthest):
                     part = tl.sum(tl.where(distance >= least, shares, 0.0), 1)
                     mass += tl.where(number[None, :] == edge, part[:, None], 0.0)
+            ahead = tl.max(tl.where(distances <= nearest, distances, -1), 0)
+            behind = tl.min(tl.where(distances > nearest, distances, window), 0)
+            behind = tl.minimum(behind, window)
+        received += tl.sum(tl.reshape(shares, (BLOCK_N, BLOCK_M // _LANES, _LANES)), 1)
+    mass += tl.where((distances <= ahead)[None, :], tl.sum(received, 1)[:, None], 0.0)
     if WEIGHTED:
         norm = tl.load(norms + head // group * columns + column, mask=exists, other=0.0)
         mass *= norm[:, None]
@@ -238,7 +266,7 @@ def _column_sums(
 
 
 @triton.jit
-def _row_totals(
+def row_totals(
     offsets: tl.tensor,
     q: tl.tensor,
     k: tl.tensor,
@@ -249,6 +277,7 @@ def _row_totals(
     k_head: int,
     k_row: int,
     rows: int,
+    padded: int,
     columns: int,
     group: int,
     scale: float,
@@ -265,7 +294,7 @@ def _row_totals(
     valid = row < rows
     size = tl.arange(0, BLOCK_D)
     position = tl.load(positions + row, mask=valid, other=-1)
-    offset = tl.load(offsets + head * rows + row, mask=valid, other=0.0)
+    offset = tl.load(offsets + head * padded + row, mask=valid, other=0.0)
     queries = tl.load(
         q + head * q_head + row[:, None].to(tl.int64) * q_row + size[None, :],
         mask=valid[:, None] & (size[None, :] < D),
@@ -274,12 +303,14 @@ def _row_totals(
     earliest = tl.load(positions + first)
     latest = tl.load(positions + tl.minimum(first + BLOCK_M, rows) - 1)
     oldest = tl.maximum(earliest - window + 1, 0)
-    total = tl.zeros([BLOCK_M], tl.float32)
+    total = tl.zeros([BLOCK_M, _LANES], tl.float32)
+    place = tl.arange(0, BLOCK_N)
+    in_tile = place[None, :] * k_row + size[:, None]
     for begin in range(oldest // BLOCK_N * BLOCK_N, latest + 1, BLOCK_N):
-        column = begin + tl.arange(0, BLOCK_N)
+        column = begin + place
         exists = column < columns
         keys = tl.load(
-            k + head // group * k_head + column[None, :].to(tl.int64) * k_row + size[:, None],
+            k + head // group * k_head + tl.cast(begin, tl.int64) * k_row + in_tile,
             mask=exists[None, :] & (size[:, None] < D),
             other=0.0,
         )
@@ -291,7 +322,8 @@ def _row_totals(
             seen = (distance >= 0) & (distance < window)
             exponents = tl.where(seen, exponents, float("-inf"))
         shares = tl.exp2(exponents)
-        total += tl.sum(shares * norm[None, :], 1)
+        weighted = tl.reshape(shares * norm[None, :], (BLOCK_M, BLOCK_N // _LANES, _LANES))
+        total += tl.sum(weighted, 1)
     # a row that sees only values of norm zero has nothing to share out, and no logarithm
-    total = tl.maximum(total, 1e-30)
-    tl.store(offsets + head * rows + row, offset + tl.log2(total), mask=valid)
+    mass = tl.maximum(tl.sum(total, 1), 1e-30)
+    tl.store(offsets + head * padded + row, offset + tl.log2(mass), mask=valid)

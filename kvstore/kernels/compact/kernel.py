@@ -32,12 +32,7 @@ def gather_rows(
     keys = k.new_empty(total, coding.keys.width, dtype=coding.keys.storage_dtype)
     values = v.new_empty(total, coding.values.width, dtype=coding.values.storage_dtype)
     if total:
-        rotated = coding.keys.rotated or coding.values.rotated
-        block = triton.next_power_of_2(size)
-        tile = max(1, _TILE_ELEMENTS // block)
-        if rotated:
-            # products want sixteen of everything
-            tile, block = _ROTATED_ROWS, max(16, block)
+        rotated, tile = _rotates(coding), rows_a_program(coding)
         _gather[(triton.cdiv(total, tile),)](
             keys,
             values,
@@ -59,11 +54,22 @@ def gather_rows(
             D=size,
             BLOCK_H=triton.next_power_of_2(max(2, len(rows))),
             BLOCK_R=tile,
-            BLOCK_D=block,
+            # products want sixteen of everything
+            BLOCK_D=max(16 if rotated else 1, triton.next_power_of_2(size)),
             BLOCK_HALF=max(16, triton.next_power_of_2((size + 1) // 2)),
             num_warps=4,
         )
     return keys, values
+
+
+def rows_a_program(coding: RowCoding) -> int:
+    if _rotates(coding):
+        return _ROTATED_ROWS
+    return int(max(1, _TILE_ELEMENTS // triton.next_power_of_2(coding.keys.size)))
+
+
+def _rotates(coding: RowCoding) -> bool:
+    return coding.keys.rotated or coding.values.rotated
 
 
 @triton.jit
@@ -95,7 +101,9 @@ def _gather(
     BLOCK_HALF: tl.constexpr,
 ) -> None:
     """Program (tile of rows of the result), whichever heads they belong to."""
-    target = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    first = tl.program_id(0).to(tl.int64) * BLOCK_R
+    place = tl.arange(0, BLOCK_R)
+    target = first + place
     valid = target < total
     number = tl.arange(0, BLOCK_H)
     end = tl.load(ends + number, mask=number < HEADS, other=2147483647)
@@ -109,11 +117,23 @@ def _gather(
     value = tl.load(
         v + (head * v_head + row * v_row)[:, None] + size * v_size, mask=wanted, other=0.0
     )
-    _write(keys, key, target, valid, signs, spread, KEY_CODEC, KEY_WIDTH, D, BLOCK_D, BLOCK_HALF)
     _write(
-        values,
+        keys + first * KEY_WIDTH,
+        key,
+        place,
+        valid,
+        signs,
+        spread,
+        KEY_CODEC,
+        KEY_WIDTH,
+        D,
+        BLOCK_D,
+        BLOCK_HALF,
+    )
+    _write(
+        values + first * VALUE_WIDTH,
         value,
-        target,
+        place,
         valid,
         signs,
         spread,
@@ -129,7 +149,7 @@ def _gather(
 def _write(
     stored: tl.tensor,
     rows: tl.tensor,
-    target: tl.tensor,
+    place: tl.tensor,
     valid: tl.tensor,
     signs: tl.tensor,
     spread: float,
@@ -139,22 +159,22 @@ def _write(
     BLOCK_D: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
 ) -> None:
-    """Rows `[BLOCK_R, BLOCK_D]` to their place in the result, coded; `signs` `[D, D]` rotates."""
+    """Rows `[BLOCK_R, BLOCK_D]` to their place in `stored`, coded; `signs` `[D, D]` rotates."""
     size = tl.arange(0, BLOCK_D)
     if CODEC == MODEL:
         wanted = valid[:, None] & (size[None, :] < D)
-        tl.store(stored + target[:, None] * D + size[None, :], rows, mask=wanted)
+        tl.store(stored + place[:, None] * D + size[None, :], rows, mask=wanted)
     elif CODEC == INT4:
         HALF: tl.constexpr = (D + 1) // 2
         half = tl.arange(0, BLOCK_HALF)
-        place = signs + size[:, None] * D + half[None, :]
-        low_signs = tl.load(place, mask=(size[:, None] < D) & (half[None, :] < HALF), other=0.0)
+        sign = signs + size[:, None] * D + half[None, :]
+        low_signs = tl.load(sign, mask=(size[:, None] < D) & (half[None, :] < HALF), other=0.0)
         high_signs = tl.load(
-            place + HALF, mask=(size[:, None] < D) & (half[None, :] + HALF < D), other=0.0
+            sign + HALF, mask=(size[:, None] < D) & (half[None, :] + HALF < D), other=0.0
         )
         low = tile_product(rows, low_signs) * spread
         high = tile_product(rows, high_signs) * spread
-        store_coded(stored, target * WIDTH, low, high, valid, CODEC, D, BLOCK_HALF)
+        store_coded(stored, place * WIDTH, low, high, valid, CODEC, D, BLOCK_HALF)
     else:
         exact = rows.to(tl.float32)
-        store_coded(stored, target * WIDTH, exact, exact, valid, CODEC, D, BLOCK_D)
+        store_coded(stored, place * WIDTH, exact, exact, valid, CODEC, D, BLOCK_D)

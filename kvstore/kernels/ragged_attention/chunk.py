@@ -15,6 +15,7 @@ from kvstore.kernels.ragged_attention.tiles import (
     marked_logits,
     mixed_values,
     query_tile,
+    whole_values,
 )
 
 
@@ -75,14 +76,21 @@ def attend_chunk(
     WEIGHTED: tl.constexpr,
     SCORED: tl.constexpr,
     SINGLE: tl.constexpr,
+    SPLIT: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """Program (chunk, query tile). Piece `chunk + head`: each later one is of a later of both."""
+    """Program (chunk, query tile). Piece `chunk + head`: each later one is of a later of both.
+
+    `SPLIT`: half a tile is enough for all queries, and its other half has them again.
+    """
     chunk = tl.program_id(0)
-    query = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    in_tile = tl.arange(0, BLOCK_M)
+    query = tl.program_id(1) * BLOCK_M + in_tile
+    if SPLIT:
+        query = in_tile % (BLOCK_M // 2)
     size = element_of(tl.arange(0, BLOCK_D), VALUE_CODEC, D)
     share = chunk_rows(ends, count, CHUNKS, BLOCK_N)
     row = chunk * share
@@ -101,6 +109,8 @@ def attend_chunk(
                 place = (tl.cast(b, tl.int64) * layers + layer) * heads + h
                 begin = end - tl.load(rows + place)
                 known = query < GROUP * fed
+                if SPLIT:
+                    known = known & (in_tile < BLOCK_M // 2)
                 first_query = tl.load(first_queries + b)
                 queries = query_tile(
                     q,
@@ -127,7 +137,9 @@ def attend_chunk(
                 if SCORED:
                     wants_scores = tl.load(scored + place) != 0
                 top = tl.full([BLOCK_M], HIDDEN, tl.float32)
-                total = tl.zeros([BLOCK_M], tl.float32)
+                # to be added up at the end, as what values have in common is
+                total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+                common = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
                 result = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
                 for at in range(row, stop, BLOCK_N):
                     line = at + tl.arange(0, BLOCK_N)
@@ -144,6 +156,7 @@ def attend_chunk(
                         page,
                         in_page,
                         valid,
+                        scale,
                         KEY_CODEC,
                         KEY_PAGE,
                         KEY_CODES,
@@ -152,7 +165,7 @@ def attend_chunk(
                         BLOCK_D,
                     )
                     logits = marked_logits(
-                        logits * scale,
+                        logits,
                         valid,
                         slot,
                         own,
@@ -175,9 +188,8 @@ def attend_chunk(
                     above = tl.maximum(top, tl.max(logits, 1))
                     weights = tl.exp2(logits - above[:, None])
                     fade = tl.exp2(top - above)
-                    total = total * fade + tl.sum(weights, 1)
-                    result *= fade[:, None]
-                    result += mixed_values(
+                    total = total * fade[:, None] + weights
+                    further, added = mixed_values(
                         weights,
                         elements,
                         arena,
@@ -189,13 +201,18 @@ def attend_chunk(
                         VALUE_CODES,
                         VALUE_SCALES,
                         VALUE_FIRST,
+                        SPLIT,
                         D,
                         BLOCK_D,
                     )
+                    result = result * fade[:, None] + further
+                    common = common * fade[:, None] + added
                     top = above
+                result = whole_values(result, elements, VALUE_CODEC, SPLIT)
+                result += tl.sum(common, 1)[:, None]
                 piece = (chunk + head).to(tl.int64) * piece_queries + query
                 tl.store(maxima + piece, top, mask=known)
-                tl.store(sums + piece, total, mask=known)
+                tl.store(sums + piece, tl.sum(total, 1), mask=known)
                 wanted = known[:, None] & (size[None, :] < D)
                 tl.store(mixed + piece[:, None] * D + size[None, :], result, mask=wanted)
             row = stop

@@ -20,6 +20,35 @@ from kvstore.kernels.ragged_attention.tiles import (
 from kvstore.kernels.tile_product import tile_product
 
 
+@triton.jit
+def hand_back_saved(
+    received: tl.tensor,
+    saved_logits: tl.tensor,
+    totals: tl.tensor,
+    row: tl.tensor,
+    stop: tl.tensor,
+    earlier_tokens: tl.tensor,
+    GROUP: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+) -> None:
+    """Rows `[row, stop)` of the line, where `received` begins, from a single token's logits."""
+    BLOCK_G: tl.constexpr = triton.next_power_of_2(GROUP)
+    query = tl.arange(0, BLOCK_G)
+    total = tl.load(totals + query, mask=query < GROUP, other=0.0)
+    for at in range(row, stop, BLOCK_R):
+        line = at + tl.arange(0, BLOCK_R)
+        valid = line < stop
+        logits = tl.load(
+            saved_logits + line[:, None].to(tl.int64) * GROUP + query[None, :],
+            mask=valid[:, None] & (query[None, :] < GROUP),
+            other=HIDDEN,
+        )
+        shares = tl.sum(tl.exp2(logits - total[None, :]), 1) / GROUP
+        added = line < tl.where(earlier_tokens > 0, stop, 0)
+        shares += tl.load(received + line, mask=added, other=0.0)
+        tl.store(received + line, shares, mask=valid)
+
+
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=["ends"])
 def hand_back(
     received: tl.tensor,
@@ -116,25 +145,23 @@ def hand_back(
                     if WINDOWED or WEIGHTED:
                         is_marked = tl.load(marked + place).to(tl.int32) != 0
                         is_weighted = tl.load(weighted + place).to(tl.int32) != 0
-                    for at in range(row, stop, BLOCK_N):
-                        line = at + tl.arange(0, BLOCK_N)
-                        valid = line < stop
-                        slot = line - begin
-                        shares = tl.zeros([BLOCK_N], tl.float32)
-                        if SINGLE:
-                            query = tl.arange(0, BLOCK_M)
-                            known = query < GROUP
-                            saved = line[None, :].to(tl.int64) * GROUP + query[:, None]
-                            logits = tl.load(
-                                saved_logits + saved,
-                                mask=known[:, None] & valid[None, :],
-                                other=HIDDEN,
-                            )
-                            total = tl.load(
-                                totals + head * piece_queries + query, mask=known, other=0.0
-                            )
-                            shares = tl.sum(tl.exp2(logits - total[:, None]), 0) / GROUP
-                        else:
+                    if SINGLE:
+                        hand_back_saved(
+                            received + entry - begin,
+                            saved_logits,
+                            totals + head * piece_queries,
+                            row,
+                            stop,
+                            earlier_tokens,
+                            GROUP,
+                            4 * BLOCK_N,
+                        )
+                    else:
+                        for at in range(row, stop, BLOCK_N):
+                            line = at + tl.arange(0, BLOCK_N)
+                            valid = line < stop
+                            slot = line - begin
+                            shares = tl.zeros([BLOCK_N], tl.float32)
                             page = tl.load(
                                 pages + place * table_pages + slot // PAGE_ROWS,
                                 mask=valid,
@@ -164,6 +191,7 @@ def hand_back(
                                     page,
                                     slot % PAGE_ROWS,
                                     valid,
+                                    scale,
                                     KEY_CODEC,
                                     KEY_PAGE,
                                     KEY_CODES,
@@ -172,7 +200,7 @@ def hand_back(
                                     BLOCK_D,
                                 )
                                 logits = marked_logits(
-                                    logits * scale,
+                                    logits,
                                     valid,
                                     slot,
                                     own + query % fed,
@@ -191,9 +219,9 @@ def hand_back(
                                 )
                                 logits = tl.where(known[:, None], logits, HIDDEN)
                                 shares += tl.sum(tl.exp2(logits - total[:, None]), 0) / GROUP
-                        added = valid & (slot < tl.where(earlier_tokens > 0, 2147483647, 0))
-                        shares += tl.load(received + entry + slot, mask=added, other=0.0)
-                        tl.store(received + entry + slot, shares, mask=valid)
+                            added = valid & (slot < tl.where(earlier_tokens > 0, 2147483647, 0))
+                            shares += tl.load(received + entry + slot, mask=added, other=0.0)
+                            tl.store(received + entry + slot, shares, mask=valid)
                 row = stop
             head += 1
     else:

@@ -19,7 +19,7 @@ from kvstore.kernels.ragged_attention.tiles import (
 from kvstore.kernels.tile_product import tile_product
 
 # pieces of a head that are read side by side
-_JOINED = tl.constexpr(4)
+JOINED = tl.constexpr(4)
 
 
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=["ends"])
@@ -105,8 +105,8 @@ def join_pieces(
         top = tl.full([BLOCK_M], HIDDEN, tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
         result = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        for number in range(0, pieces, _JOINED):
-            for further in tl.static_range(_JOINED):
+        for number in range(0, pieces, JOINED):
+            for further in tl.static_range(JOINED):
                 # beyond the last piece no query has anything
                 there = query < tl.where(pieces > number + further, GROUP * fed, 0)
                 piece = (first + head + number + further).to(tl.int64) * piece_queries + query

@@ -139,7 +139,8 @@ def attend_on_device(
         "BLOCK_N": _ROW_TILE_F32 if q.dtype == torch.float32 else ROW_TILE,
         "num_warps": 4,
     }
-    attend_chunk[(chunks, tiles)](*shared, **options, num_stages=_STAGES)
+    split = 2 * queries <= tile
+    attend_chunk[(chunks, tiles)](*shared, **options, SPLIT=split, num_stages=_STAGES)
     join_pieces[(lines, tiles)](out, *out.stride(), *shared, **options, num_stages=2)
     if scored:
         hand_back[(chunks + lines,)](

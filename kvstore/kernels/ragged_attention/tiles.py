@@ -5,7 +5,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvstore.kernels.coded_rows import INT4, MODEL, element_of, load_codes, load_scales
+from kvstore.kernels.coded_rows import (
+    INT4,
+    MODEL,
+    column_unit,
+    element_of,
+    load_codes,
+    load_scales,
+)
 from kvstore.kernels.tile_product import tile_product
 
 # logits no query reaches; finite, so that differences of two are defined
@@ -94,6 +101,7 @@ def held_logits(
     page: tl.tensor,
     place: tl.tensor,
     valid: tl.tensor,
+    factor: float,
     KEY_CODEC: tl.constexpr,
     KEY_PAGE: tl.constexpr,
     KEY_CODES: tl.constexpr,
@@ -101,20 +109,32 @@ def held_logits(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> tl.tensor:
-    """Queries times the keys of rows at `place` in their `page`, f32 `[BLOCK_M, BLOCK_N]`.
+    """Queries times the keys of rows at `place` in their `page`, times `factor`, f32.
 
-    The queries' columns are as the codec unpacks keys.
+    `[BLOCK_M, BLOCK_N]`. The queries' columns are as the codec unpacks keys.
     """
     start = page * KEY_PAGE + place * KEY_CODES
-    codes = load_codes(elements, arena, start, valid, KEY_CODEC, D, BLOCK_D, queries.dtype)
-    logits = tile_product(queries, tl.trans(codes))
-    if KEY_CODEC != MODEL:
+    codes = load_codes(elements, arena, start, valid, KEY_CODEC, D, BLOCK_D, queries.dtype, True)
+    if KEY_CODEC == MODEL:
+        logits = tile_product(queries, tl.trans(codes)) * factor
+    else:
         words = page * KEY_PAGE + KEY_SCALES
-        scale, offset = load_scales(arena, words, place, valid, KEY_CODEC)
-        logits *= scale[None, :]
+        scale, offset = load_scales(arena, words, place, valid, factor, KEY_CODEC, queries.dtype)
         if KEY_CODEC == INT4:
-            logits += tl.sum(queries.to(tl.float32), 1)[:, None] * offset[None, :]
+            exact = queries.to(tl.float32)
+            unit = column_unit(tl.arange(0, BLOCK_D), KEY_CODEC, queries.dtype)
+            moved = (exact * unit[None, :]).to(queries.dtype)
+            logits = tile_product(moved, tl.trans(codes)) * scale[None, :]
+            logits += (tl.sum(exact, 1) * factor)[:, None] * offset[None, :]
+        else:
+            logits = tile_product(queries, tl.trans(codes)) * scale[None, :]
     return logits
+
+
+@triton.constexpr_function
+def _value_type(model: tl.dtype) -> tl.dtype:
+    """What values become: float16 would lose small weights times small scales."""
+    return tl.float32 if model == tl.float32 else tl.bfloat16
 
 
 @triton.jit
@@ -130,28 +150,45 @@ def mixed_values(
     VALUE_CODES: tl.constexpr,
     VALUE_SCALES: tl.constexpr,
     VALUE_FIRST: tl.constexpr,
+    SPLIT: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
-) -> tl.tensor:
+) -> tuple[tl.tensor, tl.tensor]:
     """Weights `[BLOCK_M, BLOCK_N]` times the rows' values, f32 `[BLOCK_M, BLOCK_D]`.
 
-    Columns as the codec unpacks them: `element_of`.
+    Columns as the codec unpacks them, `element_of` and in its units, `column_unit`; and what each
+    weight adds to all of a row's elements, `[BLOCK_M, BLOCK_N]`. `SPLIT`: see `mix_split`.
     """
     start = page * VALUE_PAGE + VALUE_FIRST + place * VALUE_CODES
-    # float16 would lose small weights times small scales
-    if elements.dtype.element_ty == tl.float32:
-        codes = load_codes(elements, arena, start, valid, VALUE_CODEC, D, BLOCK_D, tl.float32)
-    else:
-        codes = load_codes(elements, arena, start, valid, VALUE_CODEC, D, BLOCK_D, tl.bfloat16)
-    if VALUE_CODEC == MODEL:
-        mixed = mix(weights, codes)
-    else:
+    TYPE: tl.constexpr = _value_type(elements.dtype.element_ty)
+    codes = load_codes(elements, arena, start, valid, VALUE_CODEC, D, BLOCK_D, TYPE, False)
+    added = tl.zeros(weights.shape, tl.float32)
+    if VALUE_CODEC != MODEL:
         words = page * VALUE_PAGE + VALUE_SCALES
-        scale, offset = load_scales(arena, words, place, valid, VALUE_CODEC)
-        mixed = mix(weights * scale[None, :], codes)
+        scale, offset = load_scales(arena, words, place, valid, 1.0, VALUE_CODEC, TYPE)
         if VALUE_CODEC == INT4:
-            mixed += tl.sum(weights * offset[None, :], 1)[:, None]
-    return mixed
+            added = weights * offset[None, :]
+        weights *= scale[None, :]
+    mixed = mix_split(weights, codes) if SPLIT else mix(weights, codes)
+    return mixed, added
+
+
+@triton.jit
+def whole_values(
+    result: tl.tensor,
+    elements: tl.tensor,
+    VALUE_CODEC: tl.constexpr,
+    SPLIT: tl.constexpr,
+) -> tl.tensor:
+    """Sums of `mixed_values` in the units of values; where split, in both halves of the tile."""
+    ROWS: tl.constexpr = result.shape[0]
+    BLOCK_D: tl.constexpr = result.shape[1]
+    if SPLIT:
+        halves = tl.reshape(result, (2, ROWS // 2, BLOCK_D))
+        both = tl.sum(halves, 0)[None, :, :]
+        result = tl.reshape(tl.broadcast_to(both, halves.shape), (ROWS, BLOCK_D))
+    TYPE: tl.constexpr = _value_type(elements.dtype.element_ty)
+    return result * column_unit(tl.arange(0, BLOCK_D), VALUE_CODEC, TYPE)[None, :]
 
 
 @triton.jit
@@ -211,3 +248,15 @@ def mix(weights: tl.tensor, values: tl.tensor) -> tl.tensor:
         low = (weights - high.to(tl.float32)).to(values.dtype)
         mixed += tile_product(low, values)
     return mixed
+
+
+@triton.jit
+def mix_split(weights: tl.tensor, values: tl.tensor) -> tl.tensor:
+    """The same of a tile whose lower half has the weights of its upper half again.
+
+    The halves of the result are to be added: one product has both parts of the weights.
+    """
+    high = weights.to(values.dtype)
+    first = tl.arange(0, weights.shape[0]) < weights.shape[0] // 2
+    low = (weights - high.to(tl.float32)).to(values.dtype)
+    return tile_product(tl.where(first[:, None], high, low), values)

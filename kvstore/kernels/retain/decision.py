@@ -28,6 +28,7 @@ _SUM = tl.constexpr(SCORE_SUM)
 _DECAYED = tl.constexpr(SCORE_DECAYED)
 # up to so many rows that lose their rank are found one by one
 _FEW = tl.constexpr(16)
+_LATEST = tl.constexpr(2**31 - 1)
 # below every rank, and above every one
 _LOWEST = tl.constexpr(-(2**63))
 _HIGHEST = tl.constexpr(2**63 - 1)
@@ -40,6 +41,12 @@ def _rank(score: tl.tensor, position: tl.tensor) -> tl.tensor:
     bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     return (ordered.to(tl.int64) << 32) | (2147483647 - position).to(tl.int64)
+
+
+@triton.jit
+def _position(bound: tl.tensor) -> tl.tensor:
+    """A bound of positions, int64, as positions are: int32."""
+    return tl.minimum(tl.maximum(bound, -1), _LATEST).to(tl.int32)
 
 
 @triton.jit
@@ -58,7 +65,27 @@ def positions_of(
 
 
 @triton.jit
-def _last_loser(
+def tile_marks(
+    mark_table: tl.tensor,
+    first: tl.tensor,
+    held: tl.tensor,
+    MARK_ROWS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """A tile's rows `[BLOCK_R / n, n]`, where their marks lie, and which of these can be read.
+
+    n rows have their marks side by side, so that one load has them all. Of the last n there may be
+    more than are held.
+    """
+    SIDE: tl.constexpr = 4 if MARK_ROWS % 4 == 0 else 1
+    begin, side = first + tl.arange(0, BLOCK_R // SIDE) * SIDE, tl.arange(0, SIDE)[None, :]
+    mark = flat_rows(mark_table, begin, begin < held, MARK_ROWS)
+    row = begin[:, None] + side
+    return row, mark[:, None] + side, tl.broadcast_to((begin < held)[:, None], row.shape)
+
+
+@triton.jit
+def last_loser(
     ranks: tl.tensor, total: tl.tensor, losers: tl.tensor, BLOCK_R: tl.constexpr
 ) -> tl.tensor:
     """The rank up to which exactly `losers` rows are; below all if there are none."""
@@ -150,50 +177,58 @@ def decide_rows(
     generated_window = tl.load(rule + _GENERATED_WINDOW)
     generated = tl.maximum(tl.load(rule + _GENERATED_FROM), seen - generated_window)
     generated = tl.where(generated_window > 0, generated, seen)
+    horizon = tl.load(rule + _HORIZON)
+    # rows at positions before the one and from the other on stay, and of these those from `oldest`
+    early, late = _position(sinks), _position(tl.minimum(seen - recent, generated))
+    early = tl.where(full != 0, _LATEST, early)
+    oldest = _position(tl.where(horizon > 0, seen - horizon, 0))
     decay = tl.full([], 1.0, tl.float64)
     if update == _DECAYED:
         once = tl.load(rule + _SCORE_DECAY).to(tl.float64, bitcast=True)
         for _ in range(fed):
             decay *= once
     adds = (update == _DECAYED) | (update == _SUM)
-    clauses = 0
+    new_from = (length - held).to(tl.int32)
+    clauses, staying, arriving = 0, 0, 0
     for first in range(0, total, BLOCK_R):
-        row = first + tl.arange(0, BLOCK_R)
-        position, mark = positions_of(mark_table, positions, row, held, length, MARK_ROWS)
-        old_flag = tl.load(flags + mark, mask=row < held, other=0)
-        arrives = (row >= held) & (row < total)
-        new_flag = tl.load(new_flags + row - held, mask=arrives, other=0)
-        protects = ((old_flag | new_flag).to(tl.int32) & protected) != 0
-        kept = (position > seen - 1 - recent) | (position < sinks) | (position >= generated)
-        kept = (kept | protects).to(tl.int32) | full
-        kept = tl.where(row < total, kept, 0)
-        clauses += tl.sum(kept, 0)
-        tl.store(stays + row, kept.to(tl.uint8), mask=row < total)
+        row, mark, there = tile_marks(mark_table, first, held, MARK_ROWS, BLOCK_R)
+        old, valid = row < held, row < total
+        position = tl.load(positions + mark, mask=there, other=0)
+        position = tl.where(old, position, new_from + row)
+        flag = tl.load(flags + mark, mask=there, other=0)
+        if first + BLOCK_R > held:
+            flag = tl.where(old, flag, tl.load(new_flags + row - held, mask=~old & valid, other=0))
+        protects = (flag.to(tl.int32) & protected) != 0
+        kept = ((position >= late) | (position < early) | protects) & valid
+        inside = position >= oldest
         if scored:
-            got = tl.load(grown + row, mask=row < total, other=0.0)
-            old_score = tl.load(scores + mark, mask=row < held, other=0.0)
+            clauses += tl.sum(kept.to(tl.int32))
+            got = tl.load(grown + row, mask=valid, other=0.0)
+            old_score = tl.where(old, tl.load(scores + mark, mask=there, other=0.0), 0.0)
             got = tl.where(adds, got, 0.0) + decay.to(tl.float32) * old_score
-            tl.store(grown + row, got, mask=row < total)
+            tl.store(grown + row, got, mask=valid)
             # rows that do not compete for the budget rank above all that do
-            rank = tl.where(kept * beyond == 0, _rank(got, position), _HIGHEST)
-            tl.store(ranks + row, rank, mask=row < total)
+            competes = ~kept | (beyond == 0)
+            tl.store(ranks + row, tl.where(competes, _rank(got, position), _HIGHEST), mask=valid)
+            tl.store(stays + row, kept.to(tl.uint8) + 2 * inside.to(tl.uint8), mask=valid)
+        else:
+            kept = kept & inside
+            staying += tl.sum(kept.to(tl.int32))
+            if first + BLOCK_R > held:
+                arriving += tl.sum((kept & ~old).to(tl.int32))
+            tl.store(stays + row, kept.to(tl.uint8), mask=valid)
     tl.debug_barrier()
-    threshold = tl.full([], _HIGHEST, tl.int64)
     if scored:
         losers = tl.where(beyond != 0, total - clauses, total) - budget
-        threshold = _last_loser(ranks, total, losers, BLOCK_R)
-    horizon = tl.load(rule + _HORIZON)
-    oldest = tl.where(horizon > 0, seen - horizon, 0)
-    staying, arriving = 0, 0
-    for first in range(0, total, BLOCK_R):
-        row = first + tl.arange(0, BLOCK_R)
-        position, _ = positions_of(mark_table, positions, row, held, length, MARK_ROWS)
-        kept = tl.load(stays + row, mask=row < total, other=0) != 0
-        if scored:
-            kept = kept | (tl.load(ranks + row, mask=row < total, other=0) > threshold)
-        kept = kept & (position >= oldest) & (row < total)
-        staying += tl.sum(kept.to(tl.int32), 0)
-        arriving += tl.sum((kept & (row >= held)).to(tl.int32), 0)
-        tl.store(stays + row, kept.to(tl.uint8), mask=row < total)
-    tl.debug_barrier()
+        threshold = last_loser(ranks, total, losers, BLOCK_R)
+        for first in range(0, total, BLOCK_R):
+            row = first + tl.arange(0, BLOCK_R)
+            clause = tl.load(stays + row, mask=row < total, other=0)
+            rank = tl.load(ranks + row, mask=row < total, other=_LOWEST)
+            kept = (((clause & 1) != 0) | (rank > threshold)) & (clause > 1)
+            staying += tl.sum(kept.to(tl.int32), 0)
+            if first + BLOCK_R > held:
+                arriving += tl.sum((kept & (row >= held)).to(tl.int32), 0)
+            tl.store(stays + row, kept.to(tl.uint8), mask=row < total)
+        tl.debug_barrier()
     return staying, arriving

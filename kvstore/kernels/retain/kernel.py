@@ -29,6 +29,7 @@ from kvstore.kernels.retain.decision import (
     decide_rows,
     may_lose,
     positions_of,
+    tile_marks,
 )
 from kvstore.kernels.retain.free_pages import FreePages, give_back_pages, take_pages
 from kvstore.kernels.retain.moves import arriving_rows, list_moves, place_rows
@@ -43,8 +44,8 @@ _VARYING = [
     "page_capacity",
     "mark_capacity",
 ]
-_ROW_TILE = 1024
-_MOVE_TILE = 16
+ROW_TILE = 1024
+MOVE_TILE = 16
 
 
 def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
@@ -92,7 +93,7 @@ def _launch(
     moves = torch.empty(max(1, entries), dtype=torch.int64, device=batch.rows.device)
     nothing = (after, 0, after, after, after, after)
     coding = batch.store.coding
-    _retain[(sequences * layers * heads,)](
+    retain_head[(sequences * layers * heads,)](
         batch.new_keys,
         batch.new_values,
         batch.cells,
@@ -134,14 +135,14 @@ def _launch(
         D=size,
         BLOCK_D=triton.next_power_of_2(size),
         BLOCK_H=triton.next_power_of_2((size + 1) // 2),
-        BLOCK_R=_ROW_TILE,
-        BLOCK_K=_MOVE_TILE,
+        BLOCK_R=ROW_TILE,
+        BLOCK_K=MOVE_TILE,
         num_warps=4,
     )
 
 
 @triton.jit(do_not_specialize=_VARYING)
-def _retain(
+def retain_head(
     new_keys: tl.tensor,
     new_values: tl.tensor,
     cells: tl.tensor,
@@ -350,10 +351,9 @@ def _retain(
             if scored:
                 # of rows that stay where they are; slots filled above are no longer theirs
                 for first in range(0, tl.minimum(held, after), BLOCK_R):
-                    row = first + tl.arange(0, BLOCK_R)
+                    row, mark, _ = tile_marks(mark_table, first, held, MARK_ROWS, BLOCK_R)
                     here = row < tl.minimum(held, after)
                     kept = tl.load(stays + start + row, mask=here, other=0) != 0
-                    mark = flat_rows(mark_table, row, here, MARK_ROWS)
                     grown = tl.load(received + start + row, mask=here, other=0.0)
                     tl.store(scores + mark, grown, mask=here & kept)
             if TAKES:

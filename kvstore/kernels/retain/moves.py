@@ -28,15 +28,19 @@ def list_moves(
         row = first + tl.arange(0, BLOCK_R)
         kept = (tl.load(stays + row, mask=row < total, other=0) != 0).to(tl.int32)
         hole = (row < held).to(tl.int32) * (1 - kept)
-        tl.store(moves + 2 * (holes + tl.cumsum(hole, 0) - hole), row, mask=hole != 0)
-        holes += tl.sum(hole, 0)
-        new = (row >= held).to(tl.int32) * kept
-        tl.store(moves + 2 * (placed + tl.cumsum(new, 0) - new) + 1, row, mask=new != 0)
-        placed += tl.sum(new, 0)
-        old = ((row < held) & (row >= after)).to(tl.int32) * kept
-        rank = arriving + tail + tl.cumsum(old, 0) - old
-        tl.store(moves + 2 * rank + 1, row, mask=old != 0)
-        tail += tl.sum(old, 0)
+        here = tl.sum(hole, 0)
+        # most tiles have none, and nothing that moves
+        if here > 0:
+            tl.store(moves + 2 * (holes + tl.cumsum(hole, 0) - hole), row, mask=hole != 0)
+            holes += here
+        if first + BLOCK_R > tl.minimum(held, after):
+            new = (row >= held).to(tl.int32) * kept
+            tl.store(moves + 2 * (placed + tl.cumsum(new, 0) - new) + 1, row, mask=new != 0)
+            placed += tl.sum(new, 0)
+            old = ((row < held) & (row >= after)).to(tl.int32) * kept
+            rank = arriving + tail + tl.cumsum(old, 0) - old
+            tl.store(moves + 2 * rank + 1, row, mask=old != 0)
+            tail += tl.sum(old, 0)
     tl.debug_barrier()
     return arriving + tail, holes
 

@@ -77,6 +77,7 @@ _OPERATIONS: dict[str, Callable[..., Words]] = {
     "prmt.b32": _permuted,
     "lop3.b32": _logic,
     "sub.f16x2": _in_halves(torch.float16, lambda a, b: a - b),
+    "fma.rn.f16x2": _in_halves(torch.float16, lambda a, b, c: a * b + c),
     "fma.rn.bf16x2": _in_halves(torch.bfloat16, lambda a, b, c: a * b + c),
 }
 
@@ -116,5 +117,7 @@ def test_fp8(kind: str) -> None:
 @pytest.mark.parametrize("kind", TYPES)
 def test_int4(kind: str) -> None:
     """All lower halves, then all upper ones."""
-    expected = torch.cat((_PLACES & 15, _PLACES >> 4), 1).double()
+    # bfloat16 has bytes as the bits of numbers below normal ones
+    unit, upper = (2.0**-133, 16) if kind == "BF16" else (1.0, 1)
+    expected = torch.cat((_PLACES & 15, (_PLACES >> 4) * upper), 1).double() * unit
     assert torch.equal(unpacked(f"_INT4_TO_{kind}", 4), expected)

@@ -18,6 +18,7 @@ from tests.kvstore.retention_strategies import rules
 pytest.importorskip("triton")
 
 from kvstore.kernels.retain import kernel
+from tests.kvstore.kernels.retain import device_pool
 from tests.kvstore.kernels.retain.device_pool import DevicePool, NewRows, Row
 
 H2O = RetentionRule(window=20, budget_rows=30, budget_beyond=True, score_update=ScoreUpdate.SUM)
@@ -127,11 +128,14 @@ def test_a_head_holds_what_its_rule_keeps(rule: RetentionRule, device: torch.dev
         check_step(pool, fed)
 
 
+# marks are read four at a time where a page has whole fours of them
+@pytest.mark.parametrize("mark_rows", [8, 6])
 @RULES
 def test_heads_of_several_tiles(
-    rule: RetentionRule, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    rule: RetentionRule, mark_rows: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel, "_ROW_TILE", 16)
+    monkeypatch.setattr(kernel, "ROW_TILE", 16)
+    monkeypatch.setattr(device_pool, "MARK_ROWS", mark_rows)
     pool = a_pool((31, 80), rule, device)
     for fed in (3, 2):
         check_step(pool, fed)
