@@ -1,4 +1,4 @@
-"""Column mass of one layer against the flash attention that computes the layer."""
+"""What prefill computes of a layer, its attention and column mass, against flash attention."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from benchmarks.gpu.figures import Figure
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.timing import Timer
 from kvstore.kernels.column_mass.kernel import column_mass
+from kvstore.kernels.prefill_attention.op import prefill_attention
 from kvstore.profiling import sampled_positions
 
 EDGES = (0, 16, 32, 64, 128, 256, 512, 1024, 9831)
@@ -43,10 +44,12 @@ def measure(sizes: Sizes, timer: Timer) -> dict[str, Figure]:
         )
 
     attention = timer.seconds(lambda: flash(q, k, v, scale))
+    ours = timer.seconds(lambda: prefill_attention(q, k, v, scale=scale))
     against = "the layer's flash attention"
     sampled = profile(sizes.sampled_rows)
     return {
         "flash_attention_seconds": Figure(attention, "seconds", "one layer's prefill"),
+        "prefill_attention_ratio": Figure(ours / attention, "ratio", against, 1.1),
         "column_mass_all_ratio": Figure(
             timer.seconds(profile(0)) / attention, "ratio", against, 0.8
         ),

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import varlen
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext, _device_constructors
 from triton.runtime import interpreter
 
+from tests.pretended_cuda.flash import flash_attention
 from tests.pretended_cuda.recording import Recording
 from tests.pretended_cuda.tensors import DeviceTensor, moved, on_device, plainly, waits
 
@@ -71,6 +73,7 @@ def pretended_cuda() -> Iterator[None]:
             patch.setattr(torch.Tensor, name, _mover(getattr(torch.Tensor, name)))
         patch.setattr(torch, "Generator", _Generator)
         patch.setattr(interpreter.InterpretedFunction, "run", _launcher())
+        patch.setattr(varlen, "varlen_attn", flash_attention)
         for name, value in _cuda().items():
             patch.setattr(torch.cuda, name, value)
         yield
@@ -153,6 +156,7 @@ def _cuda() -> dict[str, Any]:
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "get_device_name": lambda *_: "pretended",
+        "get_device_capability": lambda *_: (9, 0),
         "get_device_properties": lambda *_: properties,
         "Event": _Event,
         "Stream": _Stream,

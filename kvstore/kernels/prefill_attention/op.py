@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 
-from kvstore.kernels.prefill_attention import cpu, reference
+from kvstore.kernels.prefill_attention import cpu, flash, reference
 
 
 def prefill_attention(
@@ -24,5 +26,22 @@ def prefill_attention(
     """
     assert q.shape[1] <= k.shape[1], "queries are the last of the positions"
     assert q.shape[0] % k.shape[0] == 0, "query heads divide evenly among KV heads"
-    form = cpu.prefill_attention if q.device.type == "cpu" else reference.prefill_attention
-    return form(q, k, v, scale=scale, sliding_window=sliding_window)
+    return _form_for(q)(q, k, v, scale=scale, sliding_window=sliding_window)
+
+
+class _Form(Protocol):
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        scale: float,
+        sliding_window: int | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+def _form_for(q: torch.Tensor) -> _Form:
+    if q.device.type == "cpu":
+        return cpu.prefill_attention
+    return flash.prefill_attention if flash.runs_flash(q) else reference.prefill_attention

@@ -64,3 +64,19 @@ def test_bfloat16_keeps_its_dtype_and_an_exact_lse(form):
     assert lse.dtype == torch.float32
     torch.testing.assert_close(out.double(), expected_out, atol=2e-2, rtol=2e-2)
     torch.testing.assert_close(lse.double(), expected_lse, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("any_device", ["", "pretended"], indirect=True)
+@pytest.mark.parametrize(
+    ("m", "n", "window"), [(1, 1, None), (65, 65, None), (65, 65, 9), (5, 65, None), (5, 65, 9)]
+)
+def test_every_device_in_16_bits(any_device, m, n, window):
+    torch.manual_seed(m)
+    queries = torch.randn(m, 4, 16).bfloat16().transpose(0, 1)
+    k, v = torch.randn(2, 2, n, 16).bfloat16()
+    given = (part.to(any_device) for part in (queries, k, v))
+    out, lse = prefill_attention(*given, scale=0.25, sliding_window=window)
+    expected_out, expected_lse = dense(queries, k, v, 0.25, window)
+    assert out.device.type == any_device
+    torch.testing.assert_close(out.cpu().double(), expected_out, atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(lse.cpu().double(), expected_lse, atol=1e-4, rtol=1e-4)
