@@ -9,7 +9,10 @@ import torch
 
 from tests.pretended_cuda.recording import CaptureRefused
 
-pytestmark = pytest.mark.parametrize("any_device", ["pretended"], indirect=True)
+pytestmark = [
+    pytest.mark.parametrize("any_device", ["gpu"], indirect=True),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real one"),
+]
 
 
 @pytest.fixture

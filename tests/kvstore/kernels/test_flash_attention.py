@@ -1,4 +1,4 @@
-"""torch's flash attention takes what prefill gives it, and answers in the shapes that it expects."""
+"""torch's flash attention takes what prefill gives it, and answers in the expected shapes."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def state(sequence: SequencePages) -> list[list[tuple[list[int], torch.Tensor, t
         ("", "int8/int4", 1),
         ("", "int8/int4", 3),
         # as graphs, which are replayed with what was known when they were captured
-        ("pretended", "int8/int4", 3),
+        ("gpu", "int8/int4", 3),
     ],
     indirect=["any_device"],
 )

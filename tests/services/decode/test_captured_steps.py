@@ -88,7 +88,7 @@ _PARTS = (
 )
 
 
-@pytest.mark.parametrize("any_device", ["", "pretended"], indirect=True)
+@pytest.mark.parametrize("any_device", ["", "gpu"], indirect=True)
 async def test_answers_are_the_same(served: ServedModel) -> None:
     pool = a_pool(served)
     alone = [await run_alone(served, a_sequence(served, pool, **part)) for part in _PARTS]

@@ -83,7 +83,7 @@ def served_there(tiny_model: Path, any_device: str) -> ServedModel:
     return load_model(str(tiny_model), device=any_device)
 
 
-@pytest.mark.parametrize("any_device", ["pretended"], indirect=True)
+@pytest.mark.parametrize("any_device", ["gpu"], indirect=True)
 @pytest.mark.parametrize("policy", _POLICIES)
 def test_a_gpu_keeps_the_same(
     served_there: ServedModel,

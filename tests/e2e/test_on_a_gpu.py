@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from headwise import Client
 from headwise.results import Result
 from tests.conftest import Pair, running_pair
 
 pytest.importorskip("triton")
+pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
 
 _ROOT = Path(__file__).parents[2]
 _PROMPT = "Compound statements contain other statements; they affect the flow of control. " * 2
@@ -22,10 +24,12 @@ _CAPTURED = (*_ON_CUDA, "--captured-steps", "--max-sequences", "2")
 
 @pytest.fixture(scope="module")
 def gpu_pair(tiny_model: Path) -> Iterator[Pair]:
-    folders = (_ROOT / "tests" / "pretended_cuda" / "at_start", _ROOT)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
-        patch.setenv("TRITON_INTERPRET", "1")
+        if not torch.cuda.is_available():
+            # one that is none
+            folders = (_ROOT / "tests" / "pretended_cuda" / "at_start", _ROOT)
+            patch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
+            patch.setenv("TRITON_INTERPRET", "1")
         with running_pair(str(tiny_model), _ON_CUDA, _CAPTURED) as pair:
             yield pair
 
