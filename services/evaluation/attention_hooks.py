@@ -46,13 +46,14 @@ class KeptAttention:
         scale: float,
         sliding_window: int | None,
     ) -> torch.Tensor:
-        own = torch.arange(self._first, self._first + q.shape[2])
+        own = torch.arange(self._first, self._first + q.shape[2], device=q.device)
         group, outputs = q.shape[1] // k.shape[1], []
         for head, coded in enumerate(self._layers[layer].heads()):
             rows = coded.decoded()
             distance = own[:, None] - torch.cat([rows.positions.long(), own])
             seen = (distance >= 0) & (distance < (sliding_window or self._first + q.shape[2]))
-            bias = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+            bias = torch.zeros(seen.shape, dtype=q.dtype, device=q.device)
+            bias.masked_fill_(~seen, -torch.inf)
             if rows.log_weights is not None:
                 bias[:, : rows.rows] += rows.log_weights
             keys, values = torch.cat([rows.keys, k[0, head]]), torch.cat([rows.values, v[0, head]])

@@ -62,7 +62,13 @@ def open_pages(
     """
     bound = pages_bound(served.shapes, first_position + more_tokens, _PAGE_ROWS)
     pages = bound.rows * (len(caches) + forks)
-    pool = PagePool(served.shapes, pages=pages, page_rows=_PAGE_ROWS, dtype=served.dtype)
+    pool = PagePool(
+        served.shapes,
+        pages=pages,
+        page_rows=_PAGE_ROWS,
+        dtype=served.dtype,
+        device=served.model.device,
+    )
     batch = []
     for layers in caches:
         coding = layers[0].coding
@@ -90,9 +96,10 @@ def feed(served: ServedModel, batch: Sequence[SequencePages], block: Sequence[in
     first, size = batch[0].length, len(block)
     assert all(pages.length == first for pages in batch), "one position for the whole batch"
     step = _whole_block(served, batch, block)
-    ids = torch.tensor(block).repeat(len(batch))[None]
-    positions = torch.arange(first, first + size).repeat(len(batch))[None]
-    ends = torch.arange(size - 1, size * len(batch), size)
+    device = served.model.device
+    ids = torch.tensor(block, device=device).repeat(len(batch))[None]
+    positions = torch.arange(first, first + size, device=device).repeat(len(batch))[None]
+    ends = torch.arange(size - 1, size * len(batch), size, device=device)
     logits = forward(served, ids, positions, BatchAttention(step), logits=True, at=ends)
     assert logits is not None
     step.retain()
