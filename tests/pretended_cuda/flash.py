@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn.attention.varlen import AuxRequest
 
-from tests.pretended_cuda.tensors import DeviceTensor, on_device, plainly
+from tests.pretended_cuda.recording import plainly
+from tests.pretended_cuda.tensors import DeviceTensor, on_device
 
 
 def flash_attention(

@@ -16,8 +16,8 @@ from torch.utils._device import DeviceContext, _device_constructors
 from triton.runtime import interpreter
 
 from tests.pretended_cuda.flash import flash_attention
-from tests.pretended_cuda.recording import Recording
-from tests.pretended_cuda.tensors import DeviceTensor, moved, on_device, plainly, waits
+from tests.pretended_cuda.recording import Recording, plainly
+from tests.pretended_cuda.tensors import DeviceTensor, moved, on_device, waits
 
 _EMPTY = ("empty", "empty_strided")
 _FILLED = ("zeros", "ones", "full", "arange", "rand", "randn", "randint", "randperm", "linspace")
@@ -89,7 +89,7 @@ def _placed(factory: Callable[..., Any], *, is_given: bool) -> Callable[..., Any
         if is_given:
             waits(factory.__name__)
         kwargs["device"] = "cpu"
-        return Recording.of_thread_does(factory, args, kwargs, plainly, on_device)
+        return Recording.of_thread_does(factory, args, kwargs, on_device)
 
     made.__name__ = factory.__name__
     return made

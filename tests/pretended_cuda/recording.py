@@ -15,6 +15,12 @@ _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or"
 _OPERATORS = {"__setitem__", *(f"__i{name}__" for name in _BINARY)}
 
 
+def plainly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The function itself, of memory that the host has."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return function(*args, **kwargs)
+
+
 class CaptureRefused(RuntimeError):
     """What CUDA answers to an operation that a graph cannot hold."""
 
@@ -25,6 +31,16 @@ class _Elsewhere:
 
     storage: StorageWeakRef
     like: Callable[[Any], torch.Tensor]
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> _Elsewhere:
+        kind, dtype = type(tensor), tensor.dtype
+        layout = tensor.storage_offset(), tensor.shape, tensor.stride()
+
+        def like(storage: Any) -> torch.Tensor:
+            return torch.empty(0, dtype=dtype).set_(storage, *layout).as_subclass(kind)
+
+        return cls(StorageWeakRef(tensor.untyped_storage()), like)
 
     def found(self) -> torch.Tensor:
         storage = torch.UntypedStorage._new_with_weak_ptr(self.storage.cdata)
@@ -65,14 +81,13 @@ class Recording:
         function: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        plainly: Callable[..., Any],
         converted: Callable[[Any], Any],
     ) -> Any:
-        """Do it, or only record it where this thread captures."""
+        """Do it, its results `converted`; or only record it where this thread captures."""
         recording = cls.of_thread()
         if recording is None:
             return converted(plainly(function, *args, **kwargs))
-        return recording._record(function, args, kwargs, plainly, converted)
+        return recording._record(function, args, kwargs, converted)
 
     def __enter__(self) -> Recording:
         assert self.of_thread() is None, "captures do not nest"
@@ -94,18 +109,15 @@ class Recording:
                 tree_map(_found, given, is_leaf=_is_elsewhere)
                 for given in (operation.args, operation.kwargs)
             )
-            with torch._C.DisableTorchFunctionSubclass():
-                again = operation.function(*args, **kwargs)
-                for old, new in zip(_tensors(operation.results), _tensors(again), strict=False):
-                    if old.data_ptr() != new.data_ptr():
-                        old.copy_(new)
+            again = plainly(operation.function, *args, **kwargs)
+            for old, new in zip(_tensors(operation.results), _tensors(again), strict=False):
+                plainly(_replace, old, new)
 
     def _record(
         self,
         function: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        plainly: Callable[..., Any],
         converted: Callable[[Any], Any],
     ) -> Any:
         if _changes(function, kwargs):
@@ -129,16 +141,7 @@ class Recording:
     def _address(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor) or _place(value) in self._own:
             return value
-        with torch._C.DisableTorchFunctionSubclass():
-            kind, size, stride = type(value), value.shape, value.stride()
-            dtype, offset = value.dtype, value.storage_offset()
-            storage = StorageWeakRef(value.untyped_storage())
-
-        def like(storage: Any) -> torch.Tensor:
-            there = torch.empty(0, dtype=dtype).set_(storage, offset, size, stride)
-            return there.as_subclass(kind)
-
-        return _Elsewhere(storage, like)
+        return plainly(_Elsewhere.of, value)
 
 
 def _changes(function: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
@@ -149,8 +152,13 @@ def _changes(function: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
 
 
 def _place(tensor: torch.Tensor) -> int:
-    with torch._C.DisableTorchFunctionSubclass():
-        return tensor.untyped_storage()._cdata
+    return plainly(torch.Tensor.untyped_storage, tensor)._cdata
+
+
+def _replace(old: torch.Tensor, new: torch.Tensor) -> None:
+    """Have what a result was hold what it is now, where that is not the same memory."""
+    if old.data_ptr() != new.data_ptr():
+        old.copy_(new)
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

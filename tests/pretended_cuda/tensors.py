@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tests.pretended_cuda.recording import Recording
+from tests.pretended_cuda.recording import Recording, plainly
 
 CUDA = torch.device("cuda", 0)
 # of tensors' methods: what hands their data to the host, which waits for it
@@ -72,13 +71,7 @@ class DeviceTensor(torch.Tensor):
         target = given.pop("device", CUDA)
         if torch.device(target).type != "cuda":
             return plainly(func, *args, **given)
-        return Recording.of_thread_does(func, args, given, plainly, on_device)
-
-
-def plainly(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """The function itself, of memory that the host has."""
-    with torch._C.DisableTorchFunctionSubclass():
-        return func(*args, **kwargs)
+        return Recording.of_thread_does(func, args, given, on_device)
 
 
 def on_device(result: Any) -> Any:
@@ -102,7 +95,7 @@ def moved(func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
     if goes_there == is_there:
         # a copy at most, which a graph can hold
         return Recording.of_thread_does(
-            _to, (source, *rest), given, plainly, on_device if is_there else _as_it_is
+            _to, (source, *rest), given, on_device if is_there else _as_it_is
         )
     waits("to")
     own = torch.Tensor if is_there else DeviceTensor

@@ -19,6 +19,7 @@ pytest.importorskip("triton")
 
 from kvstore.pool.resident import ResidentBatch
 from services.decode.captured_step import CapturedStep
+from tests.pretended_cuda.tensors import Waits
 
 pytestmark = pytest.mark.usefixtures("sanitized")
 
@@ -123,6 +124,25 @@ def test_it_does_what_the_engines_step_does(served: ServedModel, codec: str, blo
     for sequence in ours:
         sequence.release()
     assert (pools[0].used_pages, pools[0].used_mark_pages, pools[0].reserved_pages) == (0, 0, 0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a real one does not count")
+@pytest.mark.parametrize("any_device", ["gpu"], indirect=True)
+def test_inside_a_block_the_host_waits_for_nothing(served: ServedModel) -> None:
+    pool = new_pool(served)
+    sequences, _ = opened(served, pool, "full")
+    resident = ResidentBatch(pool, MODEL_ROWS, 2, block_tokens=2)
+    step = CapturedStep(served, resident)
+    resident.enter(sequences)
+    before = Waits.count
+    # both have room for a row in their pages
+    step.run()
+    resident.settle()
+    assert Waits.count == before
+    step.run()
+    resident.settle()
+    assert Waits.count > before
+    resident.leave()
 
 
 def test_a_reservation_that_is_too_small_is_refused_before_anything_changes(
