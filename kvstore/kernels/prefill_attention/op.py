@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from kvstore.kernels.prefill_attention import cpu, flash, reference
+from kvstore.kernels.prefill_attention import cpu, reference
 
 
 def prefill_attention(
@@ -44,4 +44,7 @@ class _Form(Protocol):
 def _form_for(q: torch.Tensor) -> _Form:
     if q.device.type == "cpu":
         return cpu.prefill_attention
+    # imported where it can run: it takes torch a second or two
+    from kvstore.kernels.prefill_attention import flash
+
     return flash.prefill_attention if flash.runs_flash(q) else reference.prefill_attention
