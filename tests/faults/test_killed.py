@@ -56,6 +56,8 @@ def test_prefill_killed_before_its_trailer_is_unavailable_until_it_is_back(
     fragile: FragilePair,
 ) -> None:
     prefill, decode = fragile.pair()
+    # a prefill that was started again is found within a second, by who tries again
+    require_answer(decode, prompt_tokens=9)
     with Asking(decode.target, prompt_of(PROMPT_TOKENS[Phase.TRANSFER])) as asking:
         reach((prefill, decode), Phase.TRANSFER)
         prefill.process.kill()
@@ -76,6 +78,7 @@ def test_prefill_killed_before_its_trailer_is_unavailable_until_it_is_back(
 
 def test_decode_killed_is_unavailable_and_prefill_stops_computing(fragile: FragilePair) -> None:
     prefill, decode = fragile.pair()
+    require_answer(decode, prompt_tokens=9)
     with Asking(decode.target, prompt_of(PROMPT_TOKENS[Phase.PREFILL])) as asking:
         reach((prefill, decode), Phase.PREFILL)
         decode.process.kill()

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import secrets
 import socket
 import subprocess
 import sys
@@ -124,13 +125,24 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def _port_with_bus() -> int:
+    """A free port whose cluster bus, 10,000 ports higher, is free as well.
+
+    Both are below those that the system gives to whoever asks for any, and may have given by then.
+    """
+    while True:
+        port = 10_000 + secrets.randbelow(12_000)
+        with contextlib.suppress(OSError), socket.socket() as own, socket.socket() as bus:
+            own.bind(("127.0.0.1", port))
+            bus.bind(("127.0.0.1", port + 10_000))
+            return port
+
+
 @contextlib.contextmanager
 def _running_server(
     program: str, folder: pathlib.Path, arguments: Sequence[str], port: int = 0
 ) -> Iterator[RedisServer]:
-    # a cluster's bus listens 10,000 ports higher
-    while not 0 < port < 55_000:
-        port = free_port()
+    port = port or _port_with_bus()
     options = ("--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
     command = [program, *options, "--dir", str(folder), *arguments]
     with _running(command, folder / "server.log") as process:
