@@ -41,7 +41,6 @@ def test_the_answer_is_the_cpus(policy: str, codec: str, tiny_pair: Pair, gpu_pa
     )
     assert same == text
     assert on_gpu.final_memory.rows_kept == on_cpu.final_memory.rows_kept
-    assert on_gpu.final_memory.resident_bytes == on_cpu.final_memory.resident_bytes
 
 
 def answer(target: str, policy: str, codec: str) -> tuple[str, Result]:
