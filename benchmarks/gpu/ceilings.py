@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from benchmarks.gpu.figures import Figure
+from benchmarks.figures import Figure
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.timing import Timer
 

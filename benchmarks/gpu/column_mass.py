@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.gpu.figures import Figure
+from benchmarks.figures import Figure
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.timing import Timer
 from kvstore.kernels.column_mass.kernel import column_mass

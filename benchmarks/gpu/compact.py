@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from benchmarks.figures import Figure
 from benchmarks.gpu.ceilings import Ceilings
-from benchmarks.gpu.figures import Figure
 from benchmarks.gpu.head_lengths import head_lengths
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.timing import Timer

@@ -8,8 +8,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks.figures import Figure
 from benchmarks.gpu.ceilings import Ceilings
-from benchmarks.gpu.figures import Figure
 from benchmarks.gpu.head_lengths import head_lengths
 from benchmarks.gpu.pool import Pool, fill
 from benchmarks.gpu.sizes import Sizes

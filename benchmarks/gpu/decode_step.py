@@ -7,8 +7,8 @@ import types
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.figures import Figure
 from benchmarks.gpu.ceilings import Ceilings
-from benchmarks.gpu.figures import Figure
 from benchmarks.gpu.head_lengths import head_lengths
 from benchmarks.gpu.retain import BLOCK_TOKENS
 from benchmarks.gpu.sizes import Sizes

@@ -10,17 +10,8 @@ import torch
 import triton
 from rich.table import Table
 
+from benchmarks.figures import Figure
 from benchmarks.gpu.sizes import Sizes
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Figure:
-    """A value to be compared; `target` is a bound from below or above, as its place says."""
-
-    value: float
-    unit: str
-    against: str
-    target: float | None = None
 
 
 def document(figures: dict[str, Figure], sizes: Sizes, device: torch.device) -> dict[str, object]:

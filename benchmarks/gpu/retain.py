@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.gpu.figures import Figure
+from benchmarks.figures import Figure
 from benchmarks.gpu.head_lengths import head_lengths
 from benchmarks.gpu.pool import Pool, fill
 from benchmarks.gpu.sizes import Sizes

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import torch
 from rich.console import Console
 
+from benchmarks.figures import Figure
 from benchmarks.gpu import ceilings, column_mass, compact, decode_attention, decode_step, retain
-from benchmarks.gpu.figures import Figure, document, table
+from benchmarks.gpu.figures import document, table
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.timing import Timer
 

@@ -25,7 +25,11 @@ class Doorbell:
         # who finds it rung has appended before the loop answers, and is seen then
         if not self._rung:
             self._rung = True
-            self._loop.call_soon_threadsafe(self._answer)
+            try:
+                self._loop.call_soon_threadsafe(self._answer)
+            except RuntimeError:
+                self._rung = False
+                raise
 
     def _answer(self) -> None:
         self._rung = False

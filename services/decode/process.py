@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from headwise.errors import HeadwiseError
@@ -107,13 +106,15 @@ async def serve_decode(options: DecodeOptions) -> None:
 
 def _build(served: ServedModel, options: DecodeOptions, source: PrefillSource) -> DecodeParts:
     """Everything that the process holds, tied together."""
-    loop = asyncio.get_running_loop()
+    doorbell = Doorbell(asyncio.get_running_loop())
     limits = _limits(served, options)
     pool = _pool(served, options, limits.max_sequence_tokens)
 
     # the engine's thread finds room too; whoever waits for some is woken on the event loop
     def on_room() -> None:
-        _wake(loop, admission.advance)
+        # the loop may be closed by the time the engine ends
+        with contextlib.suppress(RuntimeError):
+            doorbell.call(admission.advance)
 
     sessions = Sessions(most=options.max_sessions, on_room=on_room)
     contexts = Contexts(most=options.max_contexts, on_room=on_room)
@@ -157,14 +158,8 @@ def _build(served: ServedModel, options: DecodeOptions, source: PrefillSource) -
         contexts=contexts,
         loader=ContextLoader(pool, source, admission, intake, expectation),
         expectation=expectation,
-        doorbell=Doorbell(loop),
+        doorbell=doorbell,
     )
-
-
-def _wake(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
-    """From any thread; the loop may be closed by the time the engine ends."""
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(call)
 
 
 def _limits(served: ServedModel, options: DecodeOptions) -> GenerationLimits:
