@@ -9,7 +9,15 @@ import torch
 from rich.console import Console
 
 from benchmarks.figures import Figure
-from benchmarks.gpu import ceilings, column_mass, compact, decode_attention, decode_step, retain
+from benchmarks.gpu import (
+    ceilings,
+    choice,
+    column_mass,
+    compact,
+    decode_attention,
+    decode_step,
+    retain,
+)
 from benchmarks.gpu.figures import document, table
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.timing import Timer
@@ -28,6 +36,7 @@ def run(sizes: Sizes, device: torch.device, keep: Callable[[dict[str, object]], 
         "column mass": lambda: column_mass.measure(sizes, timer),
         "compact": lambda: compact.measure(sizes, timer, limits),
         "retain": lambda: retain.measure(sizes, timer),
+        "choosing tokens": lambda: choice.measure(sizes, timer),
         "a decode step": lambda: decode_step.measure(sizes, timer, limits),
         "a fused decode step": lambda: decode_step.measure_fused(sizes, timer, limits),
     }

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from headwise.errors import Overloaded, Unavailable
 from kvstore.pool import BatchStep, PageCount, PagePool
 from services.decode.room import NoRoom, Room
-from services.decode.sampling import Prediction
+from services.decode.sampling import choose
 from services.decode.schedule import Feed, Scheduler
 from services.decode.sequence import RunningSequence
 from services.decode.step import forward_step
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from services.decode.captured_steps import CapturedSteps
 
 log = logging.getLogger("headwise.engine")
+
+_Given = TypeVar("_Given")
 
 # how long the only sequence left may wait for pages that arriving caches and busy sessions hold
 _STARVED_SECONDS = 5.0
@@ -143,9 +145,7 @@ class Engine:
             return True
         if logits is None:
             return False
-        for feed, predicted in zip(feeds, Prediction.of_each(logits), strict=True):
-            self._advance(feed, predicted)
-        self._let_go(lambda sequence: sequence.finished)
+        self._advance(feeds, range(len(feeds)), logits)
         self._watch_progress(progressed=True)
         return True
 
@@ -159,42 +159,40 @@ class Engine:
         ]
         # only younger sequences are preempted for one, so whoever fits still has its pages here
         step.commit(fitting)
-        predicted = Prediction.of_each(logits)
-        for place in fitting:
-            self._advance(feeds[place], predicted[place])
-        self._let_go(lambda sequence: sequence.finished)
+        self._advance(feeds, fitting, logits)
         self._watch_progress(progressed=bool(fitting) or len(ending) < len(feeds))
 
-    def _advance(self, feed: Feed, predicted: Prediction) -> None:
-        """A block is in the cache: go on to the next, or choose a token if it was the last."""
-        sequence, block = feed.sequence, feed.piece.block
-        self._scheduler.close(block)
-        sequence.block_is_retained(block.fed + feed.piece.tokens)
-        if sequence.pending:
-            return
-        forks, sequence.forks = sequence.forks, ()
-        for fork in forks:
-            self._choose(fork, predicted, parent=sequence)
-        self._running += forks
-        self._choose(sequence, predicted)
+    def _advance(self, feeds: Sequence[Feed], places: Iterable[int], logits: torch.Tensor) -> None:
+        """Blocks are in the cache: on to the next, or to a token after those that were the last.
 
-    def _choose(
-        self,
-        sequence: RunningSequence,
-        predicted: Prediction,
-        parent: RunningSequence | None = None,
-    ) -> None:
-        try:
-            if parent:
-                sequence.begin(parent, predicted)
-            else:
-                sequence.accept(predicted)
-        except Exception as error:
-            # its own logits, sampling or fork: the others' step has succeeded
-            log.exception("choosing a token failed")
-            _fail([sequence], error)
-        else:
-            metrics.GENERATED_TOKENS.inc()
+        `logits` `[B, V]` are those after each feed; those in `places` have got so far.
+        """
+        choosing: list[RunningSequence] = []
+        rows: list[int] = []
+        for place in places:
+            sequence, block = feeds[place].sequence, feeds[place].piece.block
+            self._scheduler.close(block)
+            sequence.block_is_retained(block.fed + feeds[place].piece.tokens)
+            if not sequence.pending:
+                ready = [*self._begun_forks(sequence), sequence]
+                choosing += ready
+                rows += [place] * len(ready)
+        if choosing:
+            whole = rows == list(range(len(logits)))
+            self._choose(choosing, logits if whole else logits[rows])
+        self._let_go(lambda sequence: sequence.finished)
+
+    def _begun_forks(self, parent: RunningSequence) -> list[RunningSequence]:
+        forks, parent.forks = parent.forks, ()
+        self._running += forks
+        return [fork for fork in forks if _succeeds(fork, fork.begin, parent)]
+
+    def _choose(self, sequences: Sequence[RunningSequence], logits: torch.Tensor) -> None:
+        """The next token of each, from its row of the logits."""
+        choices = choose([sequence.sampler for sequence in sequences], logits)
+        for sequence, choice in zip(sequences, choices, strict=True):
+            if _succeeds(sequence, sequence.accept, choice):
+                metrics.GENERATED_TOKENS.inc()
 
     def _watch_progress(self, *, progressed: bool) -> None:
         """Give up the oldest sequence if nothing has moved for long."""
@@ -228,6 +226,17 @@ def _is_plain(feed: Feed) -> bool:
     """Whether a sequence is fed a single token, and nobody waits to become its fork."""
     piece = feed.piece
     return piece.tokens == 1 and piece.ends and not piece.block.fed and not feed.sequence.forks
+
+
+def _succeeds(sequence: RunningSequence, act: Callable[[_Given], None], given: _Given) -> bool:
+    """Do what concerns one sequence alone; where that fails, the others' step has not."""
+    try:
+        act(given)
+    except Exception as error:
+        log.exception("a sequence failed after its step")
+        _fail([sequence], error)
+        return False
+    return True
 
 
 def _fail(sequences: Sequence[RunningSequence], error: Exception) -> None:

@@ -226,11 +226,10 @@ class GenerateCall:
             index: int, pages: SequencePages | None, forks: tuple[RunningSequence, ...]
         ) -> RunningSequence:
             stream = self._parts.served.tokenizer.stream(spec.token_ids)
-            device = self._parts.served.model.device
             return RunningSequence(
                 pages=pages,
                 suffix=spec.suffix,
-                sampler=Sampler(spec.sampling.for_answer(index), spec.token_ids, device),
+                sampler=Sampler(spec.sampling.for_answer(index), spec.token_ids),
                 answer=Answer(spec.ends, stream, index),
                 tell=tell,
                 on_release=released,

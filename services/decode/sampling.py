@@ -1,27 +1,21 @@
-"""Choosing the next token."""
+"""Choosing the next token of every sequence that has come so far, all of them together."""
 
 from __future__ import annotations
 
 import dataclasses
-import secrets
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 
 import torch
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
+from headwise.errors import HeadwiseError, InternalError
 from headwise.results import TokenLogprobs
+from services.decode.drawing import Draw, draw
+from services.decode.penalties import Occurrences, Penalties, penalize
 
 # float32 logits divided by less overflow, and there all probability lies with the likeliest anyway
 _GREEDY_BELOW = 1e-6
-# torch's generators take this many
+# as many as a request may name
 _SEEDS = 1 << 64
 
 
@@ -57,99 +51,89 @@ class Choice:
     logprobs: tuple[TokenLogprobs, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Prediction:
-    """What the model says of a sequence's next token: `logits` `[V]`, and the likeliest."""
-
-    logits: torch.Tensor
-    likeliest: int
-
-    @classmethod
-    def of_each(cls, logits: torch.Tensor) -> list[Prediction]:
-        """One for each row of `[B, V]`; the device is waited for once, whatever B is."""
-        likeliest = logits.argmax(-1).tolist()
-        return [cls(row, token) for row, token in zip(logits, likeliest, strict=True)]
-
-
-class OccurrencePenalty(LogitsProcessor):  # type: ignore[misc]
-    """Takes `presence` off the logits of every generated token, and `frequency` per occurrence."""
-
-    def __init__(self, presence: float, frequency: float, prompt_tokens: int) -> None:
-        self._presence = presence
-        self._frequency = frequency
-        self._prompt_tokens = prompt_tokens
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        generated = input_ids[0, self._prompt_tokens :]
-        counts = torch.bincount(generated, minlength=scores.shape[-1])
-        return scores - self._frequency * counts - self._presence * (counts > 0)
-
-
 class Sampler:
-    """One sequence's choice of tokens; equal seeds and logits give equal tokens.
+    """What one sequence's next token depends on, besides the logits.
 
-    `token_ids` are all tokens so far, the prompt's first.
+    `token_ids` are all tokens so far, the prompt's first. Equal seeds and logits give equal tokens,
+    whoever else is chosen for, on whatever device.
     """
 
-    def __init__(
-        self, parameters: SamplingParameters, prompt: Sequence[int], device: torch.device
-    ) -> None:
+    def __init__(self, parameters: SamplingParameters, prompt: Sequence[int]) -> None:
         self.token_ids = list(prompt)
-        self._penalties = _penalties(parameters, len(prompt))
-        self._logprobs = parameters.logprobs
-        self._greedy = parameters.temperature < _GREEDY_BELOW
-        if not self._greedy:
-            seed = secrets.randbits(63) if parameters.seed is None else parameters.seed
-            self._generator = torch.Generator(device).manual_seed(seed)
-            self._warpers = _warpers(parameters)
+        self.logprobs = parameters.logprobs
+        self.greedy = parameters.temperature < _GREEDY_BELOW
+        self.penalties = Penalties(
+            repetition=parameters.repetition_penalty,
+            presence=parameters.presence_penalty,
+            frequency=parameters.frequency_penalty,
+        )
+        self._parameters = parameters
+        self._prompt_tokens = len(prompt)
+        # without a seed from the system's randomness
+        self._random = random.Random(parameters.seed)
+        self._occurrences: Occurrences | None = None
 
-    def choose(self, predicted: Prediction) -> Choice:
-        """The next token; it counts as generated from here on."""
-        token = predicted.likeliest
-        if self._penalties or not self._greedy:
-            token = self._chosen(predicted.logits[None])
-        self.token_ids.append(token)
-        return Choice(token, _logprobs(predicted.logits, token, self._logprobs))
+    def next_draw(self) -> Draw:
+        """How the next token is drawn; another random number each time."""
+        given = self._parameters
+        return Draw(given.temperature, given.top_k, given.top_p, given.min_p, self._random.random())
 
-    def _chosen(self, scores: torch.Tensor) -> int:
-        if self._penalties:
-            seen = torch.tensor([self.token_ids], device=scores.device)
-            scores = self._penalties(seen, scores.float())
-        return int(scores.argmax()) if self._greedy else self._draw(scores.float())
-
-    def _draw(self, scores: torch.Tensor) -> int:
-        # these warpers look at the scores alone
-        no_ids = torch.empty(1, 0, dtype=torch.long, device=scores.device)
-        probabilities = self._warpers(no_ids, scores).softmax(-1)
-        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+    def occurrences(self, logits: torch.Tensor) -> Occurrences:
+        """Of the tokens so far, among those of `logits` `[V]` and where these lie."""
+        if self._occurrences is None:
+            self._occurrences = Occurrences(logits.shape[-1], logits.device)
+        self._occurrences.catch_up(self.token_ids, self._prompt_tokens)
+        return self._occurrences
 
 
-def _logprobs(logits: torch.Tensor, token: int, count: int) -> tuple[TokenLogprobs, ...]:
-    """The model's own, before temperature and penalties."""
-    if not count:
-        return ()
-    logprobs = logits.float().log_softmax(-1)
-    top = logprobs.topk(min(count, len(logprobs)))
-    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    return (TokenLogprobs(float(logprobs[token]), tuple(pairs)),)
+def choose(samplers: Sequence[Sampler], logits: torch.Tensor) -> list[Choice | HeadwiseError]:
+    """The next token of each, from its row of `logits` `[B, V]`; it counts as generated from here.
+
+    Some operations and waits for the device, whatever B is. Where logits are not finite there is no
+    choice but an error; that sequence should end.
+    """
+    scores = _penalized(samplers, logits)
+    # the first of equals, as `generate`
+    tokens = scores.argmax(-1)
+    finite = scores.gather(-1, tokens[:, None])[:, 0].isfinite().tolist()
+    drawing = [n for n, sampler in enumerate(samplers) if not sampler.greedy]
+    if drawing:
+        draws = [samplers[n].next_draw() for n in drawing]
+        tokens[drawing] = draw(scores[drawing].float(), draws)
+    told = _logprobs(samplers, logits, tokens)
+    chosen: list[Choice | HeadwiseError] = []
+    for sampler, token, sound in zip(samplers, tokens.tolist(), finite, strict=True):
+        logprobs = (next(told),) if sampler.logprobs else ()
+        if sound:
+            sampler.token_ids.append(token)
+            chosen.append(Choice(token, logprobs))
+        else:
+            chosen.append(InternalError("the model's logits are not finite", "NOT_FINITE"))
+    return chosen
 
 
-def _penalties(parameters: SamplingParameters, prompt_tokens: int) -> LogitsProcessorList:
-    penalties = LogitsProcessorList()
-    if parameters.repetition_penalty != 1:
-        penalties.append(RepetitionPenaltyLogitsProcessor(parameters.repetition_penalty))
-    presence, frequency = parameters.presence_penalty, parameters.frequency_penalty
-    if presence or frequency:
-        penalties.append(OccurrencePenalty(presence, frequency, prompt_tokens))
-    return penalties
+def _penalized(samplers: Sequence[Sampler], logits: torch.Tensor) -> torch.Tensor:
+    at = [n for n, sampler in enumerate(samplers) if sampler.penalties.any]
+    if not at:
+        return logits
+    occurrences = [samplers[n].occurrences(logits[n]) for n in at]
+    # the logits stay the model's
+    scores = logits.to(torch.float32, copy=True)
+    scores[at] = penalize(scores[at], occurrences, [samplers[n].penalties for n in at])
+    return scores
 
 
-def _warpers(parameters: SamplingParameters) -> LogitsProcessorList:
-    warpers = LogitsProcessorList([TemperatureLogitsWarper(parameters.temperature)])
-    if parameters.top_k:
-        warpers.append(TopKLogitsWarper(parameters.top_k))
-    if parameters.top_p < 1:
-        warpers.append(TopPLogitsWarper(parameters.top_p))
-    if parameters.min_p:
-        warpers.append(MinPLogitsWarper(parameters.min_p))
-    return warpers
+def _logprobs(
+    samplers: Sequence[Sampler], logits: torch.Tensor, tokens: torch.Tensor
+) -> Iterator[TokenLogprobs]:
+    """Those of each who asked, the model's own: before temperature and penalties."""
+    asking = [n for n, sampler in enumerate(samplers) if sampler.logprobs]
+    if not asking:
+        return
+    logprobs = logits[asking].float().log_softmax(-1)
+    chosen = logprobs.gather(-1, tokens[asking, None])[:, 0].tolist()
+    most = min(max(samplers[n].logprobs for n in asking), logits.shape[-1])
+    values, indices = (part.tolist() for part in logprobs.topk(most))
+    for place, own, likely, likeliest in zip(asking, chosen, values, indices, strict=True):
+        count = samplers[place].logprobs
+        yield TokenLogprobs(own, tuple(zip(likeliest[:count], likely[:count], strict=True)))

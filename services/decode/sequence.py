@@ -6,13 +6,14 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 
+from headwise.errors import HeadwiseError
 from headwise.results import Delta, FinishReason
 from kvstore.cache import RaggedLayer
 from kvstore.codecs import RowCodec
 from kvstore.pool import OpenBlock, PageCount, PagePool, SequencePages
 from services.decode.answer import Answer
 from services.decode.report import Memory, measure
-from services.decode.sampling import Prediction, Sampler
+from services.decode.sampling import Choice, Sampler
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,9 +53,10 @@ class RunningSequence:
     """What the engine's thread and a request's handler share of one answer.
 
     The engine alone touches `pages`, and gives them back (or to `keep`): after `cancel` at the
-    latest one step later. `suffix` are the tokens to feed, of which `done` are in the cache.
-    `forks` are further answers to the same prompt; they get their pages and their first logits from
-    this one. `tell` and `on_release` are called by the engine's thread.
+    latest one step later. `suffix` are the tokens to feed, of which `done` are in the cache, and
+    `sampler` is what chooses more. `forks` are further answers to the same prompt; they get their
+    pages and their first logits from this one. `tell` and `on_release` are called by the engine's
+    thread.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class RunningSequence:
         self.cancelled = False
         self.arrival = next(_arrivals)
         self.forks = forks
-        self._sampler = sampler
+        self.sampler = sampler
         self._answer = answer
         self._tell = tell
         self._on_release = on_release
@@ -101,9 +103,13 @@ class RunningSequence:
         self.done += tokens
         self.block = None
 
-    def accept(self, predicted: Prediction) -> None:
-        """Choose the next token, tell the handler, and end if that was the last."""
-        choice = self._sampler.choose(predicted)
+    def accept(self, choice: Choice | HeadwiseError) -> None:
+        """Take the next token, tell the handler, and end if that was the last.
+
+        Raises the error if there is one instead.
+        """
+        if isinstance(choice, HeadwiseError):
+            raise choice
         self.suffix, self.done = [choice.token_id], 0
         delta = self._answer.push(choice)
         reason = self._answer.finish_reason
@@ -114,15 +120,14 @@ class RunningSequence:
         memory = measure(self.pages)
         session_id = ""
         if self._keep is not None and not self.cancelled:
-            session_id = self._keep(self.pages, self._sampler.token_ids)
+            session_id = self._keep(self.pages, self.sampler.token_ids)
             self.pages = None
         self._tell(Finished(self._answer.index, reason, memory, self._answer.tokens, session_id))
 
-    def begin(self, parent: RunningSequence, predicted: Prediction) -> None:
+    def begin(self, parent: RunningSequence) -> None:
         """As a fork: take over the parent's state; raises `PoolExhausted` without room for it."""
         assert parent.pages is not None, "the parent has just been fed"
         self.pages = parent.pages.fork()
-        self.accept(predicted)
 
     def swap_out(self) -> None:
         """Leave the pool; a block that is not whole is fed again from its start."""

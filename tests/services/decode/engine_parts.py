@@ -120,7 +120,7 @@ def new_sequence(
         Told(),
         pages=pages,
         suffix=prompt[-suffix_tokens:],
-        sampler=Sampler(sampling or SamplingParameters(), prompt, served.model.device),
+        sampler=Sampler(sampling or SamplingParameters(), prompt),
         answer=Answer(EndRules(max_tokens, (), frozenset()), served.tokenizer.stream(prompt)),
         on_release=lambda: None,
         forks=forks,

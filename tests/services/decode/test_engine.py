@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from headwise import FinishReason, Unavailable
-from kvstore.pool import PagePool
+from headwise import Delta, FinishReason, InternalError, Unavailable
+from kvstore.pool import BatchStep, PagePool
 from services.decode.engine import Engine
 from services.decode.room import Room
-from services.decode.sampling import Choice, Sampler
+from services.decode.step import forward_step
 from services.runtime.model import ServedModel
 from tests.services.decode.engine_parts import (
     ToldSequence,
@@ -28,16 +29,6 @@ from tests.services.decode.engine_parts import (
 
 _LENGTHS = (2, 7, 40, 121)
 _TOKENS = 12
-
-
-class Broken(Sampler):
-    """Fails instead of choosing."""
-
-    def __init__(self) -> None:
-        pass
-
-    def choose(self, logits: torch.Tensor) -> Choice:
-        raise ArithmeticError("no such luck")
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +102,39 @@ async def test_sequences_join_and_leave_between_steps(
 
 
 async def test_a_sequence_that_fails_leaves_the_others_alone(
-    served: ServedModel, pool: PagePool, engine: Engine
+    served: ServedModel, pool: PagePool, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def fail(*_: object) -> Delta:
+        raise ArithmeticError("no such luck")
+
     alone = await run_alone(served, _sequence(served, pool, 40))
     broken, good = _sequence(served, pool, 7), _sequence(served, pool, 40)
-    broken._sampler = Broken()
+    monkeypatch.setattr(broken._answer, "push", fail)
     engine.submit(broken)
     engine.submit(good)
     with pytest.raises(ArithmeticError):
+        await read(broken)
+    assert (await read(good)).tokens == alone.tokens
+    await _empty(pool)
+
+
+async def test_logits_that_are_none_end_their_sequence_alone(
+    served: ServedModel, pool: PagePool, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*given: Any) -> tuple[BatchStep, torch.Tensor]:
+        taken, logits = forward_step(*given)
+        for place, piece in enumerate(given[2]):
+            if piece.block.sequence is pages:
+                logits[place, 3] = float("nan")
+        return taken, logits
+
+    alone = await run_alone(served, _sequence(served, pool, 40))
+    broken, good = _sequence(served, pool, 7), _sequence(served, pool, 40)
+    pages = broken.pages
+    monkeypatch.setattr("services.decode.engine.forward_step", step)
+    engine.submit(broken)
+    engine.submit(good)
+    with pytest.raises(InternalError, match="not finite"):
         await read(broken)
     assert (await read(good)).tokens == alone.tokens
     await _empty(pool)
