@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from kvstore.cache import RaggedLayer
@@ -24,14 +26,15 @@ def compact_layer(
     """
     heads = plan.heads
     rows = [head.rows.to(k.device) for head in heads]
+    offsets = [0, *itertools.accumulate(chosen.numel() for chosen in rows)]
+    positions = torch.cat(rows).to(torch.int32)
+    ends = torch.tensor(offsets[1:], dtype=torch.int32).to(k.device, non_blocking=True)
     coding = RowCoding(codec, k.shape[2], k.dtype)
-    keys, values = gather_rows(k, v, rows, coding)
-    offsets = [0]
-    for head, chosen in zip(heads, rows, strict=True):
-        offsets.append(offsets[-1] + chosen.numel())
+    keys, values = gather_rows(k, v, positions, ends, coding)
+    for head, bounds in zip(heads, itertools.pairwise(offsets), strict=True):
         if head.fitted is not None:
             # as the model's own rows are: in its dtype before they are coded
-            own, fitted = slice(offsets[-2], offsets[-1]), head.fitted
+            own, fitted = slice(*bounds), head.fitted
             values[own] = encode_rows(fitted.values.to(k), coding.values)
             if fitted.keys is not None:
                 keys[own] = encode_rows(fitted.keys.to(k), coding.keys)
@@ -48,7 +51,7 @@ def compact_layer(
     return RaggedLayer(
         keys=keys,
         values=values,
-        positions=torch.cat(rows).to(torch.int32),
+        positions=positions,
         head_offsets=tuple(offsets),
         rules=tuple(head.rule for head in heads),
         recovered=tuple(head.recovered for head in heads),

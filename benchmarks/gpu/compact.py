@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from benchmarks.figures import Figure
@@ -9,8 +11,12 @@ from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.head_lengths import head_lengths
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.timing import Timer
+from kvstore.cache import LayerShape
 from kvstore.codecs import RowCodec, RowCoding
+from kvstore.compaction import compact_layer
 from kvstore.kernels.compact.kernel import gather_rows
+from kvstore.plans import HeadPlan, LayerPlan
+from kvstore.rules import RetentionRule
 
 _KEPT_RATIO = 0.25
 
@@ -19,15 +25,24 @@ def measure(sizes: Sizes, timer: Timer, ceilings: Ceilings) -> dict[str, Figure]
     """One layer of a long prompt, heads of very different sizes."""
     tokens, here = sizes.prompt_tokens, timer.device
     counts = head_lengths(sizes.kv_heads, _KEPT_RATIO * tokens, most=tokens)
-    rows = [torch.randperm(tokens, device=here)[:count].sort().values for count in counts.tolist()]
+    kept = [torch.randperm(tokens, device=here)[:count].sort().values for count in counts.tolist()]
+    rows, ends = torch.cat(kept).int(), counts.cumsum(0).int().to(here)
     size = (2, sizes.kv_heads, tokens, sizes.head_size)
     k, v = torch.randn(size, device=here, dtype=sizes.dtype)
     figures = {}
     for name, target in (("model", 0.8), ("int8", None), ("int4", None)):
         coding = RowCoding(RowCodec.parse(name), sizes.head_size, sizes.dtype)
-        seconds = timer.seconds(lambda coding=coding: gather_rows(k, v, rows, coding))
+        seconds = timer.seconds(functools.partial(gather_rows, k, v, rows, ends, coding))
         moved = int(counts.sum()) * (sizes.row_bytes + coding.row_bytes)
         share = moved / seconds / ceilings.copy_bytes
         figure = "compact_bandwidth_ratio" + ("" if name == "model" else f"_{name}")
         figures[figure] = Figure(share, "ratio", "copy bandwidth", target)
-    return figures
+    plan = LayerPlan(
+        LayerShape(sizes.kv_heads, sizes.query_heads, sizes.head_size),
+        tuple(HeadPlan(RetentionRule(), each, None, 1.0) for each in kept),
+    )
+    classes = torch.zeros(tokens, dtype=torch.uint8, device=here)
+    whole = timer.seconds(lambda: compact_layer(k, v, plan, classes))
+    against = "what the gather alone takes at copy bandwidth"
+    least = 2 * len(rows) * sizes.row_bytes / ceilings.copy_bytes
+    return figures | {"compact_layer_ratio": Figure(least / whole, "ratio", against)}

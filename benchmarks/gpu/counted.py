@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -105,12 +106,14 @@ def _column_mass() -> Iterator[Round]:
 def _gather() -> Iterator[Round]:
     heads, size = _SIZES.kv_heads, _SIZES.head_size
     k, v = torch.zeros(2, heads, 512, size, dtype=_SIZES.dtype)
-    rows = [torch.arange(32 * (head + 1)) for head in range(heads)]
+    ends = torch.arange(1, heads + 1, dtype=torch.int32) * 32
+    rows = torch.arange(32, dtype=torch.int32).repeat(heads)
     for codec in _GATHER_CODECS:
         coding = RowCoding(RowCodec.parse(codec), size, _SIZES.dtype)
-        (kernel,) = _by_name(lambda coding=coding: gather_rows(k, v, rows, coding)).values()
+        call = functools.partial(gather_rows, k, v, rows, ends, coding)
+        (kernel,) = _by_name(call).values()
         tile = rows_a_program(coding)
-        moved = tile * (_SIZES.row_bytes + coding.row_bytes + 8)
+        moved = tile * (_SIZES.row_bytes + coding.row_bytes + 4)
         yield Round(f"gather_{codec}", f"{tile} rows", kernel, kernel.shortest(), moved)
 
 

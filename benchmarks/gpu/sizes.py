@@ -53,8 +53,8 @@ LLAMA_3_8B = Sizes(
     sampled_rows=1024,
     copy_bytes=4 << 30,
     matrix_rows=8192,
-    # more than any second-level cache
-    flush_bytes=512 << 20,
+    # more than any second-level cache, and long enough to read for the host to get ahead
+    flush_bytes=2 << 30,
     repeats=30,
     hidden=4096,
     intermediate=14_336,

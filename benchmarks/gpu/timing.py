@@ -10,12 +10,18 @@ import torch
 
 
 class Timer:
-    """Times calls on one device, each with a second-level cache that holds nothing of theirs."""
+    """Times calls on one device.
+
+    Before each, other memory is read: the second-level cache holds nothing of theirs then, nor
+    anything that it must write back meanwhile. That takes a device .4 ms for 2 GiB, so that
+    it begins a call only once the host has asked for all of it, as where steps are captured or the
+    host runs ahead.
+    """
 
     def __init__(self, device: torch.device, flush_bytes: int, repeats: int) -> None:
         self.device = device
         self._repeats = repeats
-        self._other = torch.empty(flush_bytes, dtype=torch.uint8, device=device)
+        self._other = torch.zeros(flush_bytes // 4, device=device)
 
     def seconds(self, call: Callable[[], object]) -> float:
         """The median over the repeats, after calls to compile and settle."""
@@ -24,7 +30,7 @@ class Timer:
         return statistics.median(self._once(call) for _ in range(self._repeats))
 
     def _once(self, call: Callable[[], object]) -> float:
-        self._other.fill_(1)
+        self._other.sum()
         if self.device.type != "cuda":
             begin = time.perf_counter()
             call()

@@ -61,7 +61,8 @@ def launch_prefill() -> None:
 
 def launch_gather(spelling: str) -> None:
     coding = RowCoding(RowCodec.parse(spelling), SIZE, torch.bfloat16)
-    compact.gather_rows(rows_of(HEADS, ROWS), rows_of(HEADS, ROWS), [torch.arange(7)] * 2, coding)
+    rows, ends = torch.arange(14, dtype=torch.int32), torch.tensor([7, 14], dtype=torch.int32)
+    compact.gather_rows(rows_of(HEADS, ROWS), rows_of(HEADS, ROWS), rows, ends, coding)
 
 
 def launch_all_of(codec: RowCodec, tokens: int, window: int | None) -> None:

@@ -19,6 +19,12 @@ def chosen(counts: tuple[int, ...], device: torch.device) -> list[torch.Tensor]:
     return [torch.randperm(TOKENS)[:count].sort().values.to(device) for count in counts]
 
 
+def joined(rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """As the gather takes them: all rows, and where each head's end."""
+    ends = torch.tensor([len(each) for each in rows]).cumsum(0)
+    return torch.cat(rows).int(), ends.int().to(rows[0].device)
+
+
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("counts", COUNTS)
@@ -28,7 +34,7 @@ def test_every_row_is_copied_to_its_place(
     size = 24 if dtype == torch.float32 else 64
     k, v = torch.randn(2, len(counts), TOKENS, size, device=device).to(dtype)
     rows = chosen(counts, device)
-    keys, values = kernel.gather_rows(k, v, rows, RowCoding(MODEL_ROWS, size, dtype))
+    keys, values = kernel.gather_rows(k, v, *joined(rows), RowCoding(MODEL_ROWS, size, dtype))
     expected = [torch.cat([x[h, r] for h, r in enumerate(rows)]) for x in (k, v)]
     assert torch.equal(keys, expected[0])
     assert torch.equal(values, expected[1])
@@ -40,7 +46,9 @@ def test_strides_of_any_kind(device: torch.device) -> None:
     rows = chosen((7, 0, 130), device)
     coding = RowCoding(MODEL_ROWS, 32, torch.float32)
     for found, expected in zip(
-        kernel.gather_rows(k, v, rows, coding), reference_rows(k, v, rows, coding), strict=True
+        kernel.gather_rows(k, v, *joined(rows), coding),
+        reference_rows(k, v, *joined(rows), coding),
+        strict=True,
     ):
         assert torch.equal(found, expected)
 
@@ -60,8 +68,8 @@ def test_rows_are_coded_on_the_way(
     k[0, 2] = v[0, 2] = torch.finfo(dtype).tiny
     rows = [torch.arange(9, device=device), *chosen((0, 70), device)]
     for found, expected, layout in zip(
-        kernel.gather_rows(k, v, rows, coding),
-        reference_rows(k, v, rows, coding),
+        kernel.gather_rows(k, v, *joined(rows), coding),
+        reference_rows(k, v, *joined(rows), coding),
         (coding.keys, coding.values),
         strict=True,
     ):
@@ -87,7 +95,7 @@ def test_a_row_that_is_not_finite_decodes_to_nan(
     coding = RowCoding(RowCodec.parse(codec), 8, torch.float32)
     k, v = torch.randn(2, 1, 4, 8, device=device)
     k[0, 1, 3] = v[0, 2, 5] = bad
-    keys, values = kernel.gather_rows(k, v, [torch.arange(4, device=device)], coding)
+    keys, values = kernel.gather_rows(k, v, *joined([torch.arange(4, device=device)]), coding)
     for stored, row, layout in ((keys, 1, coding.keys), (values, 2, coding.values)):
         nan = decode_rows(stored, layout, turned=True).isnan()
         assert nan[row].all()
@@ -98,5 +106,7 @@ def test_the_same_inputs_give_the_same_bits(device: torch.device) -> None:
     coding = RowCoding(RowCodec.parse("int4"), 24, torch.bfloat16)
     k, v = torch.randn(2, 2, TOKENS, 24, device=device).bfloat16()
     rows = chosen((70, 3), device)
-    for one, other in zip(*(kernel.gather_rows(k, v, rows, coding) for _ in "ab"), strict=True):
+    for one, other in zip(
+        *(kernel.gather_rows(k, v, *joined(rows), coding) for _ in "ab"), strict=True
+    ):
         assert torch.equal(one, other)
