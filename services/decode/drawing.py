@@ -9,8 +9,8 @@ the probability in question.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -19,8 +19,7 @@ _CANDIDATES = 256
 _TIMES_MORE = 16
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Draw:
+class Draw(NamedTuple):
     """A token to be drawn: `number`, in [0, 1), says which among those that the rest leaves.
 
     `top_k` 0, `top_p` 1 and `min_p` 0 leave all.
@@ -46,8 +45,8 @@ def draw(
     `candidates` are looked at first where ranks matter, and have no influence on what is drawn.
     """
     size = scores.shape[-1]
-    fields = torch.tensor([dataclasses.astuple(drawn) for drawn in draws], dtype=torch.float64)
-    temperature, top_k, top_p, min_p, number = fields.view(-1, 5, 1).to(scores.device).unbind(1)
+    fields = torch.tensor(draws, dtype=torch.float64).view(-1, 5, 1).to(scores.device)
+    temperature, top_k, top_p, min_p, number = fields.unbind(1)
     probabilities = (scores / temperature.float()).softmax(-1)
     least = min_p.float() * probabilities.amax(-1, keepdim=True)
     ranking = [n for n, drawn in enumerate(draws) if drawn.ranks]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Penalties:
+class Penalties(NamedTuple):
     """`repetition` divides (negative: multiplies) the logit of every token that is there already.
 
     `presence` is taken off the logits of generated tokens, and `frequency` for each occurrence.
@@ -49,8 +48,7 @@ def penalize(
 
     Repetition is CTRL's (Keskar et al., 2019), the others are the OpenAI API's.
     """
-    table = torch.tensor([dataclasses.astuple(each) for each in penalties])
-    repetition, presence, frequency = table.to(scores.device)[:, :, None].unbind(1)
+    repetition, presence, frequency = torch.tensor(penalties).to(scores)[:, :, None].unbind(1)
     if any(each.repetition != 1 for each in penalties):
         seen = torch.stack([counts.seen for counts in occurrences])
         repeated = torch.where(scores > 0, scores / repetition, scores * repetition)

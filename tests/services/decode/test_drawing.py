@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from hypothesis import given
@@ -36,7 +34,7 @@ def _expected(scores: torch.Tensor, drawn: Draw) -> torch.Tensor:
 
 def _frequencies(scores: torch.Tensor, drawn: Draw, candidates: int) -> torch.Tensor:
     """How much of [0, 1) draws which token: float64 `[V]`, each up to two steps of it."""
-    draws = [dataclasses.replace(drawn, number=(n + 0.5) / _NUMBERS) for n in range(_NUMBERS)]
+    draws = [drawn._replace(number=(n + 0.5) / _NUMBERS) for n in range(_NUMBERS)]
     tokens = draw(scores.expand(_NUMBERS, -1), draws, candidates)
     return tokens.bincount(minlength=scores.shape[-1]).double() / _NUMBERS
 
@@ -70,17 +68,17 @@ def test_how_many_are_looked_at_first_does_not_show(top_p: float, number: float)
     """Of a vocabulary where hardly any token is likely, and of one where few are."""
     generator = torch.Generator().manual_seed(4)
     scores = torch.stack([torch.randn(20_000, generator=generator) * w for w in (0.2, 1, 6)])
-    draws = [dataclasses.replace(_PLAIN, top_p=top_p, number=number)] * 3
+    draws = [_PLAIN._replace(top_p=top_p, number=number)] * 3
     found = {count: draw(scores, draws, count).tolist() for count in (1, 256, 20_000)}
     assert found[1] == found[256] == found[20_000]
 
 
 @pytest.mark.parametrize("number", [0.0, 1 - 2**-53])
-@pytest.mark.parametrize("drawn", [_PLAIN, dataclasses.replace(_PLAIN, top_k=3)], ids=str)
+@pytest.mark.parametrize("drawn", [_PLAIN, _PLAIN._replace(top_k=3)], ids=str)
 def test_the_first_and_the_last_number_draw_what_can_be_drawn(drawn: Draw, number: float) -> None:
     minus = float("-inf")
     scores = torch.tensor([[minus, 2.0, minus, 1.0, minus]])
-    assert int(draw(scores, [dataclasses.replace(drawn, number=number)])) in {1, 3}
+    assert int(draw(scores, [drawn._replace(number=number)])) in {1, 3}
 
 
 def test_nobody_draws_nothing() -> None:
