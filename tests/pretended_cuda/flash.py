@@ -21,7 +21,7 @@ def flash_attention(
     return_aux: AuxRequest,
     scale: float,
     window_size: tuple[int, int],
-    enable_gqa: bool,
+    enable_gqa: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The last queries of a sequence see `window_size` keys to each side, −1 for all."""
     given = (query, key, value, cu_seq_q, cu_seq_k)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+from typing import Any
 
 import torch
 from torch.nn.attention import varlen
@@ -11,6 +13,10 @@ from torch.nn.attention import varlen
 _DTYPES = (torch.float16, torch.bfloat16)
 _MOST_SIZE, _SIZE_STEP = 256, 8
 _CAPABILITY = (8, 0)
+# torch 2.11 takes fewer KV heads than query heads without being told; later ones refuse that
+_GROUPED: dict[str, Any] = (
+    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters else {}
+)
 
 
 def runs_flash(q: torch.Tensor) -> bool:
@@ -49,7 +55,7 @@ def prefill_attention(
         scale=scale,
         # keys that are so much earlier are seen, and none later
         window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
-        enable_gqa=True,
+        **_GROUPED,
     )
     assert lse.shape == (heads, m), "heads come first"
     return out.transpose(0, 1), lse

@@ -1,5 +1,6 @@
 """The fixed texts: no continuation may be a copy of what its prompt holds."""
 
+import sys
 import types
 
 import pytest
@@ -19,6 +20,9 @@ def repeated(passage, length=16):
     return sum(text[first : first + length] in runs for first in later)
 
 
+@pytest.mark.skipif(
+    sys.version_info[:2] != (3, 11), reason="the places were looked for in Python 3.11's texts"
+)
 def test_no_continuation_repeats_its_prompt(smollm2):
     # of the model only the tokenizer is asked
     served = types.SimpleNamespace(tokenizer=load_tokenizer(smollm2))
