@@ -8,6 +8,7 @@ import inspect
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,14 @@ _LABEL = re.compile(r"(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]+\*/\s+(.*?);")
 _PLACE = re.compile(r'//## File "(.*)", line (\d+)')
 _BRANCH = re.compile(r"BRA.*`\((\.L_x_\d+)\)")
+_SPILL = re.compile(r"(?:@!?U?P\d )?(?:LDL|STL)\b")
 # after these comes the next instruction only if a guard or an operand says so
 _LEAVES = re.compile(r"(BRA(?!\.DIV)|EXIT|RET)\S*(?! !?U?P\d)")
+
+
+def spills(instructions: Iterable[str]) -> int:
+    """How many of them read or write a register that had to give way."""
+    return sum(bool(_SPILL.match(line)) for line in instructions)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,9 +43,9 @@ class Loop:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Listing:
-    """`registers` of a thread, `stack_bytes` of registers that did not suffice, `shared_bytes` of a
-    program of `warps`. `places`: the file and line that each instruction comes from.
+    """`registers` of a thread, `shared_bytes` of a program of `warps`.
 
+    `places`: the file and line that each instruction comes from.
     What is compiled already may come from another copy of the sources: files have only names.
     """
 
@@ -46,7 +53,6 @@ class Listing:
     warps: int
     shared_bytes: int
     registers: int
-    stack_bytes: int
     instructions: tuple[str, ...]
     places: tuple[tuple[str, int], ...]
     labels: dict[str, int]
@@ -74,7 +80,6 @@ class Listing:
             kernel.metadata.num_warps,
             kernel.metadata.shared,
             _number("REG", usage),
-            _number("STACK", usage),
             tuple(instructions),
             tuple(places),
             labels,

@@ -15,11 +15,13 @@ from collections.abc import Sequence
 # Triton settles whether it interprets when it is first imported
 os.environ["TRITON_INTERPRET"] = "0"
 
+import triton
 from rich.table import Table
 
 from benchmarks.figures import Figure, add_options, report
 from benchmarks.gpu.compiling import TARGET
 from benchmarks.gpu.counted import Round, rounds
+from benchmarks.gpu.listing import spills
 from benchmarks.gpu.multiprocessor import (
     exponential_cycles,
     instruction_cycles,
@@ -29,7 +31,15 @@ from benchmarks.gpu.multiprocessor import (
     shared_cycles,
 )
 
-_TAKEN = ("a round of", "registers", "stack", "shared", "together", "instructions", "shared memory")
+_TAKEN = (
+    "a round of",
+    "registers",
+    "spills",
+    "shared",
+    "together",
+    "instructions",
+    "shared memory",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,11 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             limit, against = product_cycles(each.multiply_adds), "the time of the products"
             raised = exponential_cycles(each.exponentials)
             computing.add_row(*_taken(each, started, shared), f"{limit:.0f}", f"{raised:.0f}")
-        name, kernel = each.name, each.kernel
+        name, spilled = each.name, spills(each.instructions)
         figures[f"instruction_share_{name}"] = Figure(started / limit, "ratio", against, 1.0)
         figures[f"shared_memory_share_{name}"] = Figure(shared / limit, "ratio", against, 1.0)
-        figures[f"stack_bytes_{name}"] = Figure(kernel.stack_bytes, "bytes", "none", 0)
-    report(options, figures, [memory, computing], {"target": f"{TARGET.backend} {TARGET.arch}"})
+        figures[f"spills_{name}"] = Figure(spilled, "accesses", "registers that suffice", 0)
+    conditions = {"triton": triton.__version__, "target": f"{TARGET.backend} {TARGET.arch}"}
+    report(options, figures, [memory, computing], conditions)
 
 
 def _taken(each: Round, started: float, shared: float) -> tuple[str, ...]:
@@ -61,7 +72,7 @@ def _taken(each: Round, started: float, shared: float) -> tuple[str, ...]:
     return (
         f"{each.name}: {each.of}",
         str(kernel.registers),
-        str(kernel.stack_bytes),
+        str(spills(each.instructions)),
         str(kernel.shared_bytes),
         str(programs_together(kernel)),
         f"{started:.0f}",

@@ -19,7 +19,7 @@ from kvstore.kernels.code_conversion import (
     int4_upper,
     int8_codes,
 )
-from kvstore.kernels.row_pages import PageDivision
+from kvstore.kernels.row_pages import SCALE_WORD_BYTES, PageDivision
 from kvstore.kernels.tile_product import INTERPRETED
 
 _CODECS = tuple(ElementCodec)
@@ -27,6 +27,7 @@ MODEL = tl.constexpr(_CODECS.index(ElementCodec.MODEL))
 FP8 = tl.constexpr(_CODECS.index(ElementCodec.FP8))
 INT8 = tl.constexpr(_CODECS.index(ElementCodec.INT8))
 INT4 = tl.constexpr(_CODECS.index(ElementCodec.INT4))
+WORD_BYTES = tl.constexpr(SCALE_WORD_BYTES)
 # adding it rounds what is below 2^22 to whole numbers, halves to even
 _WHOLE = tl.constexpr(12582912.0)
 _NOT_FINITE = tl.constexpr(0x7F800000)
@@ -118,19 +119,18 @@ def load_codes(
 
 
 @triton.jit
-def scale_words(arena: tl.tensor, start: tl.tensor, place: tl.tensor) -> tl.tensor:
-    """Pointers to the scale and offset of rows at `place` in a page, whose words begin at `start`.
+def scale_words(arena: tl.tensor, start: tl.tensor) -> tl.tensor:
+    """Pointers to the words that begin at the bytes `start`.
 
-    Of the word the lower half is the scale, the upper one the offset, bfloat16 each.
+    The lower half of a word is a row's scale, the upper one its offset, bfloat16 each.
     """
-    return (arena + start).to(tl.pointer_type(tl.int32), bitcast=True) + place
+    return (arena + start).to(tl.pointer_type(tl.int32), bitcast=True)
 
 
 @triton.jit
 def load_scales(
     arena: tl.tensor,
     start: tl.tensor,
-    place: tl.tensor,
     valid: tl.tensor,
     factor: float,
     CODEC: tl.constexpr,
@@ -138,9 +138,9 @@ def load_scales(
 ) -> tuple[tl.tensor, tl.tensor]:
     """What codes of the type are to be multiplied by, and what is to be added then, f32 each.
 
-    The former times `factor`.
+    The former times `factor`. Rows' words begin at `start` `[N]`.
     """
-    word = tl.load(scale_words(arena, start, place), mask=valid, other=0)
+    word = tl.load(scale_words(arena, start), mask=valid, other=0)
     scale = (word << 16).to(tl.float32, bitcast=True)
     offset = ((word >> 16) << 16).to(tl.float32, bitcast=True)
     unit = factor

@@ -25,7 +25,7 @@ def a_listing(*instructions: str) -> Listing:
     file, (_, first) = "test_listing.py", inspect.getsourcelines(counts.fn)
     places = [(file, first)] + [(file, first + 2)] * (len(instructions) - 1)
     labels = {".L_x_0": 1, ".L_x_1": instructions.index("C")}
-    return Listing("counts", 4, 65_536, 168, 0, instructions, tuple(places), labels)
+    return Listing("counts", 4, 65_536, 168, instructions, tuple(places), labels)
 
 
 def test_what_only_some_rounds_do_is_not_on_the_shortest_way() -> None:

@@ -20,6 +20,6 @@ def test_every_loop_is_counted(tmp_path: Path) -> None:
     counted = ("model", "int8", "fp8", "int8/int4", "int4", "join_pieces", "hand_back")
     counted += ("column_sums", "row_totals", "gather_model", "gather_int8", "gather_int4")
     counted += ("retain_window", "retain_budget", "retain_moves")
-    kinds = ("instruction_share", "shared_memory_share", "stack_bytes")
+    kinds = ("instruction_share", "shared_memory_share", "spills")
     assert set(figures) == {f"{kind}_{name}" for kind in kinds for name in counted}
     assert all(0 < figures[f"instruction_share_{name}"]["value"] < 10 for name in counted)

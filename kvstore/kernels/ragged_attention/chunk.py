@@ -15,6 +15,7 @@ from kvstore.kernels.ragged_attention.tiles import (
     marked_logits,
     mixed_values,
     query_tile,
+    tile_pages,
     whole_values,
 )
 
@@ -86,6 +87,9 @@ def attend_chunk(
 
     `SPLIT`: half a tile is enough for all queries, and its other half has them again.
     """
+    # no more than a page
+    STEP: tl.constexpr = min(BLOCK_N, PAGE_ROWS)
+    in_row = tl.arange(0, BLOCK_N)
     chunk = tl.program_id(0)
     in_tile = tl.arange(0, BLOCK_M)
     query = tl.program_id(1) * BLOCK_M + in_tile
@@ -141,26 +145,24 @@ def attend_chunk(
                 total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
                 common = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
                 result = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-                for at in range(row, stop, BLOCK_N):
-                    line = at + tl.arange(0, BLOCK_N)
-                    valid = line < stop
-                    slot = line - begin
-                    page = tl.load(
-                        pages + place * table_pages + slot // PAGE_ROWS, mask=valid, other=0
-                    ).to(tl.int64)
-                    in_page = slot % PAGE_ROWS
+                table = pages + place * table_pages
+                for at in range(row, stop, STEP):
+                    there = tl.minimum(stop - at, STEP)
+                    tile = tile_pages(table, at - begin, there, PAGE_ROWS)
+                    valid = in_row < there
+                    slot = at - begin + in_row
                     logits = held_logits(
                         queries,
                         elements,
                         arena,
-                        page,
-                        in_page,
+                        tile,
                         valid,
                         scale,
                         KEY_CODEC,
                         KEY_PAGE,
                         KEY_CODES,
                         KEY_SCALES,
+                        PAGE_ROWS,
                         D,
                         BLOCK_D,
                     )
@@ -181,7 +183,7 @@ def attend_chunk(
                     )
                     if SCORED and SINGLE:
                         if wants_scores:
-                            saved = line[None, :].to(tl.int64) * GROUP + query[:, None]
+                            saved = (begin + slot)[None, :].to(tl.int64) * GROUP + query[:, None]
                             tl.store(
                                 saved_logits + saved, logits, mask=known[:, None] & valid[None, :]
                             )
@@ -193,14 +195,14 @@ def attend_chunk(
                         weights,
                         elements,
                         arena,
-                        page,
-                        in_page,
+                        tile,
                         valid,
                         VALUE_CODEC,
                         VALUE_PAGE,
                         VALUE_CODES,
                         VALUE_SCALES,
                         VALUE_FIRST,
+                        PAGE_ROWS,
                         SPLIT,
                         D,
                         BLOCK_D,

@@ -16,6 +16,7 @@ from kvstore.kernels.ragged_attention.tiles import (
     held_logits,
     marked_logits,
     query_tile,
+    tile_pages,
 )
 from kvstore.kernels.tile_product import tile_product
 
@@ -118,6 +119,8 @@ def hand_back(
     Logits of a single token were saved; those of a block are computed again, which is cheaper
     than G · m of them a row. What a block receives is added to what its earlier pieces gave.
     """
+    STEP: tl.constexpr = min(BLOCK_N, PAGE_ROWS)
+    in_row = tl.arange(0, BLOCK_N)
     program = tl.program_id(0)
     if program < CHUNKS:
         share = chunk_rows(ends, count, CHUNKS, BLOCK_N)
@@ -157,18 +160,15 @@ def hand_back(
                             4 * BLOCK_N,
                         )
                     else:
-                        for at in range(row, stop, BLOCK_N):
-                            line = at + tl.arange(0, BLOCK_N)
-                            valid = line < stop
-                            slot = line - begin
+                        table = pages + place * table_pages
+                        for at in range(row, stop, STEP):
+                            there = tl.minimum(stop - at, STEP)
+                            tile = tile_pages(table, at - begin, there, PAGE_ROWS)
+                            valid = in_row < there
+                            slot = at - begin + in_row
                             shares = tl.zeros([BLOCK_N], tl.float32)
-                            page = tl.load(
-                                pages + place * table_pages + slot // PAGE_ROWS,
-                                mask=valid,
-                                other=0,
-                            ).to(tl.int64)
-                            for tile in range(0, GROUP * fed, BLOCK_M):
-                                query = tile + tl.arange(0, BLOCK_M)
+                            for first in range(0, GROUP * fed, BLOCK_M):
+                                query = first + tl.arange(0, BLOCK_M)
                                 known = query < GROUP * fed
                                 queries = query_tile(
                                     q,
@@ -188,14 +188,14 @@ def hand_back(
                                     queries,
                                     elements,
                                     arena,
-                                    page,
-                                    slot % PAGE_ROWS,
+                                    tile,
                                     valid,
                                     scale,
                                     KEY_CODEC,
                                     KEY_PAGE,
                                     KEY_CODES,
                                     KEY_SCALES,
+                                    PAGE_ROWS,
                                     D,
                                     BLOCK_D,
                                 )
@@ -242,8 +242,8 @@ def hand_back(
                 other = start + tl.arange(0, BLOCK_N)
                 keys = fed_keys(new_keys, cell + other, other < block, D, BLOCK_D)
                 shares = tl.zeros([BLOCK_N], tl.float32)
-                for tile in range(0, GROUP * fed, BLOCK_M):
-                    query = tile + tl.arange(0, BLOCK_M)
+                for first in range(0, GROUP * fed, BLOCK_M):
+                    query = first + tl.arange(0, BLOCK_M)
                     known = query < GROUP * fed
                     queries = query_tile(
                         q,

@@ -34,6 +34,8 @@ ROW_TILE = 64
 _ROW_TILE_F32 = 32
 # two of them go to the page table's loads; the rest keep two tiles of rows on their way
 _STAGES = 5
+# of a thread, so that three programs share a multiprocessor
+_REGISTERS = 168
 
 
 def attend(
@@ -136,11 +138,19 @@ def attend_on_device(
         "D": size,
         "BLOCK_D": max(16, triton.next_power_of_2(size)),
         "BLOCK_M": tile,
-        "BLOCK_N": _ROW_TILE_F32 if q.dtype == torch.float32 else ROW_TILE,
+        "BLOCK_N": _row_tile(q.dtype, batch.store.page_rows),
         "num_warps": 4,
     }
     split = 2 * queries <= tile
-    attend_chunk[(chunks, tiles)](*shared, **options, SPLIT=split, num_stages=_STAGES)
+    # more queries and marks take what they need
+    plain = not options["WINDOWED"] and not options["WEIGHTED"]
+    attend_chunk[(chunks, tiles)](
+        *shared,
+        **options,
+        SPLIT=split,
+        num_stages=_STAGES,
+        maxnreg=_REGISTERS if plain and tile == 16 else None,
+    )
     join_pieces[(lines, tiles)](out, *out.stride(), *shared, **options, num_stages=2)
     if scored:
         hand_back[(chunks + lines,)](
@@ -155,6 +165,12 @@ def chunks_for(device: torch.device, query_tiles: int) -> int:
         return _CHUNKS_PER_PROCESSOR
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     return max(1, _CHUNKS_PER_PROCESSOR * processors // query_tiles)
+
+
+def _row_tile(dtype: torch.dtype, page_rows: int) -> int:
+    """Rows that are looked at together: of one page, and sixteen at least for products."""
+    most = _ROW_TILE_F32 if dtype == torch.float32 else ROW_TILE
+    return int(min(most, max(16, triton.next_power_of_2(page_rows))))
 
 
 def _tile_for(queries: int) -> int:

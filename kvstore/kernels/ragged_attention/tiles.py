@@ -8,6 +8,7 @@ import triton.language as tl
 from kvstore.kernels.coded_rows import (
     INT4,
     MODEL,
+    WORD_BYTES,
     column_unit,
     element_of,
     load_codes,
@@ -46,6 +47,44 @@ def first_head(ends: tl.tensor, count: int, row: tl.tensor) -> tl.tensor:
         end = tl.load(ends + line, mask=line < count, other=2147483647)
         before += tl.sum((end <= row).to(tl.int32), 0)
     return before
+
+
+@triton.jit
+def tile_pages(
+    table: tl.tensor, slot: tl.tensor, count: tl.tensor, PAGE_ROWS: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """A tile: the page of its first slot, the page after that one, and the slot's place.
+
+    Its `count` slots are no more than a page has, so it reaches into no third one.
+    """
+    place = slot % PAGE_ROWS
+    page = table + slot // PAGE_ROWS
+    # where there is none, the same
+    following = tl.load(page + (place + count > PAGE_ROWS).to(tl.int32))
+    return tl.load(page).to(tl.int64), following.to(tl.int64), place
+
+
+@triton.constexpr_function
+def _alignment(page: int, row: int) -> int:
+    """What both are multiples of, a power of two."""
+    return (page | row) & -(page | row)
+
+
+@triton.jit
+def tile_rows(
+    tile: tl.tuple,
+    PAGE: tl.constexpr,
+    ROW: tl.constexpr,
+    PAGE_ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> tl.tensor:
+    """Where a tile's rows begin, `[BLOCK_N]`, in pages that take `PAGE` and whose rows `ROW`."""
+    page, following, place = tile
+    number = tl.arange(0, BLOCK_N)
+    left = PAGE_ROWS - place
+    start = tl.where(number < left, page * PAGE + place * ROW, following * PAGE - left * ROW)
+    # not seen through `where` by every Triton
+    return tl.multiple_of(start, _alignment(PAGE, ROW)) + number * ROW
 
 
 @triton.jit
@@ -98,28 +137,29 @@ def held_logits(
     queries: tl.tensor,
     elements: tl.tensor,
     arena: tl.tensor,
-    page: tl.tensor,
-    place: tl.tensor,
+    tile: tl.tuple,
     valid: tl.tensor,
     factor: float,
     KEY_CODEC: tl.constexpr,
     KEY_PAGE: tl.constexpr,
     KEY_CODES: tl.constexpr,
     KEY_SCALES: tl.constexpr,
+    PAGE_ROWS: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> tl.tensor:
-    """Queries times the keys of rows at `place` in their `page`, times `factor`, f32.
+    """Queries times the keys of a tile's rows, times `factor`, f32; see `tile_pages`.
 
     `[BLOCK_M, BLOCK_N]`. The queries' columns are as the codec unpacks keys.
     """
-    start = page * KEY_PAGE + place * KEY_CODES
+    ROWS: tl.constexpr = valid.shape[0]
+    start = tile_rows(tile, KEY_PAGE, KEY_CODES, PAGE_ROWS, ROWS)
     codes = load_codes(elements, arena, start, valid, KEY_CODEC, D, BLOCK_D, queries.dtype, True)
     if KEY_CODEC == MODEL:
         logits = tile_product(queries, tl.trans(codes)) * factor
     else:
-        words = page * KEY_PAGE + KEY_SCALES
-        scale, offset = load_scales(arena, words, place, valid, factor, KEY_CODEC, queries.dtype)
+        words = KEY_SCALES + tile_rows(tile, KEY_PAGE, WORD_BYTES, PAGE_ROWS, ROWS)
+        scale, offset = load_scales(arena, words, valid, factor, KEY_CODEC, queries.dtype)
         if KEY_CODEC == INT4:
             exact = queries.to(tl.float32)
             unit = column_unit(tl.arange(0, BLOCK_D), KEY_CODEC, queries.dtype)
@@ -142,30 +182,32 @@ def mixed_values(
     weights: tl.tensor,
     elements: tl.tensor,
     arena: tl.tensor,
-    page: tl.tensor,
-    place: tl.tensor,
+    tile: tl.tuple,
     valid: tl.tensor,
     VALUE_CODEC: tl.constexpr,
     VALUE_PAGE: tl.constexpr,
     VALUE_CODES: tl.constexpr,
     VALUE_SCALES: tl.constexpr,
     VALUE_FIRST: tl.constexpr,
+    PAGE_ROWS: tl.constexpr,
     SPLIT: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
     """Weights `[BLOCK_M, BLOCK_N]` times the rows' values, f32 `[BLOCK_M, BLOCK_D]`.
 
-    Columns as the codec unpacks them, `element_of` and in its units, `column_unit`; and what each
-    weight adds to all of a row's elements, `[BLOCK_M, BLOCK_N]`. `SPLIT`: see `mix_split`.
+    Those of a tile, see `tile_pages`. Columns as the codec unpacks them, `element_of` and in its
+    units, `column_unit`; and what each weight adds to all of a row's elements,
+    `[BLOCK_M, BLOCK_N]`. `SPLIT`: see `mix_split`.
     """
-    start = page * VALUE_PAGE + VALUE_FIRST + place * VALUE_CODES
     TYPE: tl.constexpr = _value_type(elements.dtype.element_ty)
+    ROWS: tl.constexpr = valid.shape[0]
+    start = VALUE_FIRST + tile_rows(tile, VALUE_PAGE, VALUE_CODES, PAGE_ROWS, ROWS)
     codes = load_codes(elements, arena, start, valid, VALUE_CODEC, D, BLOCK_D, TYPE, False)
     added = tl.zeros(weights.shape, tl.float32)
     if VALUE_CODEC != MODEL:
-        words = page * VALUE_PAGE + VALUE_SCALES
-        scale, offset = load_scales(arena, words, place, valid, 1.0, VALUE_CODEC, TYPE)
+        words = VALUE_SCALES + tile_rows(tile, VALUE_PAGE, WORD_BYTES, PAGE_ROWS, ROWS)
+        scale, offset = load_scales(arena, words, valid, 1.0, VALUE_CODEC, TYPE)
         if VALUE_CODEC == INT4:
             added = weights * offset[None, :]
         weights *= scale[None, :]

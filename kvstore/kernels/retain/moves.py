@@ -97,8 +97,8 @@ def place_rows(
         is_old = old[:, None] & (size < CODES)
         kept = tl.load(arena + stored[:, None] + size, mask=is_old, other=0)
         tl.store(arena + into[:, None] + size, kept, mask=is_old)
-        scales = scale_words(arena, page * PAGE + SCALES, place)
-        old_scales = scale_words(arena, old_page * PAGE + SCALES, old_place)
+        scales = scale_words(arena, page * PAGE + SCALES) + place
+        old_scales = scale_words(arena, old_page * PAGE + SCALES) + old_place
         tl.store(scales, tl.load(old_scales, mask=old, other=0), mask=old)
         if CODEC == INT4:
             HALF: tl.constexpr = (D + 1) // 2

@@ -1,7 +1,8 @@
 """Compiles every kernel for a GPU that need not be there.
 
-Prints each one's name, and the bytes of shared memory and of stack that it takes. Run as a program:
-the interpreter must be off, which Triton settles when it is imported.
+Prints each one's name, the bytes of shared memory that it takes, and of attention's loop over tiles
+that it is there and how often it spills a register. Run as a program: the interpreter must be off,
+which Triton settles when it is imported.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 
 from benchmarks.gpu import decode_attention
 from benchmarks.gpu.compiling import compiled_by
+from benchmarks.gpu.listing import spills
 from benchmarks.gpu.pool import fill
 from benchmarks.gpu.sizes import TINY
 from kvstore.cache import LayerShape
@@ -22,6 +24,7 @@ from kvstore.kernels.column_mass import kernel as column_mass
 from kvstore.kernels.column_peak import kernel as column_peak
 from kvstore.kernels.compact import kernel as compact
 from kvstore.kernels.paged_batch import PagedBatch, StepScratch
+from kvstore.kernels.ragged_attention import chunk
 from kvstore.kernels.ragged_attention import kernel as ragged_attention
 from kvstore.kernels.ragged_attention.line_ends import line_ends
 from kvstore.kernels.retain import kernel as retain
@@ -108,7 +111,10 @@ def launch_all() -> None:
 
 def main() -> None:
     for kernel in compiled_by(launch_all):
-        print(kernel.name, kernel.shared_bytes, kernel.stack_bytes)  # noqa: T201
+        # where memory's speed is wanted
+        loops = kernel.loops(chunk.attend_chunk, "for at in")
+        spilled = sum(spills(loop.all) for loop in loops)
+        print(kernel.name, kernel.shared_bytes, len(loops), spilled)  # noqa: T201
 
 
 if __name__ == "__main__":

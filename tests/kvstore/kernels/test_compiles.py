@@ -28,7 +28,7 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     found = [line.split() for line in ended.stdout.splitlines()]
-    assert {name for name, _, _ in found} == {
+    assert {name for name, *_ in found} == {
         "_column_peak",
         "column_sums",
         "row_totals",
@@ -39,6 +39,6 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
         "hand_back",
         "retain_head",
     }
-    assert all(int(shared) <= _SHARED_BYTES for _, shared, _ in found)
+    assert all(int(shared) <= _SHARED_BYTES for _, shared, *_ in found)
     # registers suffice where memory's speed is wanted
-    assert not any(int(stack) for name, _, stack in found if name == "attend_chunk")
+    assert {tuple(loops) for name, _, *loops in found if name == "attend_chunk"} == {("1", "0")}
