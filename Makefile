@@ -33,7 +33,7 @@ test: $(READY) lint  ## lint and all tests; WORKERS of them share the cores
 
 lowest:  ## all tests with the oldest libraries that pyproject.toml allows; torch is the one for CUDA
 	$(MAKE) VENV=build/lowest CONSTRAINTS=constraints-lowest.txt build/lowest/.ready
-	build/lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	build/lowest/bin/python -m pytest -W ignore::DeprecationWarning -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY) verify-stubs  ## style, types, import directions, contract
 	$(BIN)/ruff check .
