@@ -10,8 +10,8 @@ import pytest
 
 _ROOT = Path(__file__).parents[2]
 _NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
-# faults of the survey, by number
-_FAULTS = range(1, 15)
+# those of the survey, by number, and what was read since
+_FAULTS = range(1, 16)
 
 
 def _rows(page: str) -> list[list[str]]:
