@@ -8,7 +8,7 @@ WORKERS ?= 3
 READY := $(VENV)/.ready
 CONSTRAINTS ?= constraints-cpu.txt
 
-.PHONY: help demo observe test lowest lint soak bench clients stubs verify-stubs dashboards release-record image-environment image-check manifests checkov clean
+.PHONY: help demo observe test lowest lint soak bench gpu gpu-sanitize clients stubs verify-stubs dashboards release-record image-environment image-check manifests checkov clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-18s %s\n", $$1, $$2}'
@@ -64,6 +64,17 @@ bench: $(READY)  ## what profiling and policies cost, how fast decode and the st
 	$(BIN)/python -m benchmarks.pool_overhead --quick
 	$(BIN)/python -m benchmarks.arrivals
 	$(BIN)/python -m benchmarks.overload
+
+gpu: $(READY)  ## on a machine with an NVIDIA GPU: the tests that need one, then what its kernels reach
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+	$(BIN)/python -m benchmarks.gpu --json benchmarks/results/gpu.json
+
+# an allocator that keeps memory would hide what is read beyond the end of a tensor
+gpu-sanitize: $(READY)  ## there, the kernels' tests under CUDA's compute-sanitizer
+	for tool in memcheck racecheck synccheck; do \
+		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+			$(BIN)/python -m pytest -m gpu tests/kvstore/kernels $(ARGS) || exit 1; \
+	done
 
 # Go's compiler and grpcurl, in an environment of their own
 PEERS := build/peers/bin
