@@ -15,7 +15,7 @@ from kvstore.kernels.ragged_attention.tiles import (
     marked_logits,
     mixed_values,
     query_tile,
-    tile_pages,
+    tile_at,
     whole_values,
 )
 
@@ -89,7 +89,6 @@ def attend_chunk(
     """
     # no more than a page
     STEP: tl.constexpr = min(BLOCK_N, PAGE_ROWS)
-    in_row = tl.arange(0, BLOCK_N)
     chunk = tl.program_id(0)
     in_tile = tl.arange(0, BLOCK_M)
     query = tl.program_id(1) * BLOCK_M + in_tile
@@ -147,10 +146,9 @@ def attend_chunk(
                 result = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
                 table = pages + place * table_pages
                 for at in range(row, stop, STEP):
-                    there = tl.minimum(stop - at, STEP)
-                    tile = tile_pages(table, at - begin, there, PAGE_ROWS)
-                    valid = in_row < there
-                    slot = at - begin + in_row
+                    tile, slot, valid = tile_at(
+                        table, at - begin, stop - at, STEP, PAGE_ROWS, BLOCK_N
+                    )
                     logits = held_logits(
                         queries,
                         elements,

@@ -16,7 +16,7 @@ from kvstore.kernels.ragged_attention.tiles import (
     held_logits,
     marked_logits,
     query_tile,
-    tile_pages,
+    tile_at,
 )
 from kvstore.kernels.tile_product import tile_product
 
@@ -119,8 +119,8 @@ def hand_back(
     Logits of a single token were saved; those of a block are computed again, which is cheaper
     than G · m of them a row. What a block receives is added to what its earlier pieces gave.
     """
+    # no more than a page
     STEP: tl.constexpr = min(BLOCK_N, PAGE_ROWS)
-    in_row = tl.arange(0, BLOCK_N)
     program = tl.program_id(0)
     if program < CHUNKS:
         share = chunk_rows(ends, count, CHUNKS, BLOCK_N)
@@ -162,10 +162,9 @@ def hand_back(
                     else:
                         table = pages + place * table_pages
                         for at in range(row, stop, STEP):
-                            there = tl.minimum(stop - at, STEP)
-                            tile = tile_pages(table, at - begin, there, PAGE_ROWS)
-                            valid = in_row < there
-                            slot = at - begin + in_row
+                            tile, slot, valid = tile_at(
+                                table, at - begin, stop - at, STEP, PAGE_ROWS, BLOCK_N
+                            )
                             shares = tl.zeros([BLOCK_N], tl.float32)
                             for first in range(0, GROUP * fed, BLOCK_M):
                                 query = first + tl.arange(0, BLOCK_M)

@@ -50,18 +50,27 @@ def first_head(ends: tl.tensor, count: int, row: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def tile_pages(
-    table: tl.tensor, slot: tl.tensor, count: tl.tensor, PAGE_ROWS: tl.constexpr
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """A tile: the page of its first slot, the page after that one, and the slot's place.
+def tile_at(
+    table: tl.tensor,
+    first: tl.tensor,
+    left: tl.tensor,
+    STEP: tl.constexpr,
+    PAGE_ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> tuple[tl.tuple, tl.tensor, tl.tensor]:
+    """A tile that begins with the slot `first` of a head, where `left` are left.
 
-    Its `count` slots are no more than a page has, so it reaches into no third one.
+    The pages it lies in, for `tile_rows`; its slots `[BLOCK_N]`; and which are its own: `STEP` at
+    most, no more than a page has, so that it reaches into two pages and no third one.
     """
-    place = slot % PAGE_ROWS
-    page = table + slot // PAGE_ROWS
+    count = tl.minimum(left, STEP)
+    number = tl.arange(0, BLOCK_N)
+    place = first % PAGE_ROWS
+    page = table + first // PAGE_ROWS
     # where there is none, the same
     following = tl.load(page + (place + count > PAGE_ROWS).to(tl.int32))
-    return tl.load(page).to(tl.int64), following.to(tl.int64), place
+    pages = tl.load(page).to(tl.int64), following.to(tl.int64), place
+    return pages, first + number, number < count
 
 
 @triton.constexpr_function
@@ -72,14 +81,14 @@ def _alignment(page: int, row: int) -> int:
 
 @triton.jit
 def tile_rows(
-    tile: tl.tuple,
+    pages: tl.tuple,
     PAGE: tl.constexpr,
     ROW: tl.constexpr,
     PAGE_ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> tl.tensor:
     """Where a tile's rows begin, `[BLOCK_N]`, in pages that take `PAGE` and whose rows `ROW`."""
-    page, following, place = tile
+    page, following, place = pages
     number = tl.arange(0, BLOCK_N)
     left = PAGE_ROWS - place
     start = tl.where(number < left, page * PAGE + place * ROW, following * PAGE - left * ROW)
@@ -137,7 +146,7 @@ def held_logits(
     queries: tl.tensor,
     elements: tl.tensor,
     arena: tl.tensor,
-    tile: tl.tuple,
+    pages: tl.tuple,
     valid: tl.tensor,
     factor: float,
     KEY_CODEC: tl.constexpr,
@@ -148,17 +157,17 @@ def held_logits(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> tl.tensor:
-    """Queries times the keys of a tile's rows, times `factor`, f32; see `tile_pages`.
+    """Queries times the keys of a tile's rows, times `factor`, f32; see `tile_at`.
 
     `[BLOCK_M, BLOCK_N]`. The queries' columns are as the codec unpacks keys.
     """
     ROWS: tl.constexpr = valid.shape[0]
-    start = tile_rows(tile, KEY_PAGE, KEY_CODES, PAGE_ROWS, ROWS)
+    start = tile_rows(pages, KEY_PAGE, KEY_CODES, PAGE_ROWS, ROWS)
     codes = load_codes(elements, arena, start, valid, KEY_CODEC, D, BLOCK_D, queries.dtype, True)
     if KEY_CODEC == MODEL:
         logits = tile_product(queries, tl.trans(codes)) * factor
     else:
-        words = KEY_SCALES + tile_rows(tile, KEY_PAGE, WORD_BYTES, PAGE_ROWS, ROWS)
+        words = KEY_SCALES + tile_rows(pages, KEY_PAGE, WORD_BYTES, PAGE_ROWS, ROWS)
         scale, offset = load_scales(arena, words, valid, factor, KEY_CODEC, queries.dtype)
         if KEY_CODEC == INT4:
             exact = queries.to(tl.float32)
@@ -182,7 +191,7 @@ def mixed_values(
     weights: tl.tensor,
     elements: tl.tensor,
     arena: tl.tensor,
-    tile: tl.tuple,
+    pages: tl.tuple,
     valid: tl.tensor,
     VALUE_CODEC: tl.constexpr,
     VALUE_PAGE: tl.constexpr,
@@ -196,17 +205,17 @@ def mixed_values(
 ) -> tuple[tl.tensor, tl.tensor]:
     """Weights `[BLOCK_M, BLOCK_N]` times the rows' values, f32 `[BLOCK_M, BLOCK_D]`.
 
-    Those of a tile, see `tile_pages`. Columns as the codec unpacks them, `element_of` and in its
+    Those of a tile, see `tile_at`. Columns as the codec unpacks them, `element_of` and in its
     units, `column_unit`; and what each weight adds to all of a row's elements,
     `[BLOCK_M, BLOCK_N]`. `SPLIT`: see `mix_split`.
     """
     TYPE: tl.constexpr = _value_type(elements.dtype.element_ty)
     ROWS: tl.constexpr = valid.shape[0]
-    start = VALUE_FIRST + tile_rows(tile, VALUE_PAGE, VALUE_CODES, PAGE_ROWS, ROWS)
+    start = VALUE_FIRST + tile_rows(pages, VALUE_PAGE, VALUE_CODES, PAGE_ROWS, ROWS)
     codes = load_codes(elements, arena, start, valid, VALUE_CODEC, D, BLOCK_D, TYPE, False)
     added = tl.zeros(weights.shape, tl.float32)
     if VALUE_CODEC != MODEL:
-        words = VALUE_SCALES + tile_rows(tile, VALUE_PAGE, WORD_BYTES, PAGE_ROWS, ROWS)
+        words = VALUE_SCALES + tile_rows(pages, VALUE_PAGE, WORD_BYTES, PAGE_ROWS, ROWS)
         scale, offset = load_scales(arena, words, valid, 1.0, VALUE_CODEC, TYPE)
         if VALUE_CODEC == INT4:
             added = weights * offset[None, :]
