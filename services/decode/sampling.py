@@ -95,14 +95,14 @@ def choose(samplers: Sequence[Sampler], logits: torch.Tensor) -> list[Choice | H
     scores = _penalized(samplers, logits)
     # the first of equals, as `generate`
     tokens = scores.argmax(-1)
-    finite = scores.gather(-1, tokens[:, None])[:, 0].isfinite().tolist()
+    finite = scores.gather(-1, tokens[:, None])[:, 0].isfinite()
     drawing = [n for n, sampler in enumerate(samplers) if not sampler.greedy]
     if drawing:
         draws = [samplers[n].next_draw() for n in drawing]
         tokens[drawing] = draw(scores[drawing].float(), draws)
     told = _logprobs(samplers, logits, tokens)
     chosen: list[Choice | HeadwiseError] = []
-    for sampler, token, sound in zip(samplers, tokens.tolist(), finite, strict=True):
+    for sampler, token, sound in zip(samplers, tokens.tolist(), finite.tolist(), strict=True):
         logprobs = (next(told),) if sampler.logprobs else ()
         if sound:
             sampler.token_ids.append(token)
