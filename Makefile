@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # files of tests run side by side: many wait for services more than they compute
 WORKERS ?= 3
+SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 READY := $(VENV)/.ready
 CONSTRAINTS ?= constraints-cpu.txt
 
@@ -29,11 +30,11 @@ observe: $(READY)  ## both services under load, a real Prometheus, what each das
 	$(BIN)/python -m deploy.observe $(ARGS)
 
 test: $(READY) lint  ## lint and all tests; WORKERS of them share the cores
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 lowest:  ## all tests with the oldest libraries that pyproject.toml allows; torch is the one for CUDA
 	$(MAKE) VENV=build/lowest CONSTRAINTS=constraints-lowest.txt build/lowest/.ready
-	build/lowest/bin/python -m pytest -W ignore::DeprecationWarning -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	build/lowest/bin/python -m pytest -W ignore::DeprecationWarning $(SIDE_BY_SIDE) $(ARGS)
 
 lint: $(READY) verify-stubs  ## style, types, import directions, contract
 	$(BIN)/ruff check .

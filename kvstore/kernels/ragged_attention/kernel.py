@@ -168,7 +168,7 @@ def chunks_for(device: torch.device, query_tiles: int) -> int:
 
 
 def _row_tile(dtype: torch.dtype, page_rows: int) -> int:
-    """Rows that are looked at together: of one page, and sixteen at least for products."""
+    """Rows of a tile: no more than a page has, but sixteen places at least, for products."""
     most = _ROW_TILE_F32 if dtype == torch.float32 else ROW_TILE
     return int(min(most, max(16, triton.next_power_of_2(page_rows))))
 
