@@ -54,7 +54,7 @@ bench: $(READY)  ## what profiling and policies cost, how fast decode and the st
 	$(BIN)/python -m benchmarks.policies
 	$(BIN)/python -m benchmarks.needles --every 3
 	$(BIN)/python -m benchmarks.fidelity_vs_kvpress --passages 2
-	$(BIN)/python -m benchmarks.codecs
+	$(BIN)/python -m benchmarks.row_codecs
 	$(BIN)/python -m benchmarks.decode_throughput
 	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.decode_vs_openvino --venv build/openvino

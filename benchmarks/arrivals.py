@@ -23,8 +23,8 @@ from headwise import AsyncClient
 from headwise.v1 import prefill_pb2
 from services.demo.processes import running_service
 from services.prefill.calibration.texts import all_topics
-from services.runtime.convert import describe_model
-from services.runtime.model import load_model
+from services.runtime.model.served_model import load_model
+from services.runtime.serving.convert import describe_model
 from tests.faults.recording import record
 
 _POLICY = "coverage"

@@ -26,7 +26,7 @@ from benchmarks.decode_throughput import ours, without_context
 from benchmarks.figures import Figure, add_options, report
 from benchmarks.random_caches import coverage_rules, full_rules, open_random
 from kvstore.pool import SequencePages
-from services.runtime.model import load_model
+from services.runtime.model.served_model import load_model
 
 _KEPT_RATIO = 0.2
 _WARM_UP_STEPS = 3

@@ -27,10 +27,9 @@ from benchmarks.random_caches import (
     random_dynamic_cache,
 )
 from kvstore.pool import SequencePages
-from services.decode.step import run_step
-from services.runtime import attention
-from services.runtime.model import ServedModel, load_model
-from services.runtime.small_batches import prepare_for_small_batches
+from services.decode.engine.step import run_step
+from services.runtime.model.served_model import ServedModel, attention, load_model
+from services.runtime.model.small_batches import prepare_for_small_batches
 
 KEPT_RATIO = 0.2
 _BANDWIDTH_FLOATS = 1 << 28

@@ -25,8 +25,8 @@ from rich.table import Table
 from benchmarks.decode_throughput import KEPT_RATIO, ours
 from benchmarks.figures import Figure, add_options, report
 from benchmarks.random_caches import coverage_rules, full_rules, open_random
-from services.runtime.model import ServedModel, load_model, smollm2_file
-from services.runtime.small_batches import prepare_for_small_batches
+from services.runtime.model.served_model import ServedModel, load_model, smollm2_file
+from services.runtime.model.small_batches import prepare_for_small_batches
 
 CONTEXTS = (2048, 4096)
 _TURN_TOKENS = 8

@@ -24,7 +24,7 @@ from benchmarks.fidelity_report import figures, tables
 from benchmarks.pass_key import found_keys
 from services.evaluation.forced_runs import Measured, with_later_kept, with_rules
 from services.evaluation.passages import COPYING_OFFSET, OFFSETS, hidden_keys, passages
-from services.runtime.model import ServedModel, load_model
+from services.runtime.model.served_model import ServedModel, load_model
 
 # which of the passages is also fed further
 _LONG_OFFSET = OFFSETS[2]

@@ -30,7 +30,7 @@ from services.evaluation.passages import OFFSETS, Passage, passages
 from services.evaluation.run import calibration_for
 from services.evaluation.settings import Setting, parse_settings
 from services.prefill.calibration.calibrations import Calibrations
-from services.runtime.model import ServedModel, default_cache_dir, load_model
+from services.runtime.model.served_model import ServedModel, default_cache_dir, load_model
 
 _PRESSES = 10
 _SETTINGS = (

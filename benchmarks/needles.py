@@ -21,7 +21,7 @@ from services.evaluation.run import calibration_for
 from services.evaluation.settings import Setting, parse_settings
 from services.evaluation.tasks import Task, Writer
 from services.prefill.calibration.calibrations import Calibrations
-from services.runtime.model import ServedModel, default_cache_dir, load_model
+from services.runtime.model.served_model import ServedModel, default_cache_dir, load_model
 
 _FULL = "full"
 

@@ -10,7 +10,7 @@ from kvstore.pool import SequencePages
 from services.evaluation.passages import HiddenKey
 from services.evaluation.prompt_record import PromptRecord
 from services.evaluation.teacher_forcing import feed, open_pages
-from services.runtime.model import ServedModel
+from services.runtime.model.served_model import ServedModel
 
 # five digits, a token each, and room for a space or a quotation mark before them
 _ANSWER_TOKENS = 12

@@ -35,7 +35,7 @@ from services.evaluation.settings import Setting
 from services.prefill.calibration.query_filters import measure_filters
 from services.prefill.calibration.retrieval_probe import probe_retrieval
 from services.prefill.calibration.sensitivity import measure_sensitivity
-from services.runtime.model import ServedModel, load_model
+from services.runtime.model.served_model import ServedModel, load_model
 
 # of the best policy, by percent of the rows
 _KL_TARGETS = {30: 0.010, 20: 0.018, 10: 0.050}

@@ -21,9 +21,9 @@ from kvstore.pool import PagePool, SequencePages, pages_bound
 from services.decode.options import DecodeOptions
 from services.prefill.calibration.calibrations import Calibrations
 from services.prefill.calibration.texts import all_topics
+from services.prefill.compute.prefiller import Prefiller
 from services.prefill.options import PrefillOptions
-from services.prefill.prefiller import Prefiller
-from services.runtime.model import ServedModel, default_cache_dir, load_model
+from services.runtime.model.served_model import ServedModel, default_cache_dir, load_model
 
 _SHORTEST, _LONGEST = 256, 4096
 _DEFAULTS = {

@@ -27,8 +27,7 @@ from kvstore.kernels.prefill_attention.op import prefill_attention
 from kvstore.plans import AttentionProfile, ProfileRequest
 from kvstore.profiling import Profiler
 from kvstore.rules import share_of
-from services.runtime import attention
-from services.runtime.model import ServedModel, load_model
+from services.runtime.model.served_model import ServedModel, attention, load_model
 
 EDGES = (0, 16, 32, 64, 128, 256, 512, 1024)
 SAMPLED_ROWS = 512

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from kvstore.cache import LayerShape, RaggedLayer
 from kvstore.pool import PagePool, SequencePages, pages_bound
 from kvstore.rules import FULL_RULE, RetentionRule, ScoreUpdate
-from services.runtime.model import ServedModel
+from services.runtime.model.served_model import ServedModel
 
 _PAGE_ROWS = 16
 _SINKS, _WINDOW, _FLOOR_ROWS = 4, 64, 64

@@ -16,7 +16,7 @@ from benchmarks.figures import Figure, add_options, report
 from headwise import Client
 from services.demo.processes import running_service
 from services.prefill.calibration.texts import all_topics
-from services.runtime.model import load_model
+from services.runtime.model.served_model import load_model
 from tests.kvstore.tiers.servers import running_valkey
 
 _QUESTION = "\n\nWhat does this say?"

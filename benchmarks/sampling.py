@@ -24,9 +24,9 @@ from transformers import (
 
 from benchmarks.figures import Figure, add_options, report
 from benchmarks.profile_cost import prose
-from services.decode.sampling import Sampler, SamplingParameters, choose
-from services.runtime.allocator import keep_freed_memory
-from services.runtime.model import load_model
+from services.decode.engine.sampling import Sampler, SamplingParameters, choose
+from services.runtime.model.served_model import load_model
+from services.runtime.process.allocator import keep_freed_memory
 
 _CONTEXT = 1024
 _PARAMETERS = {

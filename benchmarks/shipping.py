@@ -36,12 +36,12 @@ from kvstore.calibration import Calibration
 from kvstore.policies import Policy, parse_policy
 from kvstore.policies.full import Full
 from kvstore.pool import PagePool, pages_bound
-from services.decode.step import run_step
+from services.decode.engine.step import run_step
 from services.demo.processes import Service, running_service
 from services.prefill.calibration.calibrations import Calibrations
 from services.prefill.calibration.texts import all_topics
-from services.prefill.prefiller import Prefiller
-from services.runtime.model import ServedModel, default_cache_dir, load_model
+from services.prefill.compute.prefiller import Prefiller
+from services.runtime.model.served_model import ServedModel, default_cache_dir, load_model
 
 # policy and codec
 _DENSE, _COMPACT, _CODED = ("full", "model"), ("coverage", "model"), ("coverage", "int8")

@@ -32,8 +32,8 @@ from benchmarks.store_peers import (
     valkey,
 )
 from kvstore.cache import CompactCache, Fingerprint, LayerShape, ModelFingerprint, digest_tokens
-from kvstore.content_key import ContentKey
 from kvstore.tiers.base import Hit
+from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.stored_form import CacheWriter
 
 # SmolLM2-135M's; with rows of two bytes an element 4,096 tokens make about 20 MB

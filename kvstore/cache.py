@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from kvstore.codecs import MODEL_ROWS, RowCodec, RowCoding, decode_rows
 from kvstore.errors import FingerprintMismatch
+from kvstore.row_codecs import MODEL_ROWS, RowCodec, RowCoding, decode_rows
 from kvstore.rules import RetentionRule
 
 # the first format, in which rows that the model computed are still written

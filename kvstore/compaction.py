@@ -7,9 +7,9 @@ import itertools
 import torch
 
 from kvstore.cache import RaggedLayer
-from kvstore.codecs import MODEL_ROWS, RowCodec, RowCoding, encode_rows
 from kvstore.kernels.compact.op import gather_rows
 from kvstore.plans import LayerPlan
+from kvstore.row_codecs import MODEL_ROWS, RowCodec, RowCoding, encode_rows
 
 
 def compact_layer(

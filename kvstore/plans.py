@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import torch
 
 from kvstore.cache import LayerShape
-from kvstore.row_fitting import FittedRows
 from kvstore.rules import RetentionRule
 
 
@@ -101,6 +100,18 @@ class PromptFacts:
 
     tokens: int
     classes: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class FittedRows:
+    """What R kept rows hold: `values` `[R, D]`, and `log_weights` f32 `[R]` for their logits.
+
+    `keys` `[R, D]` where these are others too.
+    """
+
+    values: torch.Tensor
+    log_weights: torch.Tensor
+    keys: torch.Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 
 from kvstore.cache import LayerShape
-from kvstore.density import row_densities
 from kvstore.kernels.column_mass.op import column_mass
 from kvstore.plans import AttentionProfile, ProfileRequest, ReferenceAttention
+
+# query rows whose logits are in memory at once, to find densities
+_DENSITY_ROWS = 16
 
 
 def sampled_positions(rows: int, tokens: int) -> torch.Tensor:
@@ -119,7 +121,7 @@ class Profiler:
     ) -> None:
         if not positions.numel():
             return
-        densities = row_densities(
+        densities = _row_densities(
             q,
             k,
             positions,
@@ -145,3 +147,32 @@ class Profiler:
             density=self._density,
             reference=self._reference,
         )
+
+
+def _row_densities(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    positions: torch.Tensor,
+    *,
+    threshold: float,
+    scale: float,
+    sliding_window: int | None,
+) -> torch.Tensor:
+    """The share of each row's visible columns with `A_ij >= threshold · max_j A_ij`, `[HQ, m]`.
+
+    `q` `[HQ, m, D]` stand at the ascending `positions` int64 `[m]`; `k` `[H, n, D]`. Source:
+    VL-Cache (arXiv 2410.23317), whose layer's density is the mean. Probabilities relative to the
+    highest need no normalisation.
+    """
+    keys = k.float().repeat_interleave(q.shape[0] // k.shape[0], 0).mT
+    columns = torch.arange(k.shape[1], device=q.device)
+    found = []
+    for first in range(0, q.shape[1], _DENSITY_ROWS):
+        rows = slice(first, first + _DENSITY_ROWS)
+        distance = positions[rows, None].to(q.device) - columns
+        visible = (distance >= 0) & (distance < (sliding_window or k.shape[1] + 1))
+        logits = (q[:, rows].float() @ keys * scale).masked_fill(~visible, -torch.inf)
+        relative = (logits - logits.amax(-1, keepdim=True)).exp()
+        dense = ((relative >= threshold) & visible).sum(-1)
+        found.append(dense / visible.sum(-1))
+    return torch.cat(found, 1)

@@ -7,7 +7,7 @@ import torch
 from benchmarks.figures import Figure
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.timing import Timer
-from services.decode.sampling import Sampler, SamplingParameters, choose
+from services.decode.engine.sampling import Sampler, SamplingParameters, choose
 
 _CHAT = SamplingParameters(temperature=0.7, top_p=0.95, seed=1)
 # that far apart do logits of a language model lie

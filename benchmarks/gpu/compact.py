@@ -12,10 +12,10 @@ from benchmarks.gpu.head_lengths import head_lengths
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.timing import Timer
 from kvstore.cache import LayerShape
-from kvstore.codecs import RowCodec, RowCoding
 from kvstore.compaction import compact_layer
 from kvstore.kernels.compact.kernel import gather_rows
 from kvstore.plans import HeadPlan, LayerPlan
+from kvstore.row_codecs import RowCodec, RowCoding
 from kvstore.rules import RetentionRule
 
 _KEPT_RATIO = 0.25

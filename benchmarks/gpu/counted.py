@@ -13,13 +13,13 @@ from benchmarks.gpu.compiling import compiled_by
 from benchmarks.gpu.listing import Listing
 from benchmarks.gpu.pool import fill
 from benchmarks.gpu.sizes import TINY
-from kvstore.codecs import RowCodec, RowCoding
 from kvstore.kernels.column_mass import kernel as column_mass_kernel
 from kvstore.kernels.compact.kernel import gather_rows, rows_a_program
 from kvstore.kernels.ragged_attention import chunk, hand_back, join
 from kvstore.kernels.ragged_attention.kernel import ROW_TILE
 from kvstore.kernels.retain import decision, moves
 from kvstore.kernels.retain import kernel as retain_kernel
+from kvstore.row_codecs import RowCodec, RowCoding
 
 ATTENTION_CODECS = ("model", "int8", "fp8", "int8/int4", "int4")
 _GATHER_CODECS = ("model", "int8", "int4")

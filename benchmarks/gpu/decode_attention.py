@@ -14,10 +14,10 @@ from benchmarks.gpu.head_lengths import head_lengths
 from benchmarks.gpu.pool import Pool, fill
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.timing import Timer
-from kvstore.codecs import RowCodec
 from kvstore.kernels.device_batch import DeviceScratch
 from kvstore.kernels.ragged_attention.kernel import attend_on_device
 from kvstore.kernels.ragged_attention.line_ends import line_ends
+from kvstore.row_codecs import RowCodec
 
 # shares of the dense cache's rows
 KEPT_RATIOS = (0.5, 0.25, 0.125)

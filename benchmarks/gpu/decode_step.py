@@ -14,13 +14,12 @@ from benchmarks.gpu.retain import BLOCK_TOKENS
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.timing import Timer
 from kvstore.cache import LayerShape, RaggedLayer
-from kvstore.codecs import MODEL_ROWS
 from kvstore.pool import PageCount, PagePool, SequencePages
 from kvstore.pool.resident import ResidentBatch
+from kvstore.row_codecs import MODEL_ROWS
 from kvstore.rules import FULL_RULE, RetentionRule
-from services.decode.captured_step import CapturedStep
-from services.runtime import attention
-from services.runtime.model import ServedModel
+from services.decode.engine.cuda_graph import CapturedStep
+from services.runtime.model.served_model import ServedModel, attention
 
 _KEPT_RATIO = 0.2
 # every tenth head keeps everything; the others let go of a row for each that they take

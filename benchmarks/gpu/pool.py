@@ -7,10 +7,10 @@ import dataclasses
 import torch
 
 from benchmarks.gpu.sizes import Sizes
-from kvstore.codecs import MODEL_ROWS, ElementCodec, RowCodec, RowCoding
 from kvstore.kernels.device_batch import DeviceBatch
 from kvstore.kernels.retain.free_pages import FreePages
 from kvstore.kernels.row_pages import PageDivision, RowPages, StoredRows
+from kvstore.row_codecs import MODEL_ROWS, ElementCodec, RowCodec, RowCoding
 from kvstore.rule_table import full_rules, rule_words
 
 

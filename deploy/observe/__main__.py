@@ -20,8 +20,8 @@ from deploy.observe.draw import draw_dashboards
 from deploy.observe.load import drive
 from deploy.observe.prometheus import PrometheusFailed, running_prometheus
 from services.demo.processes import ServiceFailed, running_service
-from services.prefill.store_watch import StoreCollector
-from services.runtime import metrics
+from services.prefill.store.store_watch import StoreCollector
+from services.runtime.process import metrics
 
 # what Prometheus needs to see the last of the load
 _SETTLE_SECONDS = 3.0

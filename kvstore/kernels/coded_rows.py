@@ -9,7 +9,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvstore.codecs import ElementCodec, RowLayout
 from kvstore.kernels.code_conversion import (
     INT4_SCALE,
     fp8_codes,
@@ -21,6 +20,7 @@ from kvstore.kernels.code_conversion import (
 )
 from kvstore.kernels.row_pages import SCALE_WORD_BYTES, PageDivision
 from kvstore.kernels.tile_product import INTERPRETED
+from kvstore.row_codecs import ElementCodec, RowLayout
 
 _CODECS = tuple(ElementCodec)
 MODEL = tl.constexpr(_CODECS.index(ElementCodec.MODEL))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kvstore.codecs import ElementCodec, RowCoding, RowLayout
+from kvstore.row_codecs import ElementCodec, RowCoding, RowLayout
 
 # codecs as compiled kernels tell them apart: by their place here
 CODECS = tuple(ElementCodec)

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kvstore.codecs import encode_rows
 from kvstore.kernels.device_batch import DeviceBatch, DeviceScratch
 from kvstore.kernels.dispatch import runs_triton
 from kvstore.kernels.host_batch import HostBatch, places, plain_rows
 from kvstore.kernels.row_pages import RowIndex, RowPages
+from kvstore.row_codecs import encode_rows
 from kvstore.rule_table import may_evict, needs_scores, rule_words
 
 

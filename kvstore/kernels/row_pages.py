@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kvstore.codecs import ElementCodec, RowCoding, RowLayout, decode_rows
 from kvstore.errors import InvalidParameter
+from kvstore.row_codecs import ElementCodec, RowCoding, RowLayout, decode_rows
 
 RowIndex = tuple[torch.Tensor, torch.Tensor]
 """Rows by page and place in the page, int64 each."""

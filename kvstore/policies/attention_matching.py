@@ -3,7 +3,7 @@
 Source: Zweiger et al., Fast KV Compaction via Attention Matching (arXiv 2602.16284), in its fast
 form: the reference queries are those of a second pass in which the model repeats its prompt, a
 row's score is the most that any of them pays to it, and log-weights and values of the kept rows
-are fitted to them (see `kvstore.row_fitting`). Root mean squares, the paper's other score, are
+are fitted to them (see `row_fitting`). Root mean squares, the paper's other score, are
 better without a fit and no better with one. The paper gives each head a share of the
 budget that was found for the model beforehand; here the scores of all heads compete, as
 `reconstruction`'s do, and no such table is needed. Rows that are kept anyway, the sinks and the
@@ -33,8 +33,8 @@ from kvstore.policies.budgeted import with_first_and_last
 from kvstore.policies.competing import Competing
 from kvstore.policies.parameters import tokens
 from kvstore.policies.reference_shares import head_shares, visible_columns
+from kvstore.policies.row_fitting import fit_rows
 from kvstore.policies.selection import full_plan
-from kvstore.row_fitting import fit_rows
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ import torch
 from kvstore.cache import LOG_WEIGHT_BYTES, LayerShape
 from kvstore.plans import (
     AttentionProfile,
+    FittedRows,
     HeadPlan,
     LayerFacts,
     LayerPlan,
@@ -34,9 +35,8 @@ from kvstore.plans import (
 from kvstore.policies.budget import visible_rows
 from kvstore.policies.budgeted import Budgeted, with_first_and_last
 from kvstore.policies.parameters import ratio, share
+from kvstore.policies.row_merging import merge_rows
 from kvstore.policies.selection import chosen_rule, full_plan, highest_visible, recovered_shares
-from kvstore.row_fitting import FittedRows
-from kvstore.row_merging import merge_rows
 from kvstore.rules import share_of
 
 

@@ -26,8 +26,8 @@ from kvstore.plans import (
 )
 from kvstore.policies.base import Scope
 from kvstore.policies.parameters import flag, share, to_parameters, tokens
+from kvstore.policies.row_merging import merge_rows
 from kvstore.policies.selection import head_plan
-from kvstore.row_merging import merge_rows
 from kvstore.rules import RetentionRule
 
 

@@ -35,8 +35,8 @@ from kvstore.policies.budget import visible_rows
 from kvstore.policies.budgeted import Budgeted, with_first_and_last
 from kvstore.policies.parameters import ratio, share, tokens
 from kvstore.policies.reference_shares import head_shares, visible_columns
+from kvstore.policies.row_merging import merge_rows
 from kvstore.policies.selection import full_plan, highest_visible
-from kvstore.row_merging import merge_rows
 from kvstore.rules import RetentionRule, ScoreUpdate, share_of
 
 # queries that count less are not looked at

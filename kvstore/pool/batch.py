@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kvstore.codecs.rotation import rotate
 from kvstore.kernels.paged_batch import FedRows, PagedBatch, StepScratch
 from kvstore.kernels.ragged_attention import ragged_attention
 from kvstore.kernels.retain import carry, decide
 from kvstore.pool.reservation import PageCount
 from kvstore.pool.sequence import SequencePages
+from kvstore.row_codecs.rotation import rotate
 
 
 @dataclasses.dataclass(slots=True, eq=False)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 
 from kvstore.cache import LayerShape
-from kvstore.codecs import MODEL_ROWS, ElementCodec, RowCodec
 from kvstore.errors import InvalidParameter, PoolExhausted
 from kvstore.kernels.paged_batch import FedRows
 from kvstore.pool.accounts import PageAccounts
@@ -18,6 +17,7 @@ from kvstore.pool.reservation import PageCount, Reservation
 from kvstore.pool.sequence import SequencePages
 from kvstore.pool.storage import PageStorage
 from kvstore.pool.tables import head_tables
+from kvstore.row_codecs import MODEL_ROWS, ElementCodec, RowCodec
 
 
 class PagePool:

@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kvstore.codecs import RowCodec
-from kvstore.codecs.rotation import rotate
 from kvstore.kernels.device_batch import DeviceBatch, DeviceScratch
 from kvstore.kernels.ragged_attention.kernel import attend_on_device
 from kvstore.kernels.ragged_attention.line_ends import line_ends
@@ -20,6 +18,8 @@ from kvstore.pool.claim import Claim
 from kvstore.pool.pages import PagePool
 from kvstore.pool.reservation import PageCount
 from kvstore.pool.sequence import SequencePages
+from kvstore.row_codecs import RowCodec
+from kvstore.row_codecs.rotation import rotate
 from kvstore.rule_table import encode, may_evict, needs_scores, rule_words
 from kvstore.rules import RetentionRule
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from kvstore.cache import HeadRows, LayerShape, RaggedLayer
-from kvstore.codecs import MODEL_ROWS, RowCodec, RowCoding
 from kvstore.errors import InvalidParameter
 from kvstore.kernels.row_pages import RowPages
 from kvstore.pool.bounds import pages_for, rows_bound
 from kvstore.pool.reservation import PageCount, Reservation
 from kvstore.pool.tables import PageTables
+from kvstore.row_codecs import MODEL_ROWS, RowCodec, RowCoding
 from kvstore.rule_table import decode, encode, may_evict
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 import torch
 
 from kvstore.cache import FLAG_BYTES, LOG_WEIGHT_BYTES, POSITION_BYTES, SCORE_BYTES
-from kvstore.codecs import MODEL_ROWS, RowCodec, RowCoding
 from kvstore.kernels.paged_batch import MarkColumns
 from kvstore.kernels.row_pages import PageDivision, RowPages
+from kvstore.row_codecs import MODEL_ROWS, RowCodec, RowCoding
 
 # repeated, NaN in every float dtype, and so is what the scale of a coded row then is
 _NAN_BYTE = 255

@@ -15,7 +15,7 @@ import enum
 from typing import Protocol, TypeAlias
 
 from kvstore.cache import CompactCache, Fingerprint, ModelFingerprint
-from kvstore.content_key import ContentKey
+from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.deadline import Deadline
 
 # whose cache the caller can use: by content key all of it is known, by handle only the model

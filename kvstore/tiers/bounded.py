@@ -9,7 +9,6 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from kvstore.cache import CompactCache
-from kvstore.content_key import ContentKey
 from kvstore.errors import InvalidParameter
 from kvstore.tiers.base import (
     BlockingTier,
@@ -20,6 +19,7 @@ from kvstore.tiers.base import (
     PutResult,
     PutStatus,
 )
+from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.deadline import Deadline
 
 Answer = TypeVar("Answer")

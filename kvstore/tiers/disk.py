@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 
 from kvstore.cache import CompactCache
-from kvstore.content_key import ContentKey
 from kvstore.errors import (
     CorruptCache,
     FingerprintMismatch,
@@ -34,6 +33,7 @@ from kvstore.tiers.base import (
     PutResult,
     PutStatus,
 )
+from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.deadline import Deadline
 from kvstore.tiers.file import load_cache, save_cache
 from kvstore.tiers.ledger import Budget, Entry, Ledger

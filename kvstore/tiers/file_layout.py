@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from kvstore.cache import CompactCache, Fingerprint, canonical_json
-from kvstore.codecs import MODEL_ROWS
 from kvstore.errors import CorruptCache
+from kvstore.row_codecs import MODEL_ROWS
 from kvstore.wire.frames import crc32c
 from kvstore.wire.header import MAX_WIDTH, identity_fields, read_identity
 from kvstore.wire.index import LayerIndex, index_fields, read_index

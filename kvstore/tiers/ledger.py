@@ -9,9 +9,9 @@ import collections
 import dataclasses
 from collections.abc import Mapping
 
-from kvstore.content_key import ContentKey
 from kvstore.errors import InvalidParameter
 from kvstore.tiers.base import MissReason, PutStatus
+from kvstore.tiers.content_key import ContentKey
 
 # why keys are gone is remembered for this many: about 200 bytes each
 _REMEMBERED_KEYS = 4096

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 
 from kvstore.cache import CompactCache, RaggedLayer
-from kvstore.content_key import ContentKey
 from kvstore.tiers.base import Expected, Hit, Lookup, Miss, PutResult, PutStatus
+from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.ledger import Budget, Entry, Ledger
 from kvstore.tiers.matching import mismatch
 

@@ -16,7 +16,6 @@ from collections.abc import Callable
 import torch
 
 from kvstore.cache import CompactCache
-from kvstore.content_key import ContentKey
 from kvstore.errors import CorruptCache, FingerprintMismatch, LimitExceeded
 from kvstore.tiers.base import (
     STORED,
@@ -28,6 +27,7 @@ from kvstore.tiers.base import (
     PutResult,
     PutStatus,
 )
+from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.deadline import Deadline
 from kvstore.tiers.manifest import Manifest
 from kvstore.tiers.matching import mismatch, miss_of

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 
 from kvstore.cache import CompactCache
-from kvstore.content_key import ContentKey
 from kvstore.errors import InvalidParameter
 from kvstore.tiers.base import (
     Expected,
@@ -19,6 +18,7 @@ from kvstore.tiers.base import (
     PutStatus,
     Tier,
 )
+from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.counters import TierCounters, TierCounts
 from kvstore.tiers.deadline import Deadline
 from kvstore.tiers.fault_watch import FaultReport, FaultWatch

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from kvstore.cache import CompactCache, Fingerprint, ModelFingerprint
-from kvstore.codecs import RowCodec, RowCoding
 from kvstore.errors import CorruptCache, FingerprintMismatch, InvalidParameter
+from kvstore.row_codecs import RowCodec, RowCoding
 from kvstore.tiers.file_layout import FileMetadata, checksum_of, tensor_name
 from kvstore.tiers.safetensors_head import SafetensorsHead, TensorPlace, places_of
 from kvstore.wire.checks import require_contents, require_heads, require_writable

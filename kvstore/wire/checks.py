@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from kvstore.cache import LayerShape, RaggedLayer
-from kvstore.codecs import RowCoding
 from kvstore.errors import CorruptCache, FingerprintMismatch, InvalidParameter
+from kvstore.row_codecs import RowCoding
 from kvstore.wire.index import ALL_CLASSES, LayerIndex
 from kvstore.wire.sections import Section, section_tensor
 

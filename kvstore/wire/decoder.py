@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from kvstore.cache import LayerShape, ModelFingerprint, RaggedLayer
-from kvstore.codecs import RowCodec, RowCoding
 from kvstore.errors import CorruptCache, FingerprintMismatch
+from kvstore.row_codecs import RowCodec, RowCoding
 from kvstore.wire.checks import require_contents, require_heads, require_same_shapes
 from kvstore.wire.frames import Frame, FrameKind
 from kvstore.wire.header import CacheHeader, parse_header

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 
 from kvstore.cache import RaggedLayer
-from kvstore.codecs import RowCoding
 from kvstore.errors import CorruptCache, InvalidParameter
+from kvstore.row_codecs import RowCoding
 from kvstore.wire.checks import require_heads, require_writable
 from kvstore.wire.frames import MAX_PAYLOAD_BYTES, Frame, FrameKind
 from kvstore.wire.header import CacheHeader, encode_header

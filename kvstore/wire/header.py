@@ -13,8 +13,8 @@ from kvstore.cache import (
     ModelFingerprint,
     canonical_json,
 )
-from kvstore.codecs import MODEL_ROWS, ElementCodec, RowCodec
 from kvstore.errors import CorruptCache, FingerprintMismatch, InvalidParameter
+from kvstore.row_codecs import MODEL_ROWS, ElementCodec, RowCodec
 from kvstore.wire.strict_json import ObjectReader
 
 # positions are int32, so nothing that counts tokens can be larger

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from kvstore.cache import RaggedLayer
-from kvstore.codecs import RowCoding
 from kvstore.errors import CorruptCache
+from kvstore.row_codecs import RowCoding
 from kvstore.wire.frames import Frame, FrameKind
 from kvstore.wire.index import LayerIndex
 from kvstore.wire.sections import Section, byte_view, layer_of

@@ -12,7 +12,7 @@ import struct
 import torch
 
 from kvstore.cache import CompactCache, Fingerprint, LayerShape, ModelFingerprint, RaggedLayer
-from kvstore.codecs import RowCodec, RowCoding
+from kvstore.row_codecs import RowCodec, RowCoding
 from kvstore.rules import RetentionRule, ScoreUpdate, TokenClass
 from kvstore.wire.frames import Frame, FrameKind
 

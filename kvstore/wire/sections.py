@@ -9,8 +9,8 @@ import sys
 import torch
 
 from kvstore.cache import RaggedLayer
-from kvstore.codecs import RowCoding
 from kvstore.errors import CorruptCache
+from kvstore.row_codecs import RowCoding
 from kvstore.wire.frames import Frame, FrameKind
 from kvstore.wire.index import LayerIndex
 

@@ -14,12 +14,12 @@ from services.commands.demo import demo
 from services.commands.doctor import doctor
 from services.commands.eval import evaluate_policies
 from services.commands.generate import generate
-from services.commands.inspect import inspect_cache
+from services.commands.inspect_cache import inspect_cache
 from services.commands.prefill import prefill
 from services.commands.top import top
 from services.commands.tune import tune
 from services.commands.variables import KNOWN_VARIABLES
-from services.runtime.configuration import refuse_unknown_variables
+from services.runtime.process.configuration import refuse_unknown_variables
 
 
 @click.group(context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})

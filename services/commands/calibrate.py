@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 from rich.console import Console
 
-from services.runtime.configuration import options_of
-from services.runtime.options import ModelOptions
+from services.runtime.process.configuration import options_of
+from services.runtime.process.options import ModelOptions
 
 
 @click.command()
@@ -20,9 +20,9 @@ def calibrate(**values: object) -> None:
     from kvstore.errors import KVStoreError
     from services.prefill.calibration.artefacts import Artefact
     from services.prefill.calibration.calibrations import Calibrations
-    from services.runtime.configuration import build
-    from services.runtime.model_errors import ModelError
-    from services.runtime.model_options import load_served_model
+    from services.runtime.model.model_errors import ModelError
+    from services.runtime.model.model_options import load_served_model
+    from services.runtime.process.configuration import build
 
     options = build(ModelOptions, values)
     try:

@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 
 from headwise import HeadwiseError, Policy
-from services.runtime.options import MODEL_CACHE
+from services.runtime.process.options import MODEL_CACHE
 
 _FILE = click.Path(dir_okay=False, path_type=pathlib.Path)
 
@@ -50,7 +50,7 @@ def demo(
     """Answer a question about a real document from a compact cache that crossed processes."""
     from services.demo.processes import ServiceFailed
     from services.demo.run import DemoOptions, run_demo
-    from services.runtime.model_errors import ModelError
+    from services.runtime.model.model_errors import ModelError
 
     parameters = {} if recovery is None else {"recovery": recovery}
     options = DemoOptions(

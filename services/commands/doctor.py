@@ -11,8 +11,8 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from services.commands.connection_options import ConnectionFlags, credential_options
-from services.runtime.configuration import build, options_of
-from services.runtime.options import ModelOptions
+from services.runtime.process.configuration import build, options_of
+from services.runtime.process.options import ModelOptions
 
 if TYPE_CHECKING:
     from services.doctor.finding import Finding

@@ -11,8 +11,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from services.runtime.configuration import build, options_of
-from services.runtime.options import ModelOptions
+from services.runtime.process.configuration import build, options_of
+from services.runtime.process.options import ModelOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +90,7 @@ def evaluate_policies(
     what is not there yet, and writes the report anew.
     """
     from kvstore.errors import KVStoreError
-    from services.runtime.model_errors import ModelError
+    from services.runtime.model.model_errors import ModelError
 
     options = EvalOptions(
         policies, settings_file, parts or _PARTS, quick, contexts, passages, text_file, out

@@ -7,7 +7,7 @@ import click
 from services.commands.print_config import print_config_option, show_config
 from services.commands.process import run_process
 from services.prefill.options import PrefillOptions
-from services.runtime.configuration import options_of
+from services.runtime.process.configuration import options_of
 
 
 @click.command()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import click
 from click.core import ParameterSource
 
-from services.runtime.configuration import PREFIX, settings_of
+from services.runtime.process.configuration import PREFIX, settings_of
 
 print_config_option = click.option(
     "--print-config", is_flag=True, help="Print every option's value and origin, and end."

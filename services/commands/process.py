@@ -10,9 +10,9 @@ import click
 
 from services.decode.options import DecodeOptions
 from services.prefill.options import PrefillOptions
-from services.runtime.allocator import keep_freed_memory
-from services.runtime.configuration import build
-from services.runtime.logs import configure_logs
+from services.runtime.process.allocator import keep_freed_memory
+from services.runtime.process.configuration import build
+from services.runtime.process.logs import configure_logs
 
 Options = TypeVar("Options", PrefillOptions, DecodeOptions)
 
@@ -22,9 +22,9 @@ def run_process(
 ) -> None:
     """Configure logs and serve until told to stop."""
     from kvstore.errors import KVStoreError
-    from services.runtime.model_errors import ModelError
-    from services.runtime.serve_error import ServeError
-    from services.runtime.trace_export import exported_spans
+    from services.runtime.model.model_errors import ModelError
+    from services.runtime.process.serve_error import ServeError
+    from services.runtime.process.trace_export import exported_spans
 
     keep_freed_memory()
     options = build(kind, values)

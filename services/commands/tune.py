@@ -11,8 +11,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from services.runtime.configuration import build, options_of
-from services.runtime.options import ModelOptions
+from services.runtime.process.configuration import build, options_of
+from services.runtime.process.options import ModelOptions
 
 if TYPE_CHECKING:
     from services.evaluation.settings import Setting
@@ -77,7 +77,7 @@ def tune(
     Measured as it is served, each head's rule at work while the text's own continuation is fed.
     """
     from kvstore.errors import KVStoreError
-    from services.runtime.model_errors import ModelError
+    from services.runtime.model.model_errors import ModelError
 
     if (max_kl is None) == (max_bytes is None):
         raise click.UsageError("give either --max-kl or --max-bytes")
@@ -128,7 +128,7 @@ def _line(tried: Tried) -> str:
 
 
 def _show(found: Tried) -> None:
-    from kvstore.codecs import MODEL_ROWS
+    from kvstore.row_codecs import MODEL_ROWS
 
     policy, _, written = found.setting.name.partition("@")[0].partition(":")
     given = found.setting.policy.parameters()

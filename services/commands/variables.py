@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from services.decode.options import DecodeOptions
 from services.prefill.options import PrefillOptions
-from services.runtime.configuration import PREFIX, settings_of
+from services.runtime.process.configuration import PREFIX, settings_of
 
 # read by the test suite alone
 _TESTS = {"HEADWISE_REQUIRE_PARTS"}

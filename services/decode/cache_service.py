@@ -8,9 +8,9 @@ import grpc
 
 from headwise.errors import NotSupported
 from headwise.v1 import store_pb2, store_pb2_grpc
-from services.decode.contexts import Contexts
-from services.decode.source import PrefillSource
-from services.runtime.identity import current_namespace
+from services.decode.link.prefill_source import PrefillSource
+from services.decode.memory.resident_caches import Contexts
+from services.runtime.security.identity import current_namespace
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 

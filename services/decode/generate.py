@@ -14,21 +14,21 @@ from headwise.errors import InvalidRequest
 from headwise.results import Delta
 from headwise.tracing import annotate, span
 from headwise.v1 import cache_pb2, decode_pb2, store_pb2
-from kvstore.codecs import RowCodec
 from kvstore.pool import PageCount, SequencePages
-from services.decode.answer import Answer
+from kvstore.row_codecs import RowCodec
+from services.decode.engine.answer import Answer
+from services.decode.engine.sampling import Sampler
+from services.decode.engine.sequence import Event, Finished, Keep, RunningSequence
 from services.decode.generation import GenerationSpec, parse_generation
+from services.decode.memory.sessions import Session
 from services.decode.messages import delta_to_proto, result_to_proto
 from services.decode.observations import observe_cache, observe_token
 from services.decode.parts import DecodeParts
 from services.decode.report import Clock, Memory, Received, measure
-from services.decode.sampling import Sampler
-from services.decode.sequence import Event, Finished, Keep, RunningSequence
-from services.decode.sessions import Session
-from services.runtime import metrics
-from services.runtime.convert import codec_to_proto, recorded_codec
-from services.runtime.identity import current_allowance, current_namespace, current_tenant
-from services.runtime.unknown_fields import require_known
+from services.runtime.process import metrics
+from services.runtime.security.identity import current_allowance, current_namespace, current_tenant
+from services.runtime.serving.convert import codec_to_proto, recorded_codec
+from services.runtime.serving.unknown_fields import require_known
 
 
 class GenerateCall:

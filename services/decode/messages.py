@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from headwise.results import Delta, FinishReason
 from headwise.v1 import decode_pb2
+from services.decode.engine.sequence import Finished
 from services.decode.generation import GenerationSpec
+from services.decode.memory.sessions import Session
 from services.decode.report import (
     Clock,
     Memory,
@@ -13,8 +15,6 @@ from services.decode.report import (
     measure,
     memory_to_proto,
 )
-from services.decode.sequence import Finished
-from services.decode.sessions import Session
 
 _FINISH = {
     FinishReason.STOP: decode_pb2.FINISH_REASON_STOP,

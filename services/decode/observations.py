@@ -9,8 +9,8 @@ import grpc
 
 from kvstore.pool import SequencePages
 from services.decode.report import Clock, Received
-from services.runtime import metrics
-from services.runtime.status import to_headwise_error
+from services.runtime.process import metrics
+from services.runtime.serving.status import to_headwise_error
 
 
 @contextlib.contextmanager

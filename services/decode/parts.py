@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 
 from kvstore.pool import PagePool
-from services.decode.admission import Admission
-from services.decode.context_load import ContextLoader
-from services.decode.contexts import Contexts
-from services.decode.doorbell import Doorbell
-from services.decode.engine import Engine
-from services.decode.expectation import SizeExpectation
+from services.decode.engine.doorbell import Doorbell
+from services.decode.engine.engine import Engine
 from services.decode.generation import GenerationLimits
-from services.decode.intake import Intake
-from services.decode.sessions import Sessions
-from services.decode.source import PrefillSource
-from services.runtime.model import ServedModel
+from services.decode.link.prefill_source import PrefillSource
+from services.decode.memory.admission import Admission
+from services.decode.memory.intake import Intake
+from services.decode.memory.resident_caches import Contexts
+from services.decode.memory.sessions import Sessions
+from services.decode.memory.size_expectation import SizeExpectation
+from services.decode.stored_cache_load import ContextLoader
+from services.runtime.model.served_model import ServedModel
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

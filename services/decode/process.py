@@ -13,33 +13,33 @@ from kvstore.errors import FingerprintMismatch
 from kvstore.kernels.dispatch import runs_triton
 from kvstore.pool import PagePool, mark_page_bytes, row_page_bytes
 from kvstore.wire import WireLimits
-from services.decode.admission import Admission
 from services.decode.cache_service import CacheForwarder
-from services.decode.context_load import ContextLoader
-from services.decode.contexts import Contexts
-from services.decode.doorbell import Doorbell
-from services.decode.engine import Engine
-from services.decode.expectation import SizeExpectation
-from services.decode.gauges import watch_memory
+from services.decode.engine.doorbell import Doorbell
+from services.decode.engine.engine import Engine
+from services.decode.engine.schedule import Scheduler
+from services.decode.engine.step import warm_up
 from services.decode.generation import GenerationLimits
-from services.decode.intake import Intake
+from services.decode.link.prefill_source import PrefillSource
+from services.decode.memory.admission import Admission
+from services.decode.memory.gauges import watch_memory
+from services.decode.memory.intake import Intake
+from services.decode.memory.resident_caches import Contexts
+from services.decode.memory.room import Room
+from services.decode.memory.sessions import Sessions
+from services.decode.memory.size_expectation import SizeExpectation
 from services.decode.options import DecodeOptions
 from services.decode.parts import DecodeParts
-from services.decode.room import Room
-from services.decode.schedule import Scheduler
 from services.decode.service import DecodeServicer
-from services.decode.sessions import Sessions
-from services.decode.source import PrefillSource
-from services.decode.step import warm_up
-from services.runtime.convert import allowed_codecs
-from services.runtime.model import ServedModel
-from services.runtime.model_options import load_served_model, require_codecs
-from services.runtime.serve_error import ServeError
-from services.runtime.server import Server
-from services.runtime.small_batches import prepare_for_small_batches
+from services.decode.stored_cache_load import ContextLoader
+from services.runtime.model.model_options import load_served_model, require_codecs
+from services.runtime.model.served_model import ServedModel
+from services.runtime.model.small_batches import prepare_for_small_batches
+from services.runtime.process.serve_error import ServeError
+from services.runtime.serving.convert import allowed_codecs
+from services.runtime.serving.server import Server
 
 if TYPE_CHECKING:
-    from services.decode.captured_steps import CapturedSteps
+    from services.decode.engine.cuda_graphs import CapturedSteps
 
 log = logging.getLogger("headwise.decode")
 
@@ -195,7 +195,7 @@ def _captured(served: ServedModel, pool: PagePool, options: DecodeOptions) -> Ca
     if not runs_triton(pool.storage.arena):
         raise ServeError("--captured-steps needs a CUDA device, and Triton")
     # imported where it can run: Triton is not there on every machine
-    from services.decode.captured_steps import CapturedSteps
+    from services.decode.engine.cuda_graphs import CapturedSteps
 
     steps = CapturedSteps(
         served, pool, options.max_sequences, options.retain_every, fused=options.fused_layers

@@ -11,8 +11,8 @@ from services.decode.generate import GenerateCall
 from services.decode.messages import session_to_proto
 from services.decode.options import DecodeOptions
 from services.decode.parts import DecodeParts
-from services.runtime.convert import describe_model, describe_versions
-from services.runtime.identity import current_allowance, current_tenant
+from services.runtime.security.identity import current_allowance, current_tenant
+from services.runtime.serving.convert import describe_model, describe_versions
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -16,7 +16,7 @@ from services.demo.processes import running_service
 from services.demo.save import save_prefilled
 from services.pictures.heads import HeadCell, head_map, legend
 from services.pictures.result import result_table
-from services.runtime.model import load_tokenizer
+from services.runtime.model.served_model import load_tokenizer
 
 # what the compact answer is compared with
 _FULL = Policy("full")

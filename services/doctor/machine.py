@@ -14,10 +14,10 @@ import transformers
 from headwise.version import __version__
 from kvstore.errors import InvalidParameter
 from services.doctor.finding import Finding, Level
-from services.runtime.convert import allowed_codecs
-from services.runtime.model import load_config
-from services.runtime.model_errors import ModelError
-from services.runtime.options import ModelOptions
+from services.runtime.model.model_errors import ModelError
+from services.runtime.model.served_model import load_config
+from services.runtime.process.options import ModelOptions
+from services.runtime.serving.convert import allowed_codecs
 
 _DEVICES = ("cpu", "cuda")
 

@@ -14,8 +14,8 @@ from headwise.errors import HeadwiseError, NotSupported, from_rpc_error
 from headwise.v1 import cache_pb2, decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
 from kvstore.errors import FingerprintMismatch
 from services.doctor.finding import Finding, Level
-from services.runtime.advice import advice_for
-from services.runtime.convert import describe_versions, model_from_proto
+from services.runtime.process.advice import advice_for
+from services.runtime.serving.convert import describe_versions, model_from_proto
 
 _TIMEOUT_SECONDS = 6.0
 

@@ -9,7 +9,7 @@ from kvstore.pool import SequencePages
 from services.evaluation.prompt_record import Compacted
 from services.evaluation.tasks import Question, Task
 from services.evaluation.teacher_forcing import feed, open_fork, open_pages
-from services.runtime.model import ServedModel
+from services.runtime.model.served_model import ServedModel
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from services.evaluation.cases import Bench
 from services.evaluation.run import calibration_for
 from services.evaluation.settings import Setting
 from services.prefill.calibration.calibrations import Calibrations
-from services.runtime.model_options import load_served_model
-from services.runtime.options import ModelOptions
+from services.runtime.model.model_options import load_served_model
+from services.runtime.process.options import ModelOptions
 
 
 def open_bench(options: ModelOptions, settings: Sequence[Setting]) -> Bench:

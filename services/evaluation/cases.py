@@ -20,7 +20,7 @@ from services.evaluation.prompt_record import PromptRecord
 from services.evaluation.settings import Setting
 from services.evaluation.tasks import Task
 from services.evaluation.teacher_forcing import dense_logits
-from services.runtime.model import ServedModel
+from services.runtime.model.served_model import ServedModel
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

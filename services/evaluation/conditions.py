@@ -9,7 +9,7 @@ import platform
 import torch
 
 from headwise.version import __version__
-from services.runtime.model import ServedModel
+from services.runtime.model.served_model import ServedModel
 
 
 def conditions(served: ServedModel) -> dict[str, object]:

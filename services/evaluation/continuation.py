@@ -10,7 +10,7 @@ from kvstore.policies.full import Full
 from services.evaluation.passages import Passage
 from services.evaluation.prompt_record import PromptRecord
 from services.evaluation.teacher_forcing import dense_logits, feed, open_pages
-from services.runtime.model import ServedModel
+from services.runtime.model.served_model import ServedModel
 
 _SEED = 11
 

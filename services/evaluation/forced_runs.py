@@ -21,7 +21,7 @@ from services.evaluation.teacher_forcing import (
     kept_logits,
     open_pages,
 )
-from services.runtime.model import ServedModel
+from services.runtime.model.served_model import ServedModel
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

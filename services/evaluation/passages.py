@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from kvstore.errors import InvalidParameter
 from services.prefill.calibration.texts import all_topics
-from services.runtime.model import ServedModel
+from services.runtime.model.served_model import ServedModel
 
 # where the passages begin, in SmolLM2's tokens of all topics by sorted name. The topics repeat one
 # another: of prompts of 1,536 or 3,072 tokens none of the continuations shares a run of 16 tokens

@@ -12,7 +12,7 @@ from services.evaluation.needles import DEPTHS, LENGTHS, needles
 from services.evaluation.passages import OFFSETS, Passage, cut_passages, passages
 from services.evaluation.ruler import ruler
 from services.evaluation.tasks import Writer
-from services.runtime.model import ServedModel
+from services.runtime.model.served_model import ServedModel
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

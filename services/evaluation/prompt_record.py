@@ -9,16 +9,16 @@ from typing import ClassVar
 
 from kvstore.cache import LayerShape, RaggedLayer
 from kvstore.calibration import Calibration
-from kvstore.codecs import MODEL_ROWS, RowCodec, RowCoding
 from kvstore.compaction import compact_layer
 from kvstore.plans import AttentionProfile, LayerFacts, LayerPlan, ProfileRequest, PromptFacts
 from kvstore.policies import Policy
 from kvstore.policies.base import Scope
 from kvstore.policies.planner import CachePlanner
 from kvstore.policies.selection import head_plan
+from kvstore.row_codecs import MODEL_ROWS, RowCodec, RowCoding
 from kvstore.rules import FULL_RULE
-from services.prefill.prefiller import Prefiller
-from services.runtime.model import ServedModel
+from services.prefill.compute.prefiller import Prefiller
+from services.runtime.model.served_model import ServedModel
 
 # as `headwise prefill` does by default; nothing measured here depends on it
 _CHUNK_TOKENS = 1024

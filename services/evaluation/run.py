@@ -12,7 +12,7 @@ from services.evaluation.cases import Bench, Case
 from services.evaluation.cell_log import CellKey, CellLog
 from services.evaluation.settings import Setting
 from services.prefill.calibration.calibrations import Calibrations
-from services.runtime.model import ServedModel
+from services.runtime.model.served_model import ServedModel
 
 
 def evaluate(

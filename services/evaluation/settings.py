@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable
 
 from kvstore.cache import canonical_json
-from kvstore.codecs import MODEL_ROWS, RowCodec
 from kvstore.errors import InvalidParameter
 from kvstore.policies import Policy, parse_policy
+from kvstore.row_codecs import MODEL_ROWS, RowCodec
 
 # a comma between brackets belongs to a list
 _COMMA = re.compile(r",(?![^\[]*\])")

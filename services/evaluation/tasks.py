@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from services.prefill.calibration.texts import all_topics
-from services.runtime.model import ServedModel
+from services.runtime.model.served_model import ServedModel
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

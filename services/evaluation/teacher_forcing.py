@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import torch
 
 from kvstore.cache import RaggedLayer
-from kvstore.codecs import MODEL_ROWS
 from kvstore.pool import BatchStep, PagePool, SequencePages, pages_bound
-from services.decode.step import BatchAttention
+from kvstore.row_codecs import MODEL_ROWS
+from services.decode.engine.step import BatchAttention
 from services.evaluation.attention_hooks import DenseAttention, KeptAttention
-from services.runtime.attention import AttentionHook, forward
-from services.runtime.model import ServedModel
+from services.runtime.model.attention import AttentionHook, forward
+from services.runtime.model.served_model import ServedModel
 
 _PAGE_ROWS = 16
 

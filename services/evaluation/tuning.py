@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from kvstore.codecs import MODEL_ROWS, RowCodec
 from kvstore.errors import InvalidParameter
 from kvstore.policies import parse_policy
+from kvstore.row_codecs import MODEL_ROWS, RowCodec
 from services.evaluation.cases import Bench
 from services.evaluation.forced_runs import ruled
 from services.evaluation.passages import Passage

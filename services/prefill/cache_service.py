@@ -9,20 +9,20 @@ import grpc
 from headwise.errors import InvalidRequest, Overloaded
 from headwise.v1 import store_pb2, store_pb2_grpc
 from kvstore.tiers import PutStatus
-from services.prefill.held_messages import HeldMessages
 from services.prefill.job import PrefillJob
 from services.prefill.messages import found_to_proto, lease_to_proto
 from services.prefill.options import PrefillOptions
 from services.prefill.parts import PrefillParts
-from services.runtime import metrics
-from services.runtime.cache_formats import require_read
-from services.runtime.convert import allowed_codecs, codec_from_proto, policy_from_proto
-from services.runtime.identity import current_namespace
-from services.runtime.limits import check_tokens
-from services.runtime.model import ServedModel
-from services.runtime.prompt import context_tokens
-from services.runtime.status import RETRY_AFTER_SECONDS
-from services.runtime.unknown_fields import require_known
+from services.prefill.sharing.held_messages import HeldMessages
+from services.runtime.model.prompt import context_tokens
+from services.runtime.model.served_model import ServedModel
+from services.runtime.process import metrics
+from services.runtime.security.identity import current_namespace
+from services.runtime.serving.cache_formats import require_read
+from services.runtime.serving.convert import allowed_codecs, codec_from_proto, policy_from_proto
+from services.runtime.serving.limits import check_tokens
+from services.runtime.serving.status import RETRY_AFTER_SECONDS
+from services.runtime.serving.unknown_fields import require_known
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from headwise.errors import InvalidRequest
 from headwise.v1 import prefill_pb2
 from kvstore.cache import Fingerprint, canonical_json, digest_tokens, lowest_format
-from kvstore.codecs import MODEL_ROWS, ElementCodec, RowCodec
 from kvstore.policies import Policy
+from kvstore.row_codecs import MODEL_ROWS, ElementCodec, RowCodec
 from kvstore.wire import CacheHeader
-from services.runtime.cache_formats import require_read
-from services.runtime.convert import codec_from_proto, model_from_proto, policy_from_proto
-from services.runtime.limits import check_tokens
-from services.runtime.model import ServedModel
+from services.runtime.model.served_model import ServedModel
+from services.runtime.serving.cache_formats import require_read
+from services.runtime.serving.convert import codec_from_proto, model_from_proto, policy_from_proto
+from services.runtime.serving.limits import check_tokens
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from headwise.v1 import cache_pb2, prefill_pb2
-from kvstore.codecs import RowCodec
+from kvstore.row_codecs import RowCodec
 from kvstore.tiers import PutStatus
-from services.prefill.keeper import Found
-from services.prefill.leases import Lease, Leases
-from services.runtime.convert import codec_to_proto, recorded_policy
+from services.prefill.store.leased_caches import Found
+from services.prefill.store.leases import Lease, Leases
+from services.runtime.serving.convert import codec_to_proto, recorded_policy
 
 
 def lease_to_proto(lease: Lease, leases: Leases) -> cache_pb2.StoredCache:

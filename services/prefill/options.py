@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from services.prefill.store_options import StoreOptions
-from services.runtime.configuration import setting
-from services.runtime.options import ModelOptions, ServerOptions
-from services.runtime.security_options import SecurityOptions
-from services.runtime.trace_options import TraceOptions
+from services.prefill.store.store_options import StoreOptions
+from services.runtime.process.configuration import setting
+from services.runtime.process.options import ModelOptions, ServerOptions
+from services.runtime.process.trace_options import TraceOptions
+from services.runtime.security.security_options import SecurityOptions
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

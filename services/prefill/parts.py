@@ -8,14 +8,14 @@ from kvstore.policies import parse_policy
 from kvstore.tiers import WriteMode
 from kvstore.wire import WireLimits
 from services.prefill.calibration.calibrations import Calibrations
-from services.prefill.computation import Computation
-from services.prefill.contexts import Contexts
-from services.prefill.keeper import Keeper
+from services.prefill.compute.computation import Computation
 from services.prefill.options import PrefillOptions
-from services.prefill.store import CacheStore
-from services.prefill.stores import memory_tier, tiers_below
-from services.prefill.turns import Turns
-from services.runtime.model import ServedModel
+from services.prefill.sharing.cache_provider import Contexts
+from services.prefill.sharing.prefill_queue import Turns
+from services.prefill.store.cache_store import CacheStore
+from services.prefill.store.leased_caches import Keeper
+from services.prefill.store.stores import memory_tier, tiers_below
+from services.runtime.model.served_model import ServedModel
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

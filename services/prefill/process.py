@@ -12,10 +12,10 @@ from services.prefill.fetch_handler import fetch_handler
 from services.prefill.options import PrefillOptions
 from services.prefill.parts import PrefillParts, build_parts
 from services.prefill.service import PrefillServicer
-from services.prefill.store_watch import watch_store
-from services.runtime.model_options import load_served_model, require_codecs
-from services.runtime.serve_error import ServeError
-from services.runtime.server import Server
+from services.prefill.store.store_watch import watch_store
+from services.runtime.model.model_options import load_served_model, require_codecs
+from services.runtime.process.serve_error import ServeError
+from services.runtime.serving.server import Server
 
 _EXPIRY_SECONDS = 0.5
 

@@ -14,16 +14,16 @@ from services.prefill.job import parse_job
 from services.prefill.messages import kept_to_proto
 from services.prefill.options import PrefillOptions
 from services.prefill.parts import PrefillParts
-from services.prefill.stream import prefill_messages
-from services.runtime.convert import (
+from services.prefill.sharing.stream import prefill_messages
+from services.runtime.model.served_model import ServedModel
+from services.runtime.security.identity import current_allowance, current_namespace
+from services.runtime.serving.convert import (
     allowed_codecs,
     describe_model,
     describe_policies,
     describe_versions,
 )
-from services.runtime.identity import current_allowance, current_namespace
-from services.runtime.model import ServedModel
-from services.runtime.wire_watch import WireWatch
+from services.runtime.serving.wire_watch import WireWatch
 
 
 class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):

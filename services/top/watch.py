@@ -10,7 +10,7 @@ from headwise.connection import Connection
 from headwise.errors import HeadwiseError, NotSupported
 from headwise.sessions import SessionCalls
 from headwise.v1 import decode_pb2_grpc
-from services.runtime.advice import advice_for
+from services.runtime.process.advice import advice_for
 from services.top.look import Look, Problem, ServiceLook, SessionLook, service_look, session_look
 from services.top.metrics_page import MetricsPage, NotReadable, read_metrics
 

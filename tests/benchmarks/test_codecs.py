@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.codecs import best_at_sizes
+from benchmarks.row_codecs import best_at_sizes
 from services.evaluation.prompt_record import fp16_bytes_kept
 from tests.kvstore.wire.caches import two_layers
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.decode_throughput import untouched_copy
-from services.runtime.model import load_model
-from services.runtime.small_batches import prepare_for_small_batches
+from services.runtime.model.served_model import load_model
+from services.runtime.model.small_batches import prepare_for_small_batches
 
 
 def test_the_peer_shares_the_weights_and_none_of_the_preparation(tiny_model: Path) -> None:

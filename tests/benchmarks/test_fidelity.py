@@ -15,7 +15,7 @@ from services.evaluation.passages import OFFSETS, Passage, hidden_keys, passages
 from services.evaluation.prompt_record import PromptRecord
 from services.evaluation.settings import Setting, parse_setting
 from services.evaluation.teacher_forcing import compare, dense_logits, kept_logits
-from services.runtime.model import load_model
+from services.runtime.model.served_model import load_model
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from benchmarks.gpu.head_lengths import ROWS_KEPT, head_lengths
 from benchmarks.gpu.pool import fill
 from benchmarks.gpu.run import run
 from benchmarks.gpu.sizes import TINY
-from services.decode import captured_step
+from services.decode.engine.engine import cuda_graph as captured_step
 from tests.pretended_cuda.tensors import DeviceTensor
 
 

@@ -20,8 +20,8 @@ from services.commands.prefill import prefill
 from services.commands.variables import KNOWN_VARIABLES
 from services.decode.options import DecodeOptions
 from services.prefill.options import PrefillOptions
-from services.runtime.configuration import build
-from services.runtime.server import LIVE
+from services.runtime.process.configuration import build
+from services.runtime.serving.server import LIVE
 from tests.conftest import Pair
 from tests.deploy.rendered import OVERLAYS, ROOT, SERVICES, container, one, resources
 

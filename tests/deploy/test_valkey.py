@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from kvstore.content_key import ContentKey
 from kvstore.tiers import Hit
+from kvstore.tiers.content_key import ContentKey
 from kvstore.wire import DEFAULT_LIMITS
-from services.prefill.stores import tiers_below
+from services.prefill.store.stores import tiers_below
 from tests.deploy.rendered import container, one, resources
 from tests.deploy.test_against_the_code import parsed
 from tests.kvstore.tiers.servers import free_port, running_valkey

@@ -18,7 +18,7 @@ from deploy.observe.__main__ import declared_metrics
 from headwise import Client, HeadwiseError, InvalidRequest, Policy
 from headwise.results import Result
 from headwise.version import __version__
-from services.runtime.metrics import FailureReasons
+from services.runtime.process.metrics import FailureReasons
 from tests.conftest import Pair, running_pair
 from tests.observe import scrape, wait_until
 from tests.parts import require_program

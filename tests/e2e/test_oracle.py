@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from headwise import AsyncClient, Policy
-from services.runtime.model import _locate, default_cache_dir, load_tokenizer
+from services.runtime.model.served_model import _locate, default_cache_dir, load_tokenizer
 from tests.conftest import Pair, running_pair
 
 pytestmark = [pytest.mark.processes, pytest.mark.model, pytest.mark.timeout(900)]

@@ -19,7 +19,7 @@ from headwise import (
     Result,
     Sampling,
 )
-from services.runtime.model import load_tokenizer
+from services.runtime.model.served_model import load_tokenizer
 from tests.conftest import Pair
 from tests.observe import scrape, wait_until
 

@@ -13,7 +13,7 @@ import torch
 
 from headwise import AsyncClient, Client, InvalidRequest, Message, NotFound, Sampling
 from headwise.v1 import prefill_pb2, prefill_pb2_grpc, store_pb2, store_pb2_grpc
-from services.runtime.model import load_tokenizer
+from services.runtime.model.served_model import load_tokenizer
 from tests.conftest import Pair, running_pair
 from tests.observe import scrape, wait_until
 

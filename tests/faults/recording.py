@@ -9,10 +9,10 @@ from headwise.v1 import prefill_pb2
 from kvstore.cache import RaggedLayer
 from kvstore.policies import parse_policy
 from kvstore.wire import CacheEncoder, Frame
+from services.prefill.compute.prefiller import Prefiller
 from services.prefill.job import PrefillJob
-from services.prefill.prefiller import Prefiller
-from services.runtime.convert import fill_frame
-from services.runtime.model import ServedModel
+from services.runtime.model.served_model import ServedModel
+from services.runtime.serving.convert import fill_frame
 
 
 def record(

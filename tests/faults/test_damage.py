@@ -16,10 +16,10 @@ import pytest
 from kvstore.errors import CorruptCache
 from kvstore.pool import PageCount, PagePool, SequencePages, pages_bound
 from kvstore.wire import WireLimits
-from services.decode.intake import Intake
-from services.decode.reception import Wanted
-from services.decode.source import PrefillSource
-from services.runtime.model import ServedModel, load_model
+from services.decode.link.prefill_source import PrefillSource
+from services.decode.link.reception import Wanted
+from services.decode.memory.intake import Intake
+from services.runtime.model.served_model import ServedModel, load_model
 from tests.faults.asking import prompt_of
 from tests.faults.recording import record
 

@@ -19,8 +19,8 @@ from headwise import CorruptStream, HeadwiseError, Overloaded, Refused, Unavaila
 from headwise.v1 import prefill_pb2
 from kvstore.wire import Frame, FrameKind
 from services.demo.processes import Service, running_service
-from services.runtime.convert import describe_model
-from services.runtime.model import ServedModel, load_model
+from services.runtime.model.served_model import ServedModel, load_model
+from services.runtime.serving.convert import describe_model
 from tests.faults.asking import Asking, prompt_of
 from tests.faults.fake_prefill import FakePrefill
 from tests.faults.phases import clean_after, serving

@@ -7,8 +7,7 @@ import torch
 
 from kvstore.cache import LayerShape
 from kvstore.compaction import compact_layer
-from kvstore.plans import HeadPlan, LayerPlan
-from kvstore.row_fitting import FittedRows
+from kvstore.plans import FittedRows, HeadPlan, LayerPlan
 from kvstore.rules import FULL_RULE, RetentionRule, ScoreUpdate, TokenClass
 
 TOKENS = 63

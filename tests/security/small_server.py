@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from headwise.v1 import decode_pb2, decode_pb2_grpc
-from services.runtime.identity import current_tenant
-from services.runtime.options import ServerOptions
-from services.runtime.security_options import SecurityOptions
-from services.runtime.server import Server
+from services.runtime.process.options import ServerOptions
+from services.runtime.security.identity import current_tenant
+from services.runtime.security.security_options import SecurityOptions
+from services.runtime.serving.server import Server
 
 SERVICE = "headwise.v1.DecodeService"
 _STOPPED = decode_pb2.Result(finish_reason=decode_pb2.FINISH_REASON_STOP)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from headwise import AsyncClient, Overloaded
-from services.runtime.security_options import SecurityOptions
+from services.runtime.security.security_options import SecurityOptions
 from tests.security.small_server import serving
 from tests.security.tokens import entry, write
 

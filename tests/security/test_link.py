@@ -10,11 +10,11 @@ import grpc
 import pytest
 
 from headwise.v1 import decode_pb2, decode_pb2_grpc
-from services.decode.link import PrefillLink
-from services.decode.link_options import LinkOptions
-from services.runtime.logs import request_id
-from services.runtime.security_options import SecurityOptions
-from services.runtime.serve_error import ServeError
+from services.decode.link.link_options import LinkOptions
+from services.decode.link.prefill_link import PrefillLink
+from services.runtime.process.logs import request_id
+from services.runtime.process.serve_error import ServeError
+from services.runtime.security.security_options import SecurityOptions
 from tests.security.certificates import Authority
 from tests.security.small_server import serving
 

@@ -14,9 +14,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from headwise import AsyncClient, HeadwiseError, Tls, Unavailable
 from headwise.v1 import decode_pb2, decode_pb2_grpc
-from services.runtime.security_options import SecurityOptions
-from services.runtime.serve_error import ServeError
-from services.runtime.tls import server_credentials
+from services.runtime.process.serve_error import ServeError
+from services.runtime.security.security_options import SecurityOptions
+from services.runtime.security.tls import server_credentials
 from tests.security.certificates import Authority, Pair, replace
 from tests.security.small_server import SERVICE, SmallServer, serving
 

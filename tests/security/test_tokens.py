@@ -15,10 +15,10 @@ import pytest
 
 from headwise import Forbidden, HeadwiseError, InvalidRequest, Unauthenticated
 from headwise.errors import Overloaded
-from services.runtime.authentication import Authentication
-from services.runtime.identity import Identity
-from services.runtime.security_options import SecurityOptions
-from services.runtime.serve_error import ServeError
+from services.runtime.process.serve_error import ServeError
+from services.runtime.security.authentication import Authentication
+from services.runtime.security.identity import Identity
+from services.runtime.security.security_options import SecurityOptions
 from tests.security.tokens import Issuer, entry, write
 
 

@@ -13,8 +13,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from headwise import AsyncClient, Client, HeadwiseError, tracing
-from services.runtime.trace_export import exported_spans
-from services.runtime.trace_options import TraceOptions
+from services.runtime.process.trace_export import exported_spans
+from services.runtime.process.trace_options import TraceOptions
 from tests.conftest import Pair, running_pair
 from tests.observe import wait_until
 from tests.tracing.collector import Collector, collecting

@@ -9,10 +9,10 @@ import torch
 import triton
 import triton.language as tl
 
-from kvstore.codecs import RowCoding
-from kvstore.codecs.rotation import hadamard
 from kvstore.kernels.coded_rows import INT4, MODEL, codec_number, store_coded
 from kvstore.kernels.tile_product import tile_product
+from kvstore.row_codecs import RowCoding
+from kvstore.row_codecs.rotation import hadamard
 
 # elements per program and tensor: 32 bytes for each of 128 lanes at 16 bits
 _TILE_ELEMENTS = 2048

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from kvstore.codecs import RowCoding
 from kvstore.kernels.compact import reference
 from kvstore.kernels.dispatch import runs_triton
+from kvstore.row_codecs import RowCoding
 
 
 def gather_rows(

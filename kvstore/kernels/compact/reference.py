@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kvstore.codecs import RowCoding, encode_rows
+from kvstore.row_codecs import RowCoding, encode_rows
 
 
 def gather_rows(

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from numba import prange
 
-from kvstore.codecs import ElementCodec
 from kvstore.kernels.host_batch import CODECS
 from kvstore.kernels.paged_batch import PagedBatch, StepScratch
 from kvstore.kernels.prefetch import LINE_BYTES, prefetch
 from kvstore.kernels.row_pages import SCALE_WORD_BYTES
 from kvstore.kernels.threads import ONLY_PRANGE, match_torch_threads
+from kvstore.row_codecs import ElementCodec
 
 # kernels of one file: numba's cache on disk sees no change in another's functions.
 # arrays inside them; numba has no static types to offer

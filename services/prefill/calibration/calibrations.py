@@ -23,7 +23,7 @@ from services.prefill.calibration.artefacts import (
 from services.prefill.calibration.query_filters import measure_filters
 from services.prefill.calibration.retrieval_probe import probe_retrieval
 from services.prefill.calibration.sensitivity import measure_sensitivity
-from services.runtime.model import ServedModel
+from services.runtime.model.served_model import ServedModel
 
 _log = logging.getLogger("headwise.calibration")
 

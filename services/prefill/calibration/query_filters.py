@@ -11,8 +11,8 @@ import torch
 
 from kvstore.kernels.prefill_attention.op import prefill_attention
 from services.prefill.calibration.texts import spread_texts
-from services.runtime.attention import forward
-from services.runtime.model import ServedModel
+from services.runtime.model.attention import forward
+from services.runtime.model.served_model import ServedModel
 
 # the paper takes 3,000 queries a head out of 20 texts of 2,048 tokens; these come from 4, because
 # a singular vector of 64 to 128 entries needs no more and they are read in seconds

@@ -10,8 +10,8 @@ import torch
 
 from kvstore.calibration import RetrievalScores
 from kvstore.kernels.prefill_attention.op import prefill_attention
-from services.runtime.attention import forward
-from services.runtime.model import ServedModel
+from services.runtime.model.attention import forward
+from services.runtime.model.served_model import ServedModel
 
 # as published; a shorter context gives each copy a part of it
 _COPIES = 4

@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from services.prefill.calibration.texts import spread_texts
-from services.runtime.model import ServedModel
+from services.runtime.model.served_model import ServedModel
 
 _TEXTS = 2
 _TEXT_TOKENS = 1024

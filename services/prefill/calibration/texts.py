@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from services.runtime.model import ServedModel
+from services.runtime.model.served_model import ServedModel
 
 
 def all_topics(served: ServedModel) -> list[int]:

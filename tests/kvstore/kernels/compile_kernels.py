@@ -19,7 +19,6 @@ from benchmarks.gpu.listing import spills
 from benchmarks.gpu.pool import fill
 from benchmarks.gpu.sizes import TINY
 from kvstore.cache import LayerShape
-from kvstore.codecs import RowCodec, RowCoding
 from kvstore.kernels.column_mass import kernel as column_mass
 from kvstore.kernels.column_peak import kernel as column_peak
 from kvstore.kernels.compact import kernel as compact
@@ -29,6 +28,7 @@ from kvstore.kernels.ragged_attention import kernel as ragged_attention
 from kvstore.kernels.ragged_attention.line_ends import line_ends
 from kvstore.kernels.retain import kernel as retain
 from kvstore.pool import BatchStep, PageCount, PagePool
+from kvstore.row_codecs import RowCodec, RowCoding
 from kvstore.rule_table import encode
 from kvstore.rules import RetentionRule, ScoreUpdate
 

@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 import torch
 
-from kvstore.codecs import RowCodec
 from kvstore.kernels.device_batch import DeviceBatch
 from kvstore.kernels.paged_batch import PagedBatch
 from kvstore.kernels.row_pages import RowPages
+from kvstore.row_codecs import RowCodec
 from tests.kvstore.kernels.ragged_attention.batches import a_batch, attend
 
 pytest.importorskip("triton")

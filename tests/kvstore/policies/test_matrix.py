@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from kvstore.plans import LayerPlan
+from kvstore.plans import FittedRows, LayerPlan
 from kvstore.policies import known_policies, parse_policy
 from kvstore.policies.base import CachePolicy, Scope
 from kvstore.retention import keep_mask
-from kvstore.row_fitting import FittedRows
 from kvstore.rule_table import decode, encode
 from tests.kvstore.policies.planning import (
     LAYERS,

@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 
 from kvstore.cache import CompactCache
-from kvstore.content_key import ContentKey
 from kvstore.tiers.base import BlockingTier
+from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.deadline import Deadline
 from kvstore.tiers.disk import DiskTier
 from kvstore.tiers.ledger import Budget

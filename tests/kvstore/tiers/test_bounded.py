@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import pytest
 
 from kvstore.cache import CompactCache
-from kvstore.content_key import ContentKey
 from kvstore.errors import InvalidParameter
 from kvstore.tiers.base import STORED, Expected, Hit, Lookup, MissReason, PutResult, PutStatus
 from kvstore.tiers.bounded import BoundedTier
+from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.deadline import Deadline
 from tests.kvstore.wire.caches import two_layers
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from kvstore.content_key import ContentKey
 from kvstore.errors import InvalidParameter
 from kvstore.tiers.base import Hit, Miss, MissReason, PutStatus
+from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.deadline import Deadline
 from kvstore.tiers.disk import DiskTier
 from kvstore.tiers.ledger import Budget

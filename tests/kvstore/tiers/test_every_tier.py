@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from kvstore.cache import CompactCache, LayerShape, digest_tokens
-from kvstore.content_key import ContentKey
 from kvstore.errors import InvalidParameter
 from kvstore.tiers.base import Hit, Miss, MissReason, PutStatus, Tier
+from kvstore.tiers.content_key import ContentKey
 from tests.kvstore.tiers.clock import Clock
 from tests.kvstore.tiers.conftest import TierMaker
 from tests.kvstore.wire.caches import caches, same, two_layers

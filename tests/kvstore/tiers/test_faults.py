@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from kvstore.cache import CompactCache, RaggedLayer
-from kvstore.content_key import ContentKey
 from kvstore.tiers.base import Hit, Miss, MissReason, PutStatus, Tier
 from kvstore.tiers.bounded import BoundedTier
+from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.deadline import Deadline
 from kvstore.tiers.manifest import Manifest
 from kvstore.tiers.mooncake import MooncakeTier

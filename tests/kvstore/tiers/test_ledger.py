@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstore.content_key import ContentKey
 from kvstore.errors import InvalidParameter
 from kvstore.tiers.base import MissReason, PutStatus
+from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.ledger import Budget, Entry, Ledger
 
 BUDGET = Budget(100, {"small": 40})

@@ -6,8 +6,8 @@ import dataclasses
 
 import torch
 
-from kvstore.content_key import ContentKey
 from kvstore.tiers.base import Hit, Miss, MissReason, PutStatus
+from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.ledger import Budget
 from kvstore.tiers.memory import MemoryTier, resident_bytes
 from tests.kvstore.wire.caches import same, two_layers

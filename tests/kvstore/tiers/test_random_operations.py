@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvstore.cache import CompactCache
-from kvstore.content_key import ContentKey
 from kvstore.tiers.base import Hit, MissReason, PutStatus, Tier
 from kvstore.tiers.bounded import BoundedTier
+from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.disk import DiskTier
 from kvstore.tiers.ledger import Budget
 from kvstore.tiers.memory import MemoryTier, resident_bytes

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import pytest
 
 from kvstore.cache import CompactCache
-from kvstore.content_key import ContentKey
 from kvstore.errors import InvalidParameter
 from kvstore.tiers.base import Expected, Hit, Lookup, Miss, MissReason, PutResult, PutStatus, Tier
 from kvstore.tiers.bounded import BoundedTier
+from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.disk import DiskTier
 from kvstore.tiers.ledger import Budget
 from kvstore.tiers.memory import MemoryTier

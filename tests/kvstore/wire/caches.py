@@ -16,7 +16,7 @@ from kvstore.cache import (
     RaggedLayer,
     digest_tokens,
 )
-from kvstore.codecs import RowCodec, RowCoding, encode_rows
+from kvstore.row_codecs import RowCodec, RowCoding, encode_rows
 from kvstore.rules import FULL_RULE, RetentionRule, ScoreUpdate, TokenClass
 from kvstore.wire import CacheEncoder, CacheHeader, Frame
 

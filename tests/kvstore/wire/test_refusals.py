@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore.cache import CompactCache, LayerShape
-from kvstore.codecs import RowCodec
 from kvstore.errors import CorruptCache, FingerprintMismatch, InvalidParameter, LimitExceeded
+from kvstore.row_codecs import RowCodec
 from kvstore.wire import CacheDecoder, CacheEncoder, CacheHeader, Frame, FrameKind, WireLimits
 from tests.kvstore.wire.caches import encode, fingerprint, same, two_layers
 from tests.kvstore.wire.receiving import receive

@@ -10,7 +10,7 @@ from kvstore.policies import parse_policy
 from services.commands import command_line
 from services.prefill.calibration.artefacts import Artefact
 from services.prefill.calibration.calibrations import Calibrations
-from tests.services.decode.engine_parts import load_served
+from tests.services.decode.engine.engine_parts import load_served
 
 
 def test_both_artefacts_are_written_and_found(tiny_model: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from services.commands import command_line
 from services.commands.print_config import without_password
 from services.decode.options import DecodeOptions
 from services.prefill.options import PrefillOptions
-from services.runtime.configuration import settings_of
+from services.runtime.process.configuration import settings_of
 
 _LINE = re.compile(r"(--[\w-]+) +(.*)  \((\w+)\)")
 

@@ -11,11 +11,11 @@ from headwise import Unavailable
 from headwise.errors import DeadlineExceeded, Overloaded
 from headwise.v1 import cache_pb2
 from kvstore.wire import WireLimits
-from services.decode.admission import Admission
-from services.decode.intake import Intake
+from services.decode.link.prefill_source import PrefillSource
+from services.decode.memory.admission import Admission
+from services.decode.memory.intake import Intake
 from services.decode.observations import watched_call, watched_transfer
-from services.decode.source import PrefillSource
-from tests.services.decode.engine_parts import load_served, new_pool
+from tests.services.decode.engine.engine_parts import load_served, new_pool
 
 
 def _reachable(target: str) -> float | None:

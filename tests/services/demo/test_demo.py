@@ -14,7 +14,7 @@ import pytest
 from kvstore.cache import CompactCache
 from kvstore.tiers.file import load_cache
 from services.demo.document import DOCUMENT_TOKENS, built_in_document, question_about, read_document
-from services.runtime.model import load_tokenizer
+from services.runtime.model.served_model import load_tokenizer
 
 _TOKENS = 6
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.runtime.model import load_model
+from services.runtime.model.served_model import load_model
 
 
 @pytest.fixture(scope="session")

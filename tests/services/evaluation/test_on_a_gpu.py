@@ -11,7 +11,7 @@ from kvstore.policies import parse_policy
 from services.evaluation.continuation import sample_continuation
 from services.evaluation.prompt_record import PromptRecord
 from services.evaluation.teacher_forcing import dense_logits, feed, kept_logits, open_pages
-from services.runtime.model import ServedModel, load_model
+from services.runtime.model.served_model import ServedModel, load_model
 
 _CONTEXT = tuple((7 * n * n) % 500 for n in range(40))
 _FED = (5, 99, 250)

@@ -6,7 +6,7 @@ import types
 import pytest
 
 from services.evaluation.passages import COPYING_OFFSET, OFFSETS, passages
-from services.runtime.model import load_tokenizer
+from services.runtime.model.served_model import load_tokenizer
 
 pytestmark = pytest.mark.model
 

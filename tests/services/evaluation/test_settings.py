@@ -2,9 +2,9 @@
 
 import pytest
 
-from kvstore.codecs import RowCodec
 from kvstore.errors import InvalidParameter, UnknownPolicy
 from kvstore.policies import parse_policy
+from kvstore.row_codecs import RowCodec
 from services.evaluation.settings import parse_setting, parse_settings
 
 

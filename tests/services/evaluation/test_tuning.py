@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstore.codecs import RowCodec
 from kvstore.errors import InvalidParameter
+from kvstore.row_codecs import RowCodec
 from services.evaluation.settings import parse_setting
 from services.evaluation.tuning import (
     STEPS,

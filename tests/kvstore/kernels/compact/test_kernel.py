@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kvstore.codecs import MODEL_ROWS, RowCodec, RowCoding, decode_rows
 from kvstore.kernels.compact.reference import gather_rows as reference_rows
+from kvstore.row_codecs import MODEL_ROWS, RowCodec, RowCoding, decode_rows
 
 kernel = pytest.importorskip("kvstore.kernels.compact.kernel")
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from kvstore.cache import HeadRows, LayerShape, RaggedLayer
-from kvstore.codecs import MODEL_ROWS, RowCodec, RowCoding, decode_rows, encode_rows
 from kvstore.kernels.ragged_attention import ragged_attention
 from kvstore.pool import BatchStep, PageCount, PagePool
+from kvstore.row_codecs import MODEL_ROWS, RowCodec, RowCoding, decode_rows, encode_rows
 from kvstore.rules import FULL_RULE, RetentionRule, ScoreUpdate
 
 SCORED = RetentionRule(budget_rows=4, score_update=ScoreUpdate.SUM)

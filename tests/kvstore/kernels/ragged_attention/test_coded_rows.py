@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from kvstore.cache import LayerShape, RaggedLayer
-from kvstore.codecs import RowCodec, RowCoding, decode_rows, encode_rows
 from kvstore.pool import BatchStep, PageCount, PagePool, SequencePages
+from kvstore.row_codecs import RowCodec, RowCoding, decode_rows, encode_rows
 from kvstore.rules import FULL_RULE, RetentionRule, ScoreUpdate
 
 SCORED = RetentionRule(window=4, budget_rows=60, score_update=ScoreUpdate.SUM)

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import torch
 
-from kvstore.codecs import MODEL_ROWS, RowCodec, RowCoding, decode_rows, encode_rows
 from kvstore.kernels.device_batch import DeviceBatch, DeviceScratch
 from kvstore.kernels.retain.free_pages import FreePages
 from kvstore.kernels.retain.kernel import retain
 from kvstore.kernels.row_pages import PageDivision, RowPages
+from kvstore.row_codecs import MODEL_ROWS, RowCodec, RowCoding, decode_rows, encode_rows
 from kvstore.rule_table import encode, full_rules, may_evict, needs_scores, rule_words
 from kvstore.rules import RetentionRule
 

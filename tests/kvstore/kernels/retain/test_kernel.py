@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstore.codecs import RowCodec
 from kvstore.retention import keep_mask
+from kvstore.row_codecs import RowCodec
 from kvstore.rule_table import decode, encode, rule_words
 from kvstore.rules import FULL_RULE, RetentionRule, ScoreUpdate, TokenClass
 from tests.kvstore.retention_strategies import rules

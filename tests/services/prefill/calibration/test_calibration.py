@@ -18,9 +18,9 @@ from services.prefill.calibration.query_filters import _filters, measure_filters
 from services.prefill.calibration.retrieval_probe import _CopyAttention, probe_retrieval
 from services.prefill.calibration.sensitivity import measure_sensitivity
 from services.prefill.calibration.texts import spread_texts
-from services.runtime.attention import forward
-from services.runtime.model import ServedModel
-from tests.services.decode.engine_parts import load_served
+from services.runtime.model.attention import forward
+from services.runtime.model.served_model import ServedModel
+from tests.services.decode.engine.engine_parts import load_served
 
 _COPY = 12
 _SCALE = 0.25

@@ -10,7 +10,7 @@ import torch
 from services.prefill.calibration import calibrations as calibrations_module
 from services.prefill.calibration.calibrations import Calibrations
 from services.prefill.calibration.retrieval_probe import probe_retrieval
-from services.runtime.model import load_model
+from services.runtime.model.served_model import load_model
 
 pytestmark = pytest.mark.model
 

@@ -10,7 +10,7 @@ import torch
 from services.prefill.calibration.query_filters import measure_filters
 from services.prefill.calibration.retrieval_probe import probe_retrieval
 from services.prefill.calibration.sensitivity import measure_sensitivity
-from services.runtime.model import ServedModel, load_model
+from services.runtime.model.served_model import ServedModel, load_model
 
 
 @pytest.fixture(scope="module")

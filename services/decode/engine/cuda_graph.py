@@ -1,0 +1,107 @@
+"""A whole decode step as one CUDA graph: forward, greedy choice, retention; a graph per size.
+
+A step of few tokens is thousands of launches of a few microseconds, and the host takes longer to
+ask for them than the device to run them. Captured once, they are replayed by one call. Where rules
+look at several tokens together, the steps between are a graph of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+
+from kvstore.pool.resident import ResidentBatch
+from services.decode.engine.step import BatchAttention
+from services.runtime.model.attention import forward
+from services.runtime.model.fused_layers import fused_layers
+from services.runtime.model.served_model import ServedModel
+
+
+class CapturedStep:
+    """Steps of up to `places` sequences of one codec, each fed the token that lies in `tokens`.
+
+    `tokens` int64 `[places]` is what is fed next, and after a step the likeliest token of each;
+    who chooses otherwise reads `logits` `[places, V]` and writes there before the next step. With
+    `fused` the model's layers are captured as compiled. On a device other than CUDA the same
+    operations run one by one.
+    """
+
+    def __init__(
+        self, served: ServedModel, resident: ResidentBatch, *, fused: bool = False
+    ) -> None:
+        device = served.model.device
+        self._served = served
+        self._resident = resident
+        self._hook = BatchAttention(resident)
+        self._classes = served.tokenizer.classes.to(device)
+        self._every = torch.arange(resident.places, device=device)
+        # by whether the step ends a block
+        self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
+        size = (resident.places, served.vocabulary_size)
+        self.tokens = torch.zeros(resident.places, dtype=torch.int64, device=device)
+        self.logits = torch.zeros(size, dtype=served.dtype, device=device)
+        if device.type == "cuda":
+            with fused_layers(served.model) if fused else contextlib.nullcontext():
+                for ends_block in {resident.ends_block, True}:
+                    self._graphs[ends_block] = self._captured(ends_block)
+
+    @property
+    def resident(self) -> ResidentBatch:
+        """The batch that is stepped."""
+        return self._resident
+
+    def run(self, tokens: Sequence[int] | None = None) -> None:
+        """One step, of `tokens` or of what was chosen in the last; the host does not wait.
+
+        Raises `PoolExhausted` before any change.
+        """
+        self._resident.lend()
+        if tokens is not None:
+            self.tokens[: len(tokens)].copy_(torch.tensor(tokens))
+        ends_block = self._resident.ends_block
+        if self._graphs:
+            self._graphs[ends_block].replay()
+        else:
+            with torch.inference_mode():
+                self.step(ends_block)
+
+    def step(self, ends_block: bool) -> None:
+        """What is captured: reads and writes the same addresses each time, and asks no host."""
+        resident, batch = self._resident, self._resident.batch
+        resident.begin()
+        batch.flags.index_copy_(0, resident.cells, self._classes[self.tokens])
+        logits = forward(
+            self._served,
+            self.tokens[None],
+            (batch.lengths + batch.before)[None],
+            self._hook,
+            logits=True,
+            at=self._every,
+        )
+        assert logits is not None
+        self.logits.copy_(logits)
+        self.tokens.copy_(logits.argmax(-1))
+        if ends_block:
+            resident.retain()
+        else:
+            resident.go_on()
+
+    def _captured(self, ends_block: bool) -> torch.cuda.CUDAGraph:
+        # nobody has entered: places that hold nothing can be stepped without a trace
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.inference_mode():
+            with torch.cuda.stream(stream):
+                # kernels are compiled and libraries settle
+                for _ in range(3):
+                    self.step(ends_block)
+                    # nobody has begun a block
+                    self._resident.batch.before.zero_()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            # other threads load caches meanwhile
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.step(ends_block)
+        return graph

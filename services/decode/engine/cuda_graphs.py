@@ -1,0 +1,111 @@
+"""Which steps are taken on the device alone, and the graphs for them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+
+from kvstore.pool import PageCount, PagePool, SequencePages
+from kvstore.pool.resident import ResidentBatch
+from kvstore.row_codecs import MODEL_ROWS, RowCodec
+from services.decode.engine.cuda_graph import CapturedStep
+from services.decode.memory.room import NoRoom
+from services.runtime.model.served_model import ServedModel
+
+log = logging.getLogger("headwise.captured")
+
+# a step of few tokens reads all weights whatever their number, so a few sizes are enough
+_FEW = 8
+
+
+class CapturedSteps:
+    """Graphs for at most `most` sequences: one of few places and one of all, for each codec.
+
+    They are captured when they are first needed, and apply the rules to `block_tokens` tokens at
+    once. The same sequences are stepped again and again without their tables leaving the device;
+    when others are, those leave. Used by the engine's thread alone.
+    """
+
+    def __init__(
+        self,
+        served: ServedModel,
+        pool: PagePool,
+        most: int,
+        block_tokens: int = 1,
+        *,
+        fused: bool = False,
+    ) -> None:
+        self._served = served
+        self._pool = pool
+        self._block_tokens = block_tokens
+        self._fused = fused
+        self._sizes = sorted({min(_FEW, most), most})
+        self._steps: dict[tuple[RowCodec, int], CapturedStep] = {}
+        self._last: CapturedStep | None = None
+        self._broken = False
+
+    def prepare(self) -> None:
+        """Capture now what most will need, so that nobody waits for it later."""
+        for places in self._sizes:
+            self._captured(MODEL_ROWS, places)
+
+    def run(
+        self,
+        sequences: Sequence[SequencePages],
+        tokens: Sequence[int],
+        make_room: Callable[[int, PageCount], bool],
+    ) -> torch.Tensor | None:
+        """Feed each sequence its token: the logits `[B, V]`, until the next call.
+
+        None if these cannot be stepped so; nothing has changed then. `make_room` has so many pages
+        promised to the sequence of that number, or says that it must wait: then raises `NoRoom`.
+        """
+        step = self._entered(tuple(sequences))
+        if step is None:
+            return None
+        for place, need in enumerate(step.resident.needs()):
+            # whoever made room may have sent all of them home
+            if step.resident.sequences and not make_room(place, need):
+                raise NoRoom
+        if step.resident.sequences != tuple(sequences):
+            raise NoRoom
+        step.run(tokens)
+        step.resident.settle()
+        return step.logits[: len(sequences)]
+
+    def _entered(self, sequences: tuple[SequencePages, ...]) -> CapturedStep | None:
+        if self._last is not None:
+            if self._last.resident.sequences == sequences:
+                return self._last
+            self._last.resident.leave()
+        self._last = self._for(sequences)
+        if self._last is not None:
+            self._last.resident.enter(sequences)
+        return self._last
+
+    def _for(self, sequences: tuple[SequencePages, ...]) -> CapturedStep | None:
+        """The step that these fit."""
+        codec, count = sequences[0].codec, len(sequences)
+        places = next((size for size in self._sizes if size >= count), 0)
+        step = self._captured(codec, places) if places else None
+        return step if step is not None and step.resident.fits(sequences) else None
+
+    def _captured(self, codec: RowCodec, places: int) -> CapturedStep | None:
+        """The step of that size, captured if it has not been at today's addresses; None if none
+        can be.
+        """
+        step = self._steps.pop((codec, places), None)
+        if self._broken:
+            return None
+        if step is None or not step.resident.current:
+            try:
+                resident = ResidentBatch(self._pool, codec, places, self._block_tokens)
+                step = CapturedStep(self._served, resident, fused=self._fused)
+            except RuntimeError:
+                log.exception("a step could not be captured; steps go on one launch at a time")
+                self._broken = True
+                return None
+        self._steps[codec, places] = step
+        return step

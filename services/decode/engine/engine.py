@@ -1,0 +1,245 @@
+"""The engine: one thread that steps all running sequences together."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from headwise.errors import Overloaded, Unavailable
+from kvstore.pool import BatchStep, PageCount, PagePool
+from services.decode.engine.sampling import choose
+from services.decode.engine.schedule import Feed, Scheduler
+from services.decode.engine.sequence import RunningSequence
+from services.decode.engine.step import forward_step
+from services.decode.memory.room import NoRoom, Room
+from services.runtime.model.served_model import ServedModel
+from services.runtime.process import metrics
+from services.runtime.serving.status import RETRY_AFTER_SECONDS
+
+if TYPE_CHECKING:
+    from services.decode.engine.cuda_graphs import CapturedSteps
+
+log = logging.getLogger("headwise.engine")
+
+_Given = TypeVar("_Given")
+
+# how long the only sequence left may wait for pages that arriving caches and busy sessions hold
+_STARVED_SECONDS = 5.0
+_STARVED_PAUSE_SECONDS = 0.01
+
+
+class Engine:
+    """Sequences join and leave between steps; the thread sleeps while there is none.
+
+    A step is schedule, run, postprocess. `running` is in the order of arrival, which is the order
+    in which sequences get what is scarce. With `captured`, steps of single tokens run on the device
+    alone where they can.
+    """
+
+    def __init__(
+        self,
+        served: ServedModel,
+        pool: PagePool,
+        scheduler: Scheduler,
+        room: Room,
+        captured: CapturedSteps | None = None,
+    ) -> None:
+        self._served = served
+        self._scheduler = scheduler
+        self._room = room
+        self._captured = captured
+        self._found_no_room = False
+        self._fed = pool.new_fed_rows(scheduler.cells)
+        self._joining: list[RunningSequence] = []
+        self._running: list[RunningSequence] = []
+        self._progressed = time.monotonic()
+        self._wake = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether any sequence is stepped. From any thread."""
+        return bool(self._running)
+
+    def submit(self, sequence: RunningSequence) -> None:
+        """Let a sequence join at the next step; from here on the engine owns its pages."""
+        with self._wake:
+            self._joining.append(sequence)
+            self._wake.notify()
+
+    def close(self) -> None:
+        """Stop after the current step and give all pages back."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        with torch.inference_mode():
+            while feeds := self._schedule():
+                try:
+                    if not self._run_captured(feeds):
+                        self._postprocess(feeds, *self._run(feeds))
+                except Exception as error:
+                    log.exception("a step failed")
+                    _fail(self._running, error)
+        self._running += self._room.preempted
+        self._room.preempted.clear()
+        _fail(self._running, Unavailable("the service is shutting down", "DRAINING"))
+        self._let_go(lambda sequence: sequence.cancelled)
+
+    def _schedule(self) -> list[Feed]:
+        """Take in who joins, let go of who was cancelled, and plan; nothing when closed."""
+        while True:
+            self._let_go(lambda sequence: sequence.cancelled)
+            with self._wake:
+                self._running += self._joining
+                self._joining = []
+                if self._closed:
+                    return []
+                if not self._running and not self._room.preempted:
+                    self._wake.wait()
+                    self._progressed = time.monotonic()
+                    continue
+            self._room.bring_back(self._running)
+            self._running.sort(key=lambda sequence: sequence.arrival)
+            if any(sequence.cancelled for sequence in self._running):
+                continue
+            if feeds := self._scheduler.plan(self._running):
+                metrics.BATCH_SEQUENCES.observe(len(feeds))
+                return feeds
+            self._watch_progress(progressed=False)
+
+    def _run(self, feeds: Sequence[Feed]) -> tuple[BatchStep, torch.Tensor]:
+        pieces = [feed.piece for feed in feeds]
+        tokens = [token for feed in feeds for token in feed.tokens]
+        with metrics.STEP_SECONDS.time():
+            return forward_step(self._served, self._fed, pieces, tokens)
+
+    def _run_captured(self, feeds: Sequence[Feed]) -> bool:
+        """The whole step on the device alone; False if it must be taken in the other way.
+
+        Who must wait for room does so there: others of the batch go on meanwhile.
+        """
+        if self._captured is None or self._found_no_room or not all(map(_is_plain, feeds)):
+            self._found_no_room = False
+            return False
+        sequences = [feed.piece.block.sequence for feed in feeds]
+        tokens = [token for feed in feeds for token in feed.tokens]
+
+        def make_room(place: int, need: PageCount) -> bool:
+            return self._room.make(feeds[place].sequence, need, self._running)
+
+        try:
+            with metrics.STEP_SECONDS.time():
+                logits = self._captured.run(sequences, tokens, make_room)
+        except NoRoom:
+            self._found_no_room = True
+            return True
+        if logits is None:
+            return False
+        self._advance(feeds, range(len(feeds)), logits)
+        self._watch_progress(progressed=True)
+        return True
+
+    def _postprocess(self, feeds: Sequence[Feed], step: BatchStep, logits: torch.Tensor) -> None:
+        step.decide()
+        ending = [place for place, feed in enumerate(feeds) if feed.piece.ends]
+        fitting = [
+            place
+            for place in ending
+            if self._room.make(feeds[place].sequence, step.need(place), self._running)
+        ]
+        # only younger sequences are preempted for one, so whoever fits still has its pages here
+        step.commit(fitting)
+        self._advance(feeds, fitting, logits)
+        self._watch_progress(progressed=bool(fitting) or len(ending) < len(feeds))
+
+    def _advance(self, feeds: Sequence[Feed], places: Iterable[int], logits: torch.Tensor) -> None:
+        """Blocks are in the cache: on to the next, or to a token after those that were the last.
+
+        `logits` `[B, V]` are those after each feed; those in `places` have got so far.
+        """
+        choosing: list[RunningSequence] = []
+        rows: list[int] = []
+        for place in places:
+            sequence, block = feeds[place].sequence, feeds[place].piece.block
+            self._scheduler.close(block)
+            sequence.block_is_retained(block.fed + feeds[place].piece.tokens)
+            if not sequence.pending:
+                ready = [*self._begun_forks(sequence), sequence]
+                choosing += ready
+                rows += [place] * len(ready)
+        if choosing:
+            whole = rows == list(range(len(logits)))
+            self._choose(choosing, logits if whole else logits[rows])
+        self._let_go(lambda sequence: sequence.finished)
+
+    def _begun_forks(self, parent: RunningSequence) -> list[RunningSequence]:
+        forks, parent.forks = parent.forks, ()
+        self._running += forks
+        return [fork for fork in forks if _succeeds(fork, fork.begin, parent)]
+
+    def _choose(self, sequences: Sequence[RunningSequence], logits: torch.Tensor) -> None:
+        """The next token of each, from its row of the logits."""
+        choices = choose([sequence.sampler for sequence in sequences], logits)
+        for sequence, choice in zip(sequences, choices, strict=True):
+            if _succeeds(sequence, sequence.accept, choice):
+                metrics.GENERATED_TOKENS.inc()
+
+    def _watch_progress(self, *, progressed: bool) -> None:
+        """Give up the oldest sequence if nothing has moved for long."""
+        now = time.monotonic()
+        if progressed:
+            self._progressed = now
+        elif now - self._progressed < _STARVED_SECONDS:
+            time.sleep(_STARVED_PAUSE_SECONDS)
+        else:
+            self._progressed = now
+            error = Overloaded(
+                "the pool is full of caches that cannot give way",
+                "POOL_EXHAUSTED",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
+            _fail((self._running + self._room.preempted)[:1], error)
+
+    def _let_go(self, over: Callable[[RunningSequence], bool]) -> None:
+        for waiting in (self._running, self._room.preempted):
+            # asked once: a handler may cancel at any moment, and who leaves must also be released
+            leaving = [sequence for sequence in waiting if over(sequence)]
+            waiting[:] = [sequence for sequence in waiting if sequence not in leaving]
+            for sequence in leaving:
+                if sequence.block is not None:
+                    self._scheduler.close(sequence.block)
+                for one in (sequence, *sequence.forks):
+                    one.release()
+
+
+def _is_plain(feed: Feed) -> bool:
+    """Whether a sequence is fed a single token, and nobody waits to become its fork."""
+    piece = feed.piece
+    return piece.tokens == 1 and piece.ends and not piece.block.fed and not feed.sequence.forks
+
+
+def _succeeds(sequence: RunningSequence, act: Callable[[_Given], None], given: _Given) -> bool:
+    """Do what concerns one sequence alone; where that fails, the others' step has not."""
+    try:
+        act(given)
+    except Exception as error:
+        log.exception("a sequence failed after its step")
+        _fail([sequence], error)
+        return False
+    return True
+
+
+def _fail(sequences: Sequence[RunningSequence], error: Exception) -> None:
+    for sequence in sequences:
+        sequence.fail(error)
+        sequence.cancel()

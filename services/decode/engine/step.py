@@ -1,0 +1,90 @@
+"""One decode step: all fed tokens through the model, attention over each sequence's own rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from kvstore.kernels.paged_batch import FedRows
+from kvstore.pool import BatchStep, OpenBlock, PagePool, Piece, SequencePages, pages_bound
+from services.runtime.model.attention import forward
+from services.runtime.model.served_model import ServedModel
+
+if TYPE_CHECKING:
+    from kvstore.pool.resident import ResidentBatch
+
+
+class BatchAttention:
+    """An `AttentionHook` over a batch's pages; the fed tokens of all sequences are one row."""
+
+    def __init__(self, step: BatchStep | ResidentBatch) -> None:
+        self._step = step
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float,
+        sliding_window: int | None,
+    ) -> torch.Tensor:
+        """`q [1, HQ, N, D]`, `k`, `v [1, H, N, D]`; returns `[1, N, HQ, D]`."""
+        return self._step.attend(layer, q[0], k[0], v[0], scale, sliding_window)[None]
+
+
+def forward_step(
+    served: ServedModel, fed: FedRows, pieces: Sequence[Piece], tokens: Sequence[int]
+) -> tuple[BatchStep, torch.Tensor]:
+    """Feed each sequence its piece; `tokens` `[N]` are those of one piece after another.
+
+    Returns what is still to be decided and committed, and the logits `[B, V]` after each piece.
+    """
+    device = served.model.device
+    ids = torch.tensor(tokens)
+    counts = np.array([piece.tokens for piece in pieces])
+    first = np.array([piece.block.sequence.length + piece.block.fed for piece in pieces])
+    ends = counts.cumsum()
+    positions = np.repeat(first - (ends - counts), counts) + np.arange(len(tokens))
+    step = BatchStep(fed, pieces, served.tokenizer.classes[ids].numpy())
+    logits = forward(
+        served,
+        ids.to(device)[None],
+        torch.from_numpy(positions).to(device)[None],
+        BatchAttention(step),
+        logits=True,
+        at=torch.from_numpy(ends - 1).to(device),
+    )
+    assert logits is not None
+    return step, logits
+
+
+def run_step(
+    served: ServedModel, batch: Sequence[SequencePages], next_tokens: Sequence[int]
+) -> torch.Tensor:
+    """Feed each of B sequences one token and apply its rules; returns the logits `[B, V]`."""
+    fed = batch[0].pool.new_fed_rows(len(batch))
+    pieces = [Piece(OpenBlock(sequence, n), 1) for n, sequence in enumerate(batch)]
+    step, logits = forward_step(served, fed, pieces, next_tokens)
+    step.retain()
+    return logits
+
+
+def warm_up(served: ServedModel, page_rows: int) -> None:
+    """Step an empty sequence twice, so that no request waits until kernels are compiled.
+
+    Takes up to a minute where they are not yet in numba's or Triton's cache on disk; Triton's forms
+    are of one size of page.
+    """
+    bound = pages_bound(served.shapes, 2, page_rows)
+    device, dtype = served.model.device, served.dtype
+    pool = PagePool(
+        served.shapes, pages=bound.rows, page_rows=page_rows, dtype=dtype, device=device
+    )
+    sequence = pool.open(promise=bound)
+    for _ in range(2):
+        run_step(served, [sequence], [0])
+    sequence.release()

@@ -1,0 +1,1 @@
+"""The connection to prefill: requests for caches, and the frames that arrive."""

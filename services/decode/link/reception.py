@@ -1,0 +1,104 @@
+"""Puts one arriving cache together, message by message."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+from headwise.v1 import cache_pb2, prefill_pb2
+from kvstore.cache import RaggedLayer, digest_tokens
+from kvstore.errors import CorruptCache
+from kvstore.pool import SequencePages
+from kvstore.wire import CacheDecoder, CacheHeader, FrameKind
+from services.decode.report import Head, Received, heads_of
+from services.runtime.serving.convert import (
+    frame_from_proto,
+    parse_prefill_response,
+    recorded_policy,
+)
+from services.runtime.serving.wire_watch import WireWatch
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a cache must be one of; of a stored one the tokens themselves are not known here."""
+
+    tokens: int
+    token_digest: str | None
+
+    @classmethod
+    def of(cls, token_ids: Sequence[int]) -> Wanted:
+        return cls(len(token_ids), digest_tokens(token_ids))
+
+
+class Reception:
+    """Checks the messages of a Prefill stream and fills `pages` layer by layer.
+
+    What was filled may be used once `complete`: not before the trailer has agreed.
+    """
+
+    def __init__(self, decoder: CacheDecoder, wanted: Wanted, pages: SequencePages) -> None:
+        self._decoder = decoder
+        self._wanted = wanted
+        self._pages = pages
+        self._layers = 0
+        self._heads: list[Head] = []
+        self._wire_bytes = 0
+        self._began: float | None = None
+        self._watch = WireWatch("received")
+        self._stages = prefill_pb2.PrefillReport()
+
+    @property
+    def complete(self) -> bool:
+        return self._decoder.complete
+
+    def take(self, message: bytes) -> RaggedLayer | None:
+        """The layer that is whole with this message, to be loaded before the next is taken.
+
+        Raises `CorruptCache`, `LimitExceeded` or `FingerprintMismatch`.
+        """
+        response = parse_prefill_response(message)
+        match response.WhichOneof("part"):
+            case "frame":
+                self._count(len(message))
+                return self._take_frame(response.frame)
+            case "report":
+                self._stages = response.report
+            case "progress" | "kept":
+                pass
+            case _:
+                raise CorruptCache("a message of the cache stream holds nothing known")
+        return None
+
+    def load(self, layer: RaggedLayer) -> None:
+        """Put the next layer into the pages, which have been promised."""
+        self._pages.load(self._layers, layer)
+        self._heads += heads_of(self._layers, layer)
+        self._layers += 1
+
+    def finish(self) -> Received:
+        """What arrived. Raises `CorruptCache` if the trailer has not."""
+        self._decoder.finish()
+        seconds = time.perf_counter() - (self._began or 0.0)
+        policy = recorded_policy(self._decoder.header.fingerprint)
+        return Received(policy, tuple(self._heads), self._wire_bytes, seconds, self._stages)
+
+    def _count(self, message_bytes: int) -> None:
+        self._began = self._began or time.perf_counter()
+        self._wire_bytes += message_bytes
+        self._watch.begin()
+        self._watch.moved(message_bytes)
+
+    def _take_frame(self, message: cache_pb2.CacheFrame) -> RaggedLayer | None:
+        frame = frame_from_proto(message)
+        layer = self._decoder.feed(frame)
+        if frame.kind is FrameKind.HEADER:
+            # before any layer: what the layers may claim is bounded by the header's tokens
+            self._require_tokens(self._decoder.header)
+        return layer
+
+    def _require_tokens(self, header: CacheHeader) -> None:
+        same = self._wanted.token_digest in (None, header.fingerprint.token_digest)
+        if header.tokens != self._wanted.tokens or not same:
+            raise CorruptCache("the cache is one of other tokens than were asked for")

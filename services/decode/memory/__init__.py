@@ -1,0 +1,1 @@
+"""The memory of the decode process: admission, sessions, resident caches and who gives way."""

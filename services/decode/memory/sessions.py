@@ -1,0 +1,206 @@
+"""Finished generations that can be gone on from."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from headwise.errors import NotFound, Refused
+from kvstore.pool import PageCount, SequencePages
+from services.decode.report import Received
+from services.runtime.process import metrics
+
+# reasons of sessions that are gone, the last so many
+_REMEMBERED = 4096
+_NOTHING = PageCount()
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Session:
+    """A sequence that nothing runs on, unless `busy`. The last of `tokens` is not in the cache.
+
+    `owner` is the tenant it was kept for; to any other there is no such session.
+    `turn` counts how often it was borrowed: who borrowed it earlier may not replace it any more.
+    """
+
+    session_id: str
+    pages: SequencePages
+    tokens: tuple[int, ...]
+    received: Received
+    keep_seconds: float
+    expires: float
+    owner: str = ""
+    busy: bool = False
+    turn: int = 0
+
+    @property
+    def expires_in_seconds(self) -> float:
+        return 0.0 if self.busy else max(0.0, self.expires - time.monotonic())
+
+
+class Sessions:
+    """All sessions, the least recently used first. Safe to use from any thread.
+
+    A turn runs on a fork, so that a session changes only when the turn has ended. An idle session
+    goes when its time is over or when room is needed, a busy one never. `on_room` is told when
+    pages came free.
+    """
+
+    def __init__(self, *, most: int, on_room: Callable[[], None]) -> None:
+        self._most = most
+        self._on_room = on_room
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        # owner and reason
+        self._gone: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def keep(
+        self,
+        pages: SequencePages,
+        tokens: Sequence[int],
+        received: Received,
+        keep_seconds: float,
+        owner: str = "",
+    ) -> str:
+        """Take over a sequence as a new session; returns its id."""
+        pages.reservation.keep(_NOTHING)
+        session_id = secrets.token_hex(16)
+        expires = time.monotonic() + keep_seconds
+        session = Session(session_id, pages, tuple(tokens), received, keep_seconds, expires, owner)
+        with self._lock:
+            self._sessions[session_id] = session
+        while len(self._sessions) > self._most and self.evict():
+            pass
+        return session_id
+
+    def borrow(self, session_id: str, owner: str = "") -> Session:
+        """A session for a turn; `give_back` or `replace` must follow.
+
+        Raises `NotFound` with the reason it is gone for, or `Refused` if a turn runs already.
+        """
+        with self._lock:
+            session = self._idle(session_id, owner)
+            session.busy = True
+            session.turn += 1
+            return session
+
+    def give_back(self, session: Session) -> None:
+        """The turn is over; used just now."""
+        with self._lock:
+            session.busy = False
+            session.expires = time.monotonic() + session.keep_seconds
+            self._sessions.move_to_end(session.session_id)
+
+    def replace(
+        self,
+        session: Session,
+        turn: int,
+        pages: SequencePages,
+        tokens: Sequence[int],
+        keep_seconds: float,
+    ) -> str:
+        """The state after a turn; the old pages go. Returns the session's id.
+
+        Of a turn that was given back meanwhile the pages are released, and nothing is kept: "".
+        """
+        with self._lock:
+            current = self._sessions.get(session.session_id) is session
+            replaces = current and session.busy and session.turn == turn
+            old = session.pages if replaces else pages
+            if replaces:
+                pages.reservation.keep(_NOTHING)
+                session.pages, session.tokens = pages, tuple(tokens)
+                session.keep_seconds = keep_seconds
+            old.release()
+        self._on_room()
+        return session.session_id if replaces else ""
+
+    def fork(self, session_id: str, owner: str = "") -> Session:
+        """Another session in the same state. Raises `NotFound`, `Refused` or `PoolExhausted`."""
+        with self._lock:
+            origin = self._idle(session_id, owner)
+            pages = origin.pages.fork()
+        new = self.keep(pages, origin.tokens, origin.received, origin.keep_seconds, owner)
+        return self.describe(new, owner)
+
+    def describe(self, session_id: str, owner: str = "") -> Session:
+        """Raises `NotFound`."""
+        with self._lock:
+            return self._find(session_id, owner)
+
+    def all(self, owner: str = "") -> list[Session]:
+        """Those of one owner, the least recently used first."""
+        with self._lock:
+            return [session for session in self._sessions.values() if session.owner == owner]
+
+    def held_bytes(self, owner: str) -> int:
+        """Bytes that the owner's sessions occupy; pages shared with others count in full."""
+        with self._lock:
+            owned = (one for one in self._sessions.values() if one.owner == owner)
+            return sum(session.pages.resident_bytes for session in owned)
+
+    def release(self, session_id: str, owner: str = "") -> None:
+        """Raises `NotFound`, or `Refused` while it is busy."""
+        with self._lock:
+            self._drop(self._idle(session_id, owner), "SESSION_RELEASED")
+        self._on_room()
+
+    def evict(self) -> bool:
+        """Drop the least recently used idle session; False if there is none."""
+        with self._lock:
+            idle = next((one for one in self._sessions.values() if not one.busy), None)
+            if idle is not None:
+                self._drop(idle, "SESSION_EVICTED")
+        if idle is not None:
+            self._on_room()
+        return idle is not None
+
+    def expire(self) -> None:
+        """Drop all whose time is over."""
+        now = time.monotonic()
+        with self._lock:
+            over = [s for s in self._sessions.values() if not s.busy and s.expires <= now]
+            for session in over:
+                self._drop(session, "SESSION_EXPIRED")
+        if over:
+            self._on_room()
+
+    def close(self) -> None:
+        """Drop all; nothing runs any more."""
+        with self._lock:
+            for session in list(self._sessions.values()):
+                self._drop(session, "SESSION_RELEASED")
+
+    def _find(self, session_id: str, owner: str) -> Session:
+        session = self._sessions.get(session_id)
+        if session is None or session.owner != owner:
+            # to another tenant it was never here, whatever became of it
+            gone_owner, reason = self._gone.get(session_id, (owner, "SESSION_UNKNOWN"))
+            reason = reason if gone_owner == owner else "SESSION_UNKNOWN"
+            how = reason.removeprefix("SESSION_").lower()
+            advice = "begin a new one with the whole conversation"
+            raise NotFound(f"this session is {how}: {advice}", reason, {"field": "session_id"})
+        return session
+
+    def _idle(self, session_id: str, owner: str) -> Session:
+        session = self._find(session_id, owner)
+        if session.busy:
+            raise Refused(
+                "a generation is running on this session", "SESSION_BUSY", {"field": "session_id"}
+            )
+        return session
+
+    def _drop(self, session: Session, reason: str) -> None:
+        del self._sessions[session.session_id]
+        session.pages.release()
+        metrics.SESSIONS_GONE.labels(reason).inc()
+        self._gone[session.session_id] = session.owner, reason
+        while len(self._gone) > _REMEMBERED:
+            self._gone.popitem(last=False)

@@ -1,0 +1,1 @@
+"""Prefills shared by equal requests, their queue and their streams."""

@@ -1,0 +1,1 @@
+"""Stored caches: leases, tiers and the options of both."""

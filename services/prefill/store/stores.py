@@ -1,0 +1,64 @@
+"""The tiers that the configuration names, stacked."""
+
+from __future__ import annotations
+
+import logging
+
+from kvstore.tiers import BoundedTier, Budget, DiskTier, MemoryTier, Tier
+from kvstore.tiers.mooncake import MooncakeTier
+from kvstore.tiers.mooncake_client import MooncakeAddress, connect_mooncake
+from kvstore.tiers.redis import RedisOptions, RedisTier
+from kvstore.tiers.redis_client import connect_redis
+from kvstore.wire import WireLimits
+from services.prefill.store.redis_access import redis_address
+from services.prefill.store.store_options import StoreOptions
+from services.runtime.process.serve_error import ServeError
+
+log = logging.getLogger("headwise.store")
+
+
+def memory_tier(options: StoreOptions) -> MemoryTier:
+    """The nearest tier; without a budget it holds nothing."""
+    return MemoryTier(_budget(options, options.store_memory_bytes))
+
+
+def tiers_below(options: StoreOptions, limits: WireLimits) -> list[Tier]:
+    """The others, nearest first. Raises `ServeError` or `InvalidParameter` at what is wrong."""
+    found: list[Tier] = []
+    if options.store_disk:
+        budget = _budget(options, options.store_disk_bytes)
+        try:
+            found.append(BoundedTier(DiskTier(options.store_disk, budget, limits=limits)))
+        except OSError as error:
+            raise ServeError(f"--store-disk {options.store_disk}: {error.strerror}") from error
+    if options.store_redis:
+        found.append(BoundedTier(_redis(options, limits)))
+    if options.store_mooncake:
+        found.append(BoundedTier(_mooncake(options, limits)))
+    for tier in found:
+        log.info("kept caches also rest in %s", tier.name)
+    return found
+
+
+def _budget(options: StoreOptions, nbytes: int) -> Budget:
+    return Budget(nbytes, each_bytes=options.store_tenant_bytes or None)
+
+
+def _redis(options: StoreOptions, limits: WireLimits) -> RedisTier:
+    # a server that is not there yet is a miss, and found once it is
+    address = redis_address(options)
+    layout = RedisOptions(each_bytes=options.store_tenant_bytes or None)
+    try:
+        return RedisTier(connect_redis(address), layout, limits=limits)
+    # redis-py has many errors for an address that cannot be used; the address is not told, since it
+    # may hold a password
+    except Exception as error:
+        raise ServeError(f"--store-redis: {error}") from error
+
+
+def _mooncake(options: StoreOptions, limits: WireLimits) -> MooncakeTier:
+    address = MooncakeAddress(options.store_mooncake, options.store_mooncake_metadata)
+    try:
+        return MooncakeTier(connect_mooncake(address), limits=limits)
+    except ConnectionError as error:
+        raise ServeError(f"--store-mooncake: {error}") from error

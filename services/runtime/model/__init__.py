@@ -1,0 +1,1 @@
+"""The model: loading, the attention hook, the tokenizer, kernels for small batches."""

@@ -1,0 +1,85 @@
+"""GGUF files, converted once into a folder that loads fifty times faster."""
+
+from __future__ import annotations
+
+import copy
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from services.runtime.model.allow_list import require_served
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_log = logging.getLogger(__name__)
+
+# raise it when the conversion changes, so that older folders are not read
+_CONVERSION = 1
+
+
+def converted_folder(gguf_file: Path, digest: str, cache_dir: Path) -> Path:
+    """The file as a Hugging Face folder below `cache_dir`, written now if it is not there yet.
+
+    The folder is named by `digest`, the file's `file_digest`, and appears whole or not at all; of
+    several processes one converts and the others wait for it. Raises `ModelRefused`.
+    """
+    folder = cache_dir / f"gguf-{_CONVERSION}-{digest}"
+    if folder.is_dir():
+        return folder
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            # conversion of 135 M parameters takes 16 s, a later load 0.3 s
+            _log.warning("converting %s once, into %s", gguf_file.name, folder)
+            _convert(gguf_file, folder)
+    return folder
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, lower-case hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock, which ends with the process at the latest."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _convert(gguf_file: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = {"pretrained_model_name_or_path": gguf_file.parent, "gguf_file": gguf_file.name}
+    loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    require_served(loaded.config)
+    # what a conversion that was killed left behind
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    _plain(loaded).save_pretrained(partial)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(partial)
+    os.rename(partial, folder)
+
+
+def _plain(loaded: PreTrainedModel) -> PreTrainedModel:
+    """The same weights in a model that does not think itself quantised, which can be saved."""
+    config = copy.deepcopy(loaded.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        plain = type(loaded)(config)
+    plain.load_state_dict(loaded.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.generation_config = loaded.generation_config
+    return plain

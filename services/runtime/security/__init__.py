@@ -1,0 +1,1 @@
+"""Transport security, tokens, tenants and their limits."""

@@ -1,0 +1,144 @@
+"""The only place where an exception becomes a status, and where calls are counted and logged."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import grpc
+
+from headwise.connection import REQUEST_ID_KEY
+from headwise.errors import InternalError, to_trailing_metadata
+from headwise.tracing import annotate, server_span
+from services.runtime.process import metrics
+from services.runtime.process.logs import request_id
+from services.runtime.security.authentication import Authentication
+from services.runtime.security.identity import set_identity
+from services.runtime.serving.status import to_headwise_error
+
+# longer ids are cut: they end up in every log line
+_REQUEST_ID_LENGTH = 64
+
+Handler = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
+
+log = logging.getLogger("headwise.calls")
+
+
+class StatusInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps Headwise's own methods; health and reflection are left as they are."""
+
+    def __init__(self, authentication: Authentication) -> None:
+        self._authentication = authentication
+        self._running = 0
+        self._worked = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until no call of Headwise's own is running."""
+        await self._idle.wait()
+
+    async def quiet(self, seconds: float) -> None:
+        """Wait until any call has run since the last time, and then none for so long."""
+        await self._worked.wait()
+        while self._worked.is_set():
+            await self._idle.wait()
+            self._worked.clear()
+            await asyncio.sleep(seconds)
+
+    @contextlib.contextmanager
+    def _counted(self, method: str) -> Iterator[None]:
+        self._running += 1
+        self._worked.set()
+        self._idle.clear()
+        metrics.RUNNING.labels(method).inc()
+        try:
+            yield
+        finally:
+            metrics.RUNNING.labels(method).dec()
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith("/headwise."):
+            return handler
+        kind = "unary_stream" if handler.response_streaming else "unary_unary"
+        return getattr(grpc, f"{kind}_rpc_method_handler")(
+            self._guarded(method[1:], self._identified(getattr(handler, kind), kind)),
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
+
+    def _identified(self, handler: Handler, kind: str) -> Handler:
+        """Runs the handler as whom the call is by, if it may; else raises a typed error."""
+
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            identity = self._authentication.identify(context.invocation_metadata() or ())
+            set_identity(identity)
+            if kind == "unary_unary":
+                return await handler(request, context)
+            with identity.allowance.stream():
+                return await handler(request, context)
+
+        return call
+
+    def _guarded(self, path: str, handler: Handler) -> Handler:
+        method = path.rsplit("/", 1)[1]
+
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            request_id.set(_request_id(context))
+            metadata = context.invocation_metadata() or ()
+            with self._counted(method), server_span(path, metadata, request_id.get()):
+                return await _answer(method, handler, request, context)
+
+        return call
+
+
+async def _answer(
+    method: str, handler: Handler, request: Any, context: grpc.aio.ServicerContext[Any, Any]
+) -> Any:
+    began, code, reason = time.perf_counter(), "OK", ""
+    try:
+        return await handler(request, context)
+    except asyncio.CancelledError:
+        code, reason = "CANCELLED", "CANCELLED"
+        raise
+    except Exception as error:
+        # a write on a call whose client has gone ends in an internal error of gRPC's own
+        if context.cancelled():
+            code, reason = "CANCELLED", "CANCELLED"
+            raise asyncio.CancelledError from error
+        typed = to_headwise_error(error)
+        code, reason = typed.code.name, typed.reason
+        if isinstance(typed, InternalError):
+            log.exception("%s failed", method)
+        await context.abort(typed.code, typed.message, to_trailing_metadata(typed))
+    finally:
+        _count(method, code, reason, time.perf_counter() - began)
+
+
+def _count(method: str, code: str, reason: str, seconds: float) -> None:
+    metrics.REQUESTS.labels(method, code).inc()
+    if reason:
+        metrics.FAILURES.labels(method, metrics.FAILURE_REASONS.bounded(reason)).inc()
+    annotate({"rpc.response.status_code": code, "headwise.reason": reason}, failed=bool(reason))
+    log.info("%s %s %s %.3fs", method, code, reason or "-", seconds)
+
+
+def _request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_KEY and isinstance(value, str) and value.isprintable():
+            return value[:_REQUEST_ID_LENGTH]
+    return uuid.uuid4().hex[:16]

@@ -1,0 +1,171 @@
+"""The server shell: bind, serve, tell that it is ready, drain on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import pathlib
+import signal
+from collections.abc import Callable
+from wsgiref.simple_server import WSGIServer
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from headwise.channel import server_options
+from headwise.v1 import store_pb2
+from services.runtime.process import metrics
+from services.runtime.process.allocator import give_back_freed_memory
+from services.runtime.process.options import ServerOptions
+from services.runtime.process.serve_error import ServeError
+from services.runtime.security.authentication import Authentication
+from services.runtime.security.security_options import SecurityOptions
+from services.runtime.security.tls import server_credentials
+from services.runtime.serving.interceptor import StatusInterceptor
+
+log = logging.getLogger("headwise.server")
+
+# a name of the health service that answers SERVING as long as the event loop turns: also while
+# decode waits for prefill and while a drain runs, when a restart would only do harm
+LIVE = "live"
+
+_LAST_STATUS_SECONDS = 0.5
+# without any call for so long, what a burst has left is given back
+_QUIET_SECONDS = 2.0
+# both processes serve it beside their own
+_CACHE_SERVICE = store_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name
+
+
+class Server:
+    """A gRPC server with health, reflection, metrics and a drain, for one of our services."""
+
+    def __init__(
+        self, options: ServerOptions, security: SecurityOptions, port: int, service: str
+    ) -> None:
+        self._options = options
+        self._service = service
+        self._health = health.aio.HealthServicer()
+        authentication = Authentication(security)
+        self._calls = StatusInterceptor(authentication)
+        self._server = grpc.aio.server(interceptors=[self._calls], options=server_options())
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (service, _CACHE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+        credentials = server_credentials(security)
+        self._port = self._bind(self._server, port, "--port", credentials)
+        if authentication.required and credentials is None:
+            log.warning("tokens are asked for in plain text: whoever reads the network has them")
+        self._probes, self._health_port = self._probe_server(security.health_port)
+        self._stopping = asyncio.Event()
+
+    def _bind(
+        self,
+        server: grpc.aio.Server,
+        port: int,
+        flag: str,
+        credentials: grpc.ServerCredentials | None,
+    ) -> int:
+        address = f"{self._options.host}:{port}"
+        try:
+            if credentials is None:
+                return server.add_insecure_port(address)
+            return server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise ServeError(
+                f"cannot listen on {address}: is another process there? Choose another {flag}."
+            ) from error
+
+    def _probe_server(self, port: int) -> tuple[grpc.aio.Server | None, int | None]:
+        """Health alone, in plain text: a kubelet has neither certificate nor token."""
+        if port < 0:
+            return None, None
+        server = grpc.aio.server(options=server_options())
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        return server, self._bind(server, port, "--health-port", None)
+
+    def add(self, register: Callable[[grpc.aio.Server], None]) -> None:
+        """Add the service's own handlers."""
+        register(self._server)
+
+    async def set_serving(self, serving: bool) -> None:
+        """What the health service answers, for the service and for the whole server."""
+        answer = health_pb2.HealthCheckResponse
+        status = answer.SERVING if serving else answer.NOT_SERVING
+        for name in (self._service, ""):
+            await self._health.set(name, status)
+        metrics.SERVING.set(serving)
+
+    def stop(self) -> None:
+        """Begin the drain."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Serve until `stop` or SIGTERM, then let running calls finish within the drain time."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self.stop)
+        await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
+        metrics_server = self._start_metrics()
+        for server in self._servers:
+            await server.start()
+        self._announce(metrics_server.server_port)
+        tidying = asyncio.create_task(self._give_memory_back())
+        try:
+            await self._stopping.wait()
+            await self._drain()
+        finally:
+            tidying.cancel()
+            # after a drain there is nothing left to do; a server that is dropped while it runs
+            # complains when it is collected
+            for server in self._servers:
+                await server.stop(None)
+            metrics_server.shutdown()
+            metrics_server.server_close()
+
+    @property
+    def _servers(self) -> tuple[grpc.aio.Server, ...]:
+        return (self._server, *((self._probes,) if self._probes else ()))
+
+    async def _give_memory_back(self) -> None:
+        while True:
+            await self._calls.quiet(_QUIET_SECONDS)
+            await asyncio.to_thread(give_back_freed_memory)
+
+    async def _drain(self) -> None:
+        log.info("draining for at most %g s", self._options.drain_seconds)
+        await self.set_serving(False)
+        stopping = asyncio.create_task(self._server.stop(self._options.drain_seconds))
+        idle = asyncio.create_task(self._calls.idle())
+        await asyncio.wait((stopping, idle), return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+        # the last answer's status is still to be sent
+        await asyncio.wait((stopping,), timeout=_LAST_STATUS_SECONDS)
+        # what is left is no work of ours: a watch of the health service never ends by itself
+        await self._server.stop(None)
+        await stopping
+
+    def _start_metrics(self) -> WSGIServer:
+        try:
+            server, _ = start_http_server(self._options.metrics_port, self._options.host)
+        except OSError as error:
+            raise ServeError(
+                f"cannot serve metrics on {self._options.host}:{self._options.metrics_port}: "
+                f"{error.strerror}. Choose another --metrics-port."
+            ) from error
+        return server
+
+    def _announce(self, metrics_port: int) -> None:
+        log.info("%s on %s:%d", self._service, self._options.host, self._port)
+        log.info("metrics on http://%s:%d/metrics", self._options.host, metrics_port)
+        if self._options.ready_file:
+            path = pathlib.Path(self._options.ready_file)
+            ports = {"port": self._port, "metrics_port": metrics_port, "pid": os.getpid()}
+            if self._health_port is not None:
+                ports["health_port"] = self._health_port
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(ports))
+            temporary.rename(path)

@@ -1,0 +1,177 @@
+"""With steps on the device alone the engine gives the answers that it gives without."""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from headwise import Unavailable
+from kvstore.pool import PagePool, SequencePages
+from kvstore.row_codecs import MODEL_ROWS
+from services.decode import process
+from services.decode.engine.sampling import SamplingParameters
+from services.runtime.model.served_model import ServedModel, load_model
+from services.runtime.process.serve_error import ServeError
+from tests.services.decode.engine.engine_parts import (
+    ToldSequence,
+    new_engine,
+    new_sequence,
+    prefill,
+    read,
+    run_alone,
+)
+
+pytest.importorskip("triton")
+
+from services.decode.engine.cuda_graphs import CapturedSteps
+
+pytestmark = pytest.mark.usefixtures("sanitized")
+
+_TOKENS = 5
+_COVERAGE = {"recovery": 0.6, "floor_rows": 8, "windows": [8], "grow": False}
+
+
+class Counted(CapturedSteps):
+    """Knows how many steps it took."""
+
+    taken = 0
+
+    def run(self, *arguments: object) -> torch.Tensor | None:
+        logits = super().run(*arguments)  # type: ignore[arg-type]
+        self.taken += logits is not None
+        return logits
+
+
+@pytest.fixture(scope="module")
+def served(tiny_model: Path, any_device: str) -> ServedModel:
+    torch.set_num_threads(2)
+    return load_model(str(tiny_model), device=any_device)
+
+
+def a_pool(served: ServedModel, pages: int = 600) -> PagePool:
+    return PagePool(
+        served.shapes,
+        pages=pages,
+        page_rows=8,
+        dtype=served.dtype,
+        device=served.model.device,
+        poison=True,
+    )
+
+
+def a_sequence(
+    served: ServedModel,
+    pool: PagePool,
+    length: int,
+    max_tokens: int = _TOKENS,
+    *,
+    suffix_tokens: int = 1,
+    temperature: float = 0.0,
+) -> ToldSequence:
+    prompt = [(7 * i * i + length) % served.vocabulary_size for i in range(length)]
+    layers = prefill(served, prompt[:-suffix_tokens], "coverage", _COVERAGE)
+    sampling = SamplingParameters(temperature=temperature, seed=3)
+    return new_sequence(
+        served, pool, prompt, layers, max_tokens, sampling, suffix_tokens=suffix_tokens
+    )
+
+
+# short and long suffixes, greedy and not, and ends at different times
+_PARTS = (
+    {"length": 20, "max_tokens": 2},
+    {"length": 33, "temperature": 0.9},
+    {"length": 26, "suffix_tokens": 4},
+)
+
+
+@pytest.mark.parametrize("any_device", ["", "gpu"], indirect=True)
+async def test_answers_are_the_same(served: ServedModel) -> None:
+    pool = a_pool(served)
+    alone = [await run_alone(served, a_sequence(served, pool, **part)) for part in _PARTS]
+    captured = Counted(served, pool, 3)
+    engine = new_engine(served, pool, captured=captured)
+    try:
+        together = [a_sequence(served, pool, **part) for part in _PARTS]
+        for sequence in together:
+            engine.submit(sequence)
+        ended = await asyncio.gather(*map(read, together))
+    finally:
+        await asyncio.to_thread(engine.close)
+    assert [e.tokens for e in ended] == [a.tokens for a in alone]
+    assert [e.memory for e in ended] == [a.memory for a in alone]
+    assert captured.taken >= 3
+    assert (pool.used_pages, pool.used_mark_pages, pool.reserved_pages) == (0, 0, 0)
+
+
+async def test_whoever_asks_for_tables_gets_them_as_they_are(served: ServedModel) -> None:
+    """Cancelled in the middle of a batch that goes on; its pages go back."""
+    pool = a_pool(served)
+    alone = await run_alone(served, a_sequence(served, pool, 33))
+    engine = new_engine(served, pool, captured=Counted(served, pool, 2))
+    try:
+        stays, leaves = a_sequence(served, pool, 33), a_sequence(served, pool, 20, 400)
+        engine.submit(stays)
+        engine.submit(leaves)
+        await leaves.events.get()
+        leaves.cancel()
+        assert (await read(stays)).tokens == alone.tokens
+    finally:
+        await asyncio.to_thread(engine.close)
+    assert (pool.used_pages, pool.reserved_pages) == (0, 0)
+
+
+@pytest.mark.parametrize("block", [1, 3])
+async def test_closing_in_the_middle_gives_every_page_back(served: ServedModel, block: int) -> None:
+    pool = a_pool(served)
+    captured = Counted(served, pool, 2, block)
+    captured.prepare()
+    prepared = dict(captured._steps)
+    engine = new_engine(served, pool, captured=captured)
+    sequence = a_sequence(served, pool, 20, 400)
+    engine.submit(sequence)
+    for _ in range(2):
+        await sequence.events.get()
+    await asyncio.to_thread(engine.close)
+    with pytest.raises(Unavailable, match="shutting down"):
+        await read(sequence)
+    assert captured.taken
+    assert captured._steps == prepared
+    assert (pool.used_pages, pool.used_mark_pages, pool.reserved_pages) == (0, 0, 0)
+
+
+def test_larger_batches_and_other_marks_are_left_to_the_other_way(served: ServedModel) -> None:
+    pool = a_pool(served)
+    sequences = [_opened(served, pool) for _ in range(3)]
+    captured = CapturedSteps(served, pool, 2)
+    assert captured.run(sequences, [0, 0, 0], lambda *_: True) is None
+    first = captured._entered(tuple(sequences[:2]))
+    assert first is not None
+    assert captured._entered(tuple(sequences[:2])) is first
+    # where log-weights come to lie elsewhere, addresses change
+    pool.storage.keep_log_weights()
+    second = captured._entered(tuple(sequences[:1]))
+    assert second is not None
+    assert second is not first
+    assert not first.resident.sequences
+    for sequence in sequences:
+        sequence.release()
+    assert not second.resident.sequences
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_who_asks_for_it_without_a_gpu_is_told(served: ServedModel) -> None:
+    options = types.SimpleNamespace(captured_steps=True, max_sequences=3, retain_every=1)
+    with pytest.raises(ServeError, match="--captured-steps needs a CUDA device"):
+        process._captured(served, a_pool(served), options)  # type: ignore[arg-type]
+
+
+def _opened(served: ServedModel, pool: PagePool) -> SequencePages:
+    sequence = pool.open(12, codec=MODEL_ROWS)
+    for index, layer in enumerate(prefill(served, range(3, 15), "full")):
+        sequence.reservation.ensure(sequence.need(layer))
+        sequence.load(index, layer)
+    return sequence

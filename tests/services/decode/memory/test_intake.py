@@ -1,0 +1,29 @@
+"""Arriving caches rest between layers for as long as running sequences need the cores."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from kvstore.pool import PageCount, SequencePages
+from services.decode.memory.intake import Intake
+
+
+async def _nothing(pages: SequencePages, need: PageCount) -> None:
+    raise AssertionError
+
+
+async def test_nothing_rests_where_nothing_runs() -> None:
+    async with asyncio.timeout(0.05):
+        await Intake(_nothing, lambda: False).rest(60)
+
+
+@pytest.mark.parametrize(("worked", "least"), [(0.02, 0.04), (60, 0.1)])
+async def test_rests_are_longer_than_the_work_and_bounded(worked: float, least: float) -> None:
+    began = time.perf_counter()
+    async with asyncio.timeout(5):
+        await Intake(_nothing, lambda: True).rest(worked)
+    # the loop's clock may be a little coarser
+    assert time.perf_counter() - began >= 0.95 * least

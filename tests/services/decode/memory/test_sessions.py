@@ -1,0 +1,160 @@
+"""Sessions: kept, borrowed, forked, evicted in order, and gone for a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from headwise import NotFound, Refused
+from kvstore.cache import LayerShape
+from kvstore.pool import PageCount, PagePool, SequencePages
+from services.decode.memory import sessions as module
+from services.decode.memory.sessions import Sessions
+from services.decode.report import Received
+
+
+@pytest.fixture
+def pool() -> PagePool:
+    return PagePool((LayerShape(1, 2, 4),), pages=30, page_rows=8, dtype=torch.float32)
+
+
+@pytest.fixture
+def woken() -> list[None]:
+    return []
+
+
+@pytest.fixture
+def sessions(woken: list[None]) -> Sessions:
+    return Sessions(most=3, on_room=lambda: woken.append(None))
+
+
+def _kept(sessions: Sessions, pool: PagePool, seconds: float = 60.0) -> str:
+    pages = pool.open(1, PageCount(3, 3))
+    pages.reservation.rows.take(2)
+    return sessions.keep(pages, [7, 8], Received(), seconds)
+
+
+def _reason(call: Callable[[], object]) -> str:
+    with pytest.raises(NotFound) as caught:
+        call()
+    assert caught.value.field == "session_id"
+    return caught.value.reason
+
+
+def test_a_kept_sequence_gives_back_what_it_does_not_use(
+    sessions: Sessions, pool: PagePool
+) -> None:
+    session = sessions.describe(_kept(sessions, pool))
+    assert (pool.used_pages, pool.reserved_pages) == (2, 0)
+    assert session.tokens == (7, 8)
+    assert 59 < session.expires_in_seconds <= 60
+
+
+def test_the_least_recently_used_goes_first_and_a_busy_one_never(
+    sessions: Sessions, pool: PagePool, woken: list[None]
+) -> None:
+    first, second, third = (_kept(sessions, pool) for _ in range(3))
+    sessions.give_back(sessions.borrow(first))
+    busy = sessions.borrow(second)
+    assert sessions.evict()
+    assert _reason(lambda: sessions.describe(third)) == "SESSION_EVICTED"
+    assert woken
+    assert sessions.evict()
+    assert _reason(lambda: sessions.borrow(first)) == "SESSION_EVICTED"
+    assert not sessions.evict()
+    sessions.give_back(busy)
+    assert sessions.evict()
+    assert pool.free_pages == 30
+
+
+def test_one_too_many_evicts_the_oldest(sessions: Sessions, pool: PagePool) -> None:
+    kept = [_kept(sessions, pool) for _ in range(4)]
+    assert [session.session_id for session in sessions.all()] == kept[1:]
+    assert _reason(lambda: sessions.borrow(kept[0])) == "SESSION_EVICTED"
+
+
+def test_another_owners_session_is_unknown_whatever_became_of_it(
+    sessions: Sessions, pool: PagePool
+) -> None:
+    pages = pool.open(1, PageCount(3, 3))
+    pages.reservation.rows.take(2)
+    mine = sessions.keep(pages, [7, 8], Received(), 60.0, "acme")
+    fork = sessions.fork(mine, "acme").session_id
+    assert [one.session_id for one in sessions.all("acme")] == [mine, fork]
+    assert sessions.held_bytes("acme") == 2 * pages.resident_bytes
+    assert sessions.held_bytes("globex") == 0
+    for other in ("globex", ""):
+        assert sessions.all(other) == []
+        for call in (sessions.borrow, sessions.fork, sessions.describe, sessions.release):
+            assert _reason(lambda c=call, o=other: c(mine, o)) == "SESSION_UNKNOWN"
+    sessions.release(mine, "acme")
+    assert _reason(lambda: sessions.describe(mine, "acme")) == "SESSION_RELEASED"
+    assert _reason(lambda: sessions.describe(mine, "globex")) == "SESSION_UNKNOWN"
+
+
+def test_time_over_means_expired(
+    sessions: Sessions, pool: PagePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short, long, busy = (_kept(sessions, pool, seconds) for seconds in (5.0, 60.0, 5.0))
+    sessions.borrow(busy)
+    now = module.time.monotonic()
+    monkeypatch.setattr(module.time, "monotonic", lambda: now + 10)
+    sessions.expire()
+    assert [session.session_id for session in sessions.all()] == [long, busy]
+    assert _reason(lambda: sessions.borrow(short)) == "SESSION_EXPIRED"
+
+
+def test_a_busy_session_is_left_alone(sessions: Sessions, pool: PagePool) -> None:
+    session = sessions.borrow(_kept(sessions, pool))
+    for call in (sessions.borrow, sessions.release, sessions.fork):
+        with pytest.raises(Refused) as caught:
+            call(session.session_id)
+        assert caught.value.reason == "SESSION_BUSY"
+    assert session.expires_in_seconds == 0
+
+
+def test_a_turn_that_ended_replaces_the_pages(sessions: Sessions, pool: PagePool) -> None:
+    session = sessions.borrow(_kept(sessions, pool))
+    turn: SequencePages = session.pages.fork()
+    assert pool.used_pages == 2
+    assert sessions.replace(session, session.turn, turn, [7, 8, 9], 30) == session.session_id
+    sessions.give_back(session)
+    assert sessions.describe(session.session_id).tokens == (7, 8, 9)
+    assert pool.used_pages == 2
+    sessions.release(session.session_id)
+    assert pool.free_pages == 30
+    assert _reason(lambda: sessions.release(session.session_id)) == "SESSION_RELEASED"
+
+
+@pytest.mark.parametrize("meanwhile", ["given back", "borrowed again", "released"])
+def test_a_turn_that_was_given_back_replaces_nothing(
+    sessions: Sessions, pool: PagePool, meanwhile: str
+) -> None:
+    """Its client left just as the engine chose the last token."""
+    session = sessions.borrow(_kept(sessions, pool))
+    turn, pages = session.turn, session.pages.fork()
+    sessions.give_back(session)
+    if meanwhile == "borrowed again":
+        sessions.borrow(session.session_id)
+    if meanwhile == "released":
+        sessions.release(session.session_id)
+    assert sessions.replace(session, turn, pages, [7, 8, 9], 30) == ""
+    assert session.tokens == (7, 8)
+    assert pool.used_pages == (0 if meanwhile == "released" else 2)
+
+
+def test_a_fork_lives_on_without_its_origin(sessions: Sessions, pool: PagePool) -> None:
+    origin = _kept(sessions, pool)
+    fork = sessions.fork(origin)
+    assert pool.used_pages == 2
+    sessions.release(origin)
+    assert pool.used_pages == 2
+    assert sessions.describe(fork.session_id).tokens == (7, 8)
+    sessions.close()
+    assert (pool.free_pages, len(sessions)) == (30, 0)
+
+
+def test_nobody_knows_a_session_that_never_was(sessions: Sessions) -> None:
+    assert _reason(lambda: sessions.describe("nonsense")) == "SESSION_UNKNOWN"

@@ -1,0 +1,44 @@
+"""Every second is charged to one stage, the innermost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from services.prefill.compute.stages import StageClock
+
+
+@pytest.fixture
+def ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that is one second later whenever it is read."""
+    seconds: Iterator[int] = iter(range(1000))
+    monkeypatch.setattr(
+        "services.prefill.compute.stages.time.perf_counter", lambda: float(next(seconds))
+    )
+
+
+@pytest.mark.usefixtures("ticks")
+def test_a_nested_stage_is_not_charged_to_the_outer_one() -> None:
+    clock = StageClock()
+    with clock.stage("prefill"):
+        with clock.stage("profile"):
+            pass
+        with clock.stage("compact"), clock.stage("ship"):
+            pass
+    assert clock.seconds("prefill") == 3
+    assert clock.seconds("profile") == 1
+    assert clock.seconds("compact") == 2
+    assert clock.seconds("ship") == 1
+
+
+@pytest.mark.usefixtures("ticks")
+def test_stages_add_up_also_after_an_error() -> None:
+    clock = StageClock()
+    with pytest.raises(ArithmeticError), clock.stage("prefill"), clock.stage("profile"):
+        raise ArithmeticError
+    with clock.stage("profile"):
+        pass
+    assert clock.seconds("profile") == 2
+    assert clock.seconds("prefill") == 2
+    assert clock.seconds("never") == 0

@@ -1,0 +1,81 @@
+"""Text deltas never split a character, and add up to what decoding everything at once gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from tokenizers import Tokenizer, decoders, models
+
+from services.runtime.model.text_stream import TextStream
+
+_EMOJI = "ok 👩‍👩‍👧 你好，世界 — naïve 🇩🇪!"
+
+
+def _bytes_to_text(token_ids: Sequence[int]) -> str:
+    return bytes(token_ids).decode("utf-8", errors="replace")
+
+
+def _sentencepiece() -> Tokenizer:
+    """Words with U+2581 for a space, and a token per byte for all else, as Llama 2 has it."""
+    pieces = [f"<0x{byte:02X}>" for byte in range(256)] + ["\u2581Hello", "\u2581", "world"]
+    model = models.BPE({p: i for i, p in enumerate(pieces)}, [], byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return tokenizer
+
+
+def test_a_character_comes_with_its_last_byte() -> None:
+    stream = TextStream(_bytes_to_text)
+    deltas = [stream.push(byte) for byte in "a👩你".encode()]
+    assert deltas == ["a", "", "", "", "👩", "", "", "你"]
+    assert stream.flush() == ""
+
+
+def test_deltas_add_up_byte_by_byte() -> None:
+    stream = TextStream(_bytes_to_text)
+    deltas = [stream.push(byte) for byte in _EMOJI.encode()]
+    assert "".join(deltas) + stream.flush() == _EMOJI
+    assert not any("\ufffd" in delta for delta in deltas)
+
+
+def test_an_unfinished_character_comes_out_at_the_end_only() -> None:
+    stream = TextStream(_bytes_to_text)
+    assert [stream.push(byte) for byte in b"a\xf0\x9f"] == ["a", "", ""]
+    assert stream.flush() == "\ufffd"
+    assert stream.flush() == ""
+
+
+def test_a_character_that_the_context_began_comes_whole() -> None:
+    stream = TextStream(_bytes_to_text, context=[*b"before ", *"👩".encode()[:3]])
+    assert stream.push("👩".encode()[3]) == "👩"
+
+
+def test_bytes_that_never_become_text_are_not_held_for_ever() -> None:
+    stream = TextStream(_bytes_to_text)
+    deltas = [stream.push(0xFF) for _ in range(40)]
+    assert "".join(deltas) + stream.flush() == "\ufffd" * 40
+    assert any(deltas)
+
+
+def test_byte_fallback_tokens_add_up() -> None:
+    tokenizer = _sentencepiece()
+    ids = [256, *"你👩é".encode(), 256, 257, 258, *"好".encode()]
+    stream = TextStream(tokenizer.decode)
+    deltas = [stream.push(token_id) for token_id in ids]
+    assert "".join(deltas) + stream.flush() == "Hello你👩é Hello world好"
+    assert not any("\ufffd" in delta for delta in deltas)
+
+
+@pytest.mark.parametrize(("context", "delta"), [((), "Hello"), ((258,), " Hello")])
+def test_the_first_word_has_its_space_where_something_came_before(
+    context: tuple[int, ...], delta: str
+) -> None:
+    assert TextStream(_sentencepiece().decode, context).push(256) == delta

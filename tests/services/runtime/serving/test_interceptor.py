@@ -1,0 +1,32 @@
+"""Whether any call runs."""
+
+from __future__ import annotations
+
+import asyncio
+
+from services.runtime.security.authentication import Authentication
+from services.runtime.security.security_options import SecurityOptions
+from services.runtime.serving.interceptor import StatusInterceptor
+
+_QUIET = 0.05
+
+
+async def test_it_is_quiet_once_nothing_has_run_for_a_while_and_something_before() -> None:
+    calls = StatusInterceptor(Authentication(SecurityOptions()))
+    quiet = asyncio.create_task(calls.quiet(_QUIET))
+    await asyncio.sleep(2 * _QUIET)
+    assert not quiet.done(), "nothing has run yet"
+    for _ in range(5):
+        with calls._counted("Generate"):
+            await asyncio.sleep(0)
+        await asyncio.sleep(_QUIET / 5)
+    assert not quiet.done(), "calls follow one another"
+    with calls._counted("Generate"):
+        await asyncio.sleep(3 * _QUIET)
+        assert not quiet.done(), "one is running"
+    async with asyncio.timeout(5):
+        await quiet
+    again = asyncio.create_task(calls.quiet(_QUIET))
+    await asyncio.sleep(2 * _QUIET)
+    assert not again.done(), "nothing has run since"
+    again.cancel()
