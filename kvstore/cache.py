@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from kvstore.errors import FingerprintMismatch
-from kvstore.row_codecs import MODEL_ROWS, RowCodec, RowCoding, decode_rows
+from kvstore.row_codecs import MODEL_ROWS, KeyValueLayout, RowCodec, decode_rows
 from kvstore.rules import RetentionRule
 
 # the first format, in which rows that the model computed are still written
@@ -126,7 +126,7 @@ class HeadRows:
     scores: torch.Tensor | None = None
     flags: torch.Tensor | None = None
     log_weights: torch.Tensor | None = None
-    coding: RowCoding | None = None
+    coding: KeyValueLayout | None = None
 
     @property
     def rows(self) -> int:
@@ -166,7 +166,7 @@ class RaggedLayer:
     flags: torch.Tensor
     log_weights: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
     weighted: tuple[bool, ...] = ()
-    coding: RowCoding | None = None
+    coding: KeyValueLayout | None = None
 
     @classmethod
     def of_heads(cls, heads: Sequence[HeadRows]) -> RaggedLayer:

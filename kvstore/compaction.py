@@ -9,7 +9,7 @@ import torch
 from kvstore.cache import RaggedLayer
 from kvstore.kernels.compact.op import gather_rows
 from kvstore.plans import LayerPlan
-from kvstore.row_codecs import MODEL_ROWS, RowCodec, RowCoding, encode_rows
+from kvstore.row_codecs import MODEL_ROWS, KeyValueLayout, RowCodec, encode_rows
 
 
 def compact_layer(
@@ -29,7 +29,7 @@ def compact_layer(
     offsets = [0, *itertools.accumulate(chosen.numel() for chosen in rows)]
     positions = torch.cat(rows).to(torch.int32)
     ends = torch.tensor(offsets[1:], dtype=torch.int32).to(k.device, non_blocking=True)
-    coding = RowCoding(codec, k.shape[2], k.dtype)
+    coding = KeyValueLayout(codec, k.shape[2], k.dtype)
     keys, values = gather_rows(k, v, positions, ends, coding)
     for head, bounds in zip(heads, itertools.pairwise(offsets), strict=True):
         if head.fitted is not None:

@@ -8,7 +8,7 @@ from kvstore.rules import RetentionRule
 
 # tokens that are fed after the prompt come under the rules in blocks of so many, counted from the
 # first of them; part of what a rule means, so that scheduling never changes an answer
-BLOCK_TOKENS = 256
+RETENTION_CHUNK_TOKENS = 256
 
 
 def keep_mask(

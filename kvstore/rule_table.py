@@ -39,11 +39,11 @@ SCORE_DECAYED = _UPDATES.index(ScoreUpdate.DECAYED)
 def full_rules(shape: Sequence[int]) -> NDArray[np.void]:
     """A table of that shape whose heads keep everything."""
     table = np.empty(shape, RULE_DTYPE)
-    table[...] = encode(FULL_RULE)
+    table[...] = rule_to_record(FULL_RULE)
     return table
 
 
-def encode(rule: RetentionRule) -> NDArray[np.void]:
+def rule_to_record(rule: RetentionRule) -> NDArray[np.void]:
     """A rule as one entry, `[]`."""
     entry = np.zeros((), RULE_DTYPE)
     for name in RULE_DTYPE.fields or ():
@@ -52,7 +52,7 @@ def encode(rule: RetentionRule) -> NDArray[np.void]:
     return entry
 
 
-def decode(entry: NDArray[np.void]) -> RetentionRule:
+def rule_from_record(entry: NDArray[np.void]) -> RetentionRule:
     """The rule that `encode` made an entry of."""
     values = dict(zip(RULE_DTYPE.names or (), entry.item(), strict=True))
     values["protected"] = TokenClass(values["protected"])

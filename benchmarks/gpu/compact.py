@@ -15,7 +15,7 @@ from kvstore.cache import LayerShape
 from kvstore.compaction import compact_layer
 from kvstore.kernels.compact.kernel import gather_rows
 from kvstore.plans import HeadPlan, LayerPlan
-from kvstore.row_codecs import RowCodec, RowCoding
+from kvstore.row_codecs import KeyValueLayout, RowCodec
 from kvstore.rules import RetentionRule
 
 _KEPT_RATIO = 0.25
@@ -31,7 +31,7 @@ def measure(sizes: Sizes, timer: Timer, ceilings: Ceilings) -> dict[str, Figure]
     k, v = torch.randn(size, device=here, dtype=sizes.dtype)
     figures = {}
     for name, target in (("model", 0.8), ("int8", None), ("int4", None)):
-        coding = RowCoding(RowCodec.parse(name), sizes.head_size, sizes.dtype)
+        coding = KeyValueLayout(RowCodec.parse(name), sizes.head_size, sizes.dtype)
         seconds = timer.seconds(functools.partial(gather_rows, k, v, rows, ends, coding))
         moved = int(counts.sum()) * (sizes.row_bytes + coding.row_bytes)
         share = moved / seconds / ceilings.copy_bytes

@@ -19,7 +19,7 @@ from kvstore.kernels.ragged_attention import chunk, hand_back, join
 from kvstore.kernels.ragged_attention.kernel import ROW_TILE
 from kvstore.kernels.retain import decision, moves
 from kvstore.kernels.retain import kernel as retain_kernel
-from kvstore.row_codecs import RowCodec, RowCoding
+from kvstore.row_codecs import KeyValueLayout, RowCodec
 
 ATTENTION_CODECS = ("model", "int8", "fp8", "int8/int4", "int4")
 _GATHER_CODECS = ("model", "int8", "int4")
@@ -53,7 +53,7 @@ def attention(codec: str, *, scored: bool = False) -> tuple[dict[str, Listing], 
     rows = torch.full((1, 1, _SIZES.kv_heads), _SIZES.mean_rows, dtype=torch.int32)
     pool = fill(rows, _SIZES, codec=RowCodec.parse(codec))
     kernels = _by_name(decode_attention.step(pool, _SIZES, scored=scored))
-    return kernels, pool.batch.store.division.row_bytes
+    return kernels, pool.batch.store.page_layout.row_bytes
 
 
 def _attention() -> Iterator[Round]:
@@ -109,7 +109,7 @@ def _gather() -> Iterator[Round]:
     ends = torch.arange(1, heads + 1, dtype=torch.int32) * 32
     rows = torch.arange(32, dtype=torch.int32).repeat(heads)
     for codec in _GATHER_CODECS:
-        coding = RowCoding(RowCodec.parse(codec), size, _SIZES.dtype)
+        coding = KeyValueLayout(RowCodec.parse(codec), size, _SIZES.dtype)
         call = functools.partial(gather_rows, k, v, rows, ends, coding)
         (kernel,) = _by_name(call).values()
         tile = rows_a_program(coding)
@@ -119,7 +119,7 @@ def _gather() -> Iterator[Round]:
 
 def _retain() -> Iterator[Round]:
     """Of heads that may lose rows; without scores, with them, and the rows that move."""
-    tokens = retain.BLOCK_TOKENS
+    tokens = retain.RETENTION_CHUNK_TOKENS
     kernel = _by_name(retain.step(_SIZES, torch.device("cpu"), tokens))["retain_head"]
     clauses, stays = kernel.loops(decision.decide_rows, "for first in")
     (holes,) = kernel.loops(moves.list_moves, "for first in")

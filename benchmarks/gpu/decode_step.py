@@ -10,7 +10,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from benchmarks.figures import Figure
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.head_lengths import head_lengths
-from benchmarks.gpu.retain import BLOCK_TOKENS
+from benchmarks.gpu.retain import RETENTION_CHUNK_TOKENS
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.timing import Timer
 from kvstore.cache import LayerShape, RaggedLayer
@@ -58,20 +58,20 @@ def _captured(
     weights -= served.model.get_input_embeddings().weight.nbytes
     pool, sequences = _filled(served, sizes, timer.device)
     kept, resident = pool.rows * sizes.row_bytes, pool.resident_bytes
-    batch = ResidentBatch(pool, MODEL_ROWS, sizes.sequences, BLOCK_TOKENS)
+    batch = ResidentBatch(pool, MODEL_ROWS, sizes.sequences, RETENTION_CHUNK_TOKENS)
     step = CapturedStep(served, batch, fused=fused)
     batch.enter(sequences)
 
     def block() -> None:
-        for _ in range(BLOCK_TOKENS):
+        for _ in range(RETENTION_CHUNK_TOKENS):
             step.run()
             batch.settle()
 
-    seconds = timer.seconds(block) / BLOCK_TOKENS
+    seconds = timer.seconds(block) / RETENTION_CHUNK_TOKENS
     limit = (weights + kept) / ceilings.copy_bytes
     return {
         "step_seconds": Figure(
-            seconds, "seconds", f"a token for every sequence, rules every {BLOCK_TOKENS}"
+            seconds, "seconds", f"a token for every sequence, rules every {RETENTION_CHUNK_TOKENS}"
         ),
         "step_of_limit_ratio": Figure(
             limit / seconds, "ratio", "weights and kept rows at copy bandwidth", 0.8

@@ -9,8 +9,8 @@ import torch
 from benchmarks.gpu.sizes import Sizes
 from kvstore.kernels.device_batch import DeviceBatch
 from kvstore.kernels.retain.free_pages import FreePages
-from kvstore.kernels.row_pages import PageDivision, RowPages, StoredRows
-from kvstore.row_codecs import MODEL_ROWS, ElementCodec, RowCodec, RowCoding
+from kvstore.kernels.row_pages import PageLayout, RowPages, StoredRows
+from kvstore.row_codecs import MODEL_ROWS, ElementCodec, KeyValueLayout, RowCodec
 from kvstore.rule_table import full_rules, rule_words
 
 
@@ -37,8 +37,8 @@ def fill(
     """`rows` int32 `[B, L, H]` on the device; every head's table has one page to grow into."""
     sequences, layers, heads = rows.shape
     device, page_bytes = rows.device, sizes.page_rows * sizes.row_bytes
-    division = PageDivision.of(RowCoding(codec, sizes.head_size, sizes.dtype), page_bytes)
-    counts = (rows + division.rows - 1) // division.rows
+    page_layout = PageLayout.of(KeyValueLayout(codec, sizes.head_size, sizes.dtype), page_bytes)
+    counts = (rows + page_layout.rows - 1) // page_layout.rows
     ends = counts.flatten().cumsum(0)
     held = int(ends[-1])
     order = torch.randperm(held + spare_pages, device=device).int()
@@ -53,12 +53,12 @@ def fill(
     nothing = torch.empty(0, device=device)
     words = torch.from_numpy(rule_words(full_rules(rows.shape)))
     batch = DeviceBatch(
-        store=_random_rows(order.numel(), division, device),
+        store=_random_rows(order.numel(), page_layout, device),
         positions=nothing.int(),
         scores=nothing,
-        mark_flags=nothing.to(torch.uint8),
+        metadata_flags=nothing.to(torch.uint8),
         log_weights=nothing,
-        mark_rows=sizes.page_rows,
+        metadata_page_rows=sizes.page_rows,
         kv_heads=torch.full((layers,), heads, dtype=torch.int32, device=device),
         pages=pages,
         marks=pages,
@@ -83,10 +83,10 @@ def fill(
     return Pool(batch, FreePages.of(order.numel(), order[held:]))
 
 
-def _random_rows(pages: int, division: PageDivision, device: torch.device) -> RowPages:
-    arena = torch.empty(pages * division.page_bytes, dtype=torch.uint8, device=device)
-    store = RowPages.of(arena, division)
-    coding = division.coding
+def _random_rows(pages: int, page_layout: PageLayout, device: torch.device) -> RowPages:
+    arena = torch.empty(pages * page_layout.page_bytes, dtype=torch.uint8, device=device)
+    store = RowPages.of(arena, page_layout)
+    coding = page_layout.coding
     for part, layout in ((store.keys, coding.keys), (store.values, coding.values)):
         if layout.codec is ElementCodec.MODEL:
             part.codes.normal_()

@@ -15,10 +15,10 @@ from benchmarks.gpu.timing import Timer
 from kvstore.kernels.device_batch import DeviceScratch
 from kvstore.kernels.retain.free_pages import FreePages
 from kvstore.kernels.retain.kernel import retain
-from kvstore.rule_table import encode, full_rules, may_evict, needs_scores, rule_words
+from kvstore.rule_table import full_rules, may_evict, needs_scores, rule_to_record, rule_words
 from kvstore.rules import RetentionRule, ScoreUpdate, TokenClass
 
-BLOCK_TOKENS = 8
+RETENTION_CHUNK_TOKENS = 8
 _KEPT_RATIO = 0.2
 # every tenth head keeps everything, as retrieval heads do; the others are of coverage's two kinds
 _FULL_EVERY = 10
@@ -27,12 +27,12 @@ _FULL_EVERY = 10
 def measure(sizes: Sizes, timer: Timer) -> dict[str, Figure]:
     heads = f"{sizes.layers * sizes.sequences * sizes.kv_heads:,} heads"
     each = timer.seconds(step(sizes, timer.device, 1))
-    block = timer.seconds(step(sizes, timer.device, BLOCK_TOKENS))
+    block = timer.seconds(step(sizes, timer.device, RETENTION_CHUNK_TOKENS))
     return {
         "retain_seconds": Figure(
-            block / BLOCK_TOKENS,
+            block / RETENTION_CHUNK_TOKENS,
             "seconds",
-            f"a token of {heads}, rules applied to {BLOCK_TOKENS} at once",
+            f"a token of {heads}, rules applied to {RETENTION_CHUNK_TOKENS} at once",
             60e-6,
         ),
         "retain_seconds_each": Figure(each, "seconds", f"a token of {heads}, one by one"),
@@ -47,7 +47,7 @@ def step(sizes: Sizes, device: torch.device, tokens: int) -> Callable[[], None]:
     rows = counts.view(shape).to(device)
     rules = full_rules(shape)
     for number, (place, count) in enumerate(zip(_places(shape), counts.tolist(), strict=True)):
-        rules[place] = encode(_rule(number, count))
+        rules[place] = rule_to_record(_rule(number, count))
     pool = fill(rows, sizes, spare_pages=heads)
     entries = pool.batch.pages.shape[3] * sizes.page_rows + tokens
     starts = torch.arange(heads, device=device).view(shape) * entries
@@ -63,7 +63,7 @@ def step(sizes: Sizes, device: torch.device, tokens: int) -> Callable[[], None]:
         counts=pool.batch.counts * tokens,
         positions=_latest_positions(pool, sizes),
         scores=torch.rand(pool.row_count, device=device),
-        mark_flags=torch.zeros(pool.row_count, dtype=torch.uint8, device=device),
+        metadata_flags=torch.zeros(pool.row_count, dtype=torch.uint8, device=device),
         marks=pool.batch.pages.clone(),
         marked=marked,
         rules=torch.from_numpy(rule_words(rules)).to(device),

@@ -18,7 +18,7 @@ from kvstore.kernels.code_conversion import (
     int4_upper,
     int8_codes,
 )
-from kvstore.kernels.row_pages import SCALE_WORD_BYTES, PageDivision
+from kvstore.kernels.row_pages import SCALE_WORD_BYTES, PageLayout
 from kvstore.kernels.tile_product import INTERPRETED
 from kvstore.row_codecs import ElementCodec, RowLayout
 
@@ -38,25 +38,25 @@ def codec_number(layout: RowLayout) -> int:
     return _CODECS.index(layout.codec)
 
 
-def page_options(division: PageDivision) -> dict[str, int]:
-    """The compile-time parameters of kernels that read or write pages of this division.
+def page_options(page_layout: PageLayout) -> dict[str, int]:
+    """The compile-time parameters of kernels that read or write pages of this layout.
 
     Strides of pages and rows and where the values begin are counted in what the codec stores:
     elements of the model's dtype, or bytes.
     """
-    keys, values = division.coding.keys, division.coding.values
+    keys, values = page_layout.coding.keys, page_layout.coding.values
     key_item, value_item = keys.storage_dtype.itemsize, values.storage_dtype.itemsize
     return {
         "KEY_CODEC": codec_number(keys),
-        "KEY_PAGE": division.page_bytes // key_item,
+        "KEY_PAGE": page_layout.page_bytes // key_item,
         "KEY_CODES": keys.code_bytes // key_item,
-        "KEY_SCALES": division.key_scales,
+        "KEY_SCALES": page_layout.key_scales,
         "VALUE_CODEC": codec_number(values),
-        "VALUE_PAGE": division.page_bytes // value_item,
+        "VALUE_PAGE": page_layout.page_bytes // value_item,
         "VALUE_CODES": values.code_bytes // value_item,
-        "VALUE_SCALES": division.value_scales,
-        "VALUE_FIRST": division.value_offset // value_item,
-        "PAGE_ROWS": division.rows,
+        "VALUE_SCALES": page_layout.value_scales,
+        "VALUE_FIRST": page_layout.value_offset // value_item,
+        "PAGE_ROWS": page_layout.rows,
     }
 
 

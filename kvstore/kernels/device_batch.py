@@ -28,9 +28,9 @@ class DeviceBatch:
     store: RowPages
     positions: torch.Tensor
     scores: torch.Tensor
-    mark_flags: torch.Tensor
+    metadata_flags: torch.Tensor
     log_weights: torch.Tensor
-    mark_rows: int
+    metadata_page_rows: int
     kv_heads: torch.Tensor
     pages: torch.Tensor
     marks: torch.Tensor

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kvstore.row_codecs import ElementCodec, RowCoding, RowLayout
+from kvstore.row_codecs import ElementCodec, KeyValueLayout, RowLayout
 
 # codecs as compiled kernels tell them apart: by their place here
 CODECS = tuple(ElementCodec)
@@ -48,7 +48,7 @@ class HostBatch:
         return self.room[0][:lines]
 
 
-def plain_rows(arena: torch.Tensor, coding: RowCoding) -> NDArray[np.float32]:
+def plain_rows(arena: torch.Tensor, coding: KeyValueLayout) -> NDArray[np.float32]:
     """`HostBatch.floats`. Two indices, and the inner one from 0: only so are loops made vectors."""
     if not coding.plain:
         return np.empty((0, coding.head_size), np.float32)

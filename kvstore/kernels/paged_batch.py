@@ -18,7 +18,7 @@ from kvstore.rule_table import may_evict, needs_scores, rule_words
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class MarkColumns:
+class RowMetadata:
     """The pool's memory of marks: what is known of rows beside their keys and values.
 
     A page is one sequence's own: `positions` int32, `scores` f32, `flags` uint8 and `log_weights`
@@ -62,7 +62,7 @@ class HeadTables:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class FedRows:
+class StagedRows:
     """Rows of fed tokens until their block ends: `keys`, `values` `[L, H, C, D]`, `flags` `[C]`.
 
     A block occupies cells that follow one another. Rows of a sequence whose codec rotates lie here
@@ -74,7 +74,7 @@ class FedRows:
     flags: NDArray[np.uint8]
 
     @classmethod
-    def of(cls, plain: RowPages, tables: HeadTables, cells: int) -> FedRows:
+    def of(cls, plain: RowPages, tables: HeadTables, cells: int) -> StagedRows:
         """Room for `cells` tokens; `plain`: pages of the model's own rows."""
         size = (*tables.rows.shape[1:], cells, plain.coding.head_size)
         new = plain.keys.codes.new_empty
@@ -109,9 +109,9 @@ class PagedBatch:
     """
 
     store: RowPages
-    columns: MarkColumns
+    columns: RowMetadata
     tables: HeadTables
-    fed: FedRows
+    fed: StagedRows
     slots: NDArray[np.int64]
     cells: NDArray[np.int64]
     before: NDArray[np.int64]
@@ -150,7 +150,7 @@ class PagedBatch:
         starts: NDArray[np.int64] = np.cumsum(self.counts) - self.counts
         return starts
 
-    def token_cells(self) -> NDArray[np.int64]:
+    def token_staging_slots(self) -> NDArray[np.int64]:
         """The cell of every token fed now, in order, `[N]`."""
         first = np.repeat(self.cells + self.before - self.query_starts, self.counts)
         cells: NDArray[np.int64] = first + np.arange(int(self.counts.sum()))
@@ -185,9 +185,9 @@ class PagedBatch:
             store=self.store,
             positions=columns.positions,
             scores=columns.scores,
-            mark_flags=columns.flags,
+            metadata_flags=columns.flags,
             log_weights=columns.log_weights,
-            mark_rows=columns.page_rows,
+            metadata_page_rows=columns.page_rows,
             kv_heads=copied(tables.kv_heads),
             pages=pages(tables.pages, self.store.page_rows),
             marks=pages(tables.marks, columns.page_rows),
@@ -214,13 +214,16 @@ class PagedBatch:
     def on_host(self) -> HostBatch:
         """The same as arrays; only `held` does not see later changes of the tables."""
         store, columns, fed = self.store, self.columns, self.fed
-        coding, division = store.coding, store.division
+        coding, page_layout = store.coding, store.page_layout
         return HostBatch(
             arena=store.arena.numpy(),
             floats=plain_rows(store.arena, coding),
-            key_places=places(coding.keys, division.page_bytes, 0, division.key_scales),
+            key_places=places(coding.keys, page_layout.page_bytes, 0, page_layout.key_scales),
             value_places=places(
-                coding.values, division.page_bytes, division.value_offset, division.value_scales
+                coding.values,
+                page_layout.page_bytes,
+                page_layout.value_offset,
+                page_layout.value_scales,
             ),
             positions=columns.positions.numpy(),
             log_weights=columns.log_weights.numpy(),

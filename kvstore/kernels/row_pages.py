@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from kvstore.errors import InvalidParameter
-from kvstore.row_codecs import ElementCodec, RowCoding, RowLayout, decode_rows
+from kvstore.row_codecs import ElementCodec, KeyValueLayout, RowLayout, decode_rows
 
 RowIndex = tuple[torch.Tensor, torch.Tensor]
 """Rows by page and place in the page, int64 each."""
@@ -21,24 +21,24 @@ _ALIGNMENT = 16
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class PageDivision:
+class PageLayout:
     """What a page of so many bytes holds: `rows` keys, then as many values.
 
     Coded ones lie as all codes first, at a multiple of 16 bytes, and then a word of each row with
     its scale and offset, so that codes are loaded in vectors.
     """
 
-    coding: RowCoding
+    coding: KeyValueLayout
     page_bytes: int
     rows: int
 
     @classmethod
-    def of(cls, coding: RowCoding, page_bytes: int) -> PageDivision:
+    def of(cls, coding: KeyValueLayout, page_bytes: int) -> PageLayout:
         """As many rows as fit. Raises `InvalidParameter` where not even one does."""
         for rows in range(page_bytes // coding.row_bytes, 0, -1):
-            division = cls(coding, page_bytes, rows)
-            if division.end <= page_bytes:
-                return division
+            page_layout = cls(coding, page_bytes, rows)
+            if page_layout.end <= page_bytes:
+                return page_layout
         raise InvalidParameter("page_rows", f"a page holds no row coded as {coding.codec.name}")
 
     @property
@@ -102,30 +102,36 @@ class StoredRows:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class RowPages:
-    """All pages of the pool's `arena` uint8 `[P · page_bytes]`, seen through one division.
+    """All pages of the pool's `arena` uint8 `[P · page_bytes]`, seen through one page layout.
 
     Only the pages of sequences with this coding hold such rows.
     """
 
     arena: torch.Tensor
-    division: PageDivision
+    page_layout: PageLayout
     keys: StoredRows
     values: StoredRows
 
     @classmethod
-    def of(cls, arena: torch.Tensor, division: PageDivision) -> RowPages:
-        coding, pages, rows = division.coding, arena.view(-1, division.page_bytes), division.rows
-        keys = _stored(pages, 0, division.key_scales, rows, coding.keys)
-        values = _stored(pages, division.value_offset, division.value_scales, rows, coding.values)
-        return cls(arena, division, keys, values)
+    def of(cls, arena: torch.Tensor, page_layout: PageLayout) -> RowPages:
+        coding, pages, rows = (
+            page_layout.coding,
+            arena.view(-1, page_layout.page_bytes),
+            page_layout.rows,
+        )
+        keys = _stored(pages, 0, page_layout.key_scales, rows, coding.keys)
+        values = _stored(
+            pages, page_layout.value_offset, page_layout.value_scales, rows, coding.values
+        )
+        return cls(arena, page_layout, keys, values)
 
     @property
-    def coding(self) -> RowCoding:
-        return self.division.coding
+    def coding(self) -> KeyValueLayout:
+        return self.page_layout.coding
 
     @property
     def page_rows(self) -> int:
-        return self.division.rows
+        return self.page_layout.rows
 
     def index(self, pages: NDArray[np.int32], slots: NDArray[np.int64]) -> RowIndex:
         """Where a head's slots lie, by its table of pages."""

@@ -1,21 +1,21 @@
 """Paged memory for many sequences' compact caches, and its exact accounts."""
 
-from kvstore.pool.batch import BatchStep, OpenBlock, Piece
+from kvstore.pool.batch import BatchStep, ChunkPart, RetentionChunk
 from kvstore.pool.bounds import pages_bound
 from kvstore.pool.pages import PagePool
 from kvstore.pool.reservation import PageCount, Reservation
 from kvstore.pool.sequence import SequencePages
-from kvstore.pool.storage import mark_page_bytes, row_page_bytes
+from kvstore.pool.storage import metadata_page_bytes, row_page_bytes
 
 __all__ = [
     "BatchStep",
-    "OpenBlock",
+    "ChunkPart",
     "PageCount",
     "PagePool",
-    "Piece",
     "Reservation",
+    "RetentionChunk",
     "SequencePages",
-    "mark_page_bytes",
+    "metadata_page_bytes",
     "pages_bound",
     "row_page_bytes",
 ]

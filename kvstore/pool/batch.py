@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kvstore.kernels.paged_batch import FedRows, PagedBatch, StepScratch
+from kvstore.kernels.paged_batch import PagedBatch, StagedRows, StepScratch
 from kvstore.kernels.ragged_attention import ragged_attention
-from kvstore.kernels.retain import carry, decide
+from kvstore.kernels.retain import apply_decision, decide
 from kvstore.pool.reservation import PageCount
 from kvstore.pool.sequence import SequencePages
 from kvstore.row_codecs.rotation import rotate
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class OpenBlock:
+class RetentionChunk:
     """Tokens of one sequence that its rules treat as one; fed at once or in pieces.
 
     Its rows lie in the fed rows' cells from `cell` on until the block is whole and retained.
@@ -32,10 +32,10 @@ class OpenBlock:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Piece:
+class ChunkPart:
     """What a block is fed in one step; `ends` says that it is whole with this."""
 
-    block: OpenBlock
+    block: RetentionChunk
     tokens: int
     ends: bool = True
 
@@ -96,7 +96,9 @@ class BatchStep:
     committed may be fed again.
     """
 
-    def __init__(self, fed: FedRows, pieces: Sequence[Piece], classes: NDArray[np.uint8]) -> None:
+    def __init__(
+        self, fed: StagedRows, pieces: Sequence[ChunkPart], classes: NDArray[np.uint8]
+    ) -> None:
         """`classes` `[N]` are the token classes of all fed tokens, one piece after another."""
         blocks = [piece.block for piece in pieces]
         pool = blocks[0].sequence.pool
@@ -112,7 +114,7 @@ class BatchStep:
             before=np.array([block.fed for block in blocks], np.int64),
             counts=np.array([piece.tokens for piece in pieces], np.int64),
         )
-        cells = self._batch.token_cells()
+        cells = self._batch.token_staging_slots()
         fed.flags[cells] = classes
         self._scratch = StepScratch.of(self._batch)
         self._parts = tuple(self._of_one_kind())
@@ -121,12 +123,13 @@ class BatchStep:
 
     @classmethod
     def whole(
-        cls, sequences: Sequence[SequencePages], classes: NDArray[np.uint8], fed: FedRows
+        cls, sequences: Sequence[SequencePages], classes: NDArray[np.uint8], fed: StagedRows
     ) -> BatchStep:
         """A block of m tokens for every sequence, at once; `classes` `[B, m]`."""
         tokens = classes.shape[1]
         pieces = [
-            Piece(OpenBlock(sequence, n * tokens), tokens) for n, sequence in enumerate(sequences)
+            ChunkPart(RetentionChunk(sequence, n * tokens), tokens)
+            for n, sequence in enumerate(sequences)
         ]
         return cls(fed, pieces, classes.reshape(-1))
 
@@ -187,7 +190,7 @@ class BatchStep:
             if len(chosen):
                 batch = dataclasses.replace(self._batch.of(chosen), store=part.batch.store)
                 rows_after = np.stack([self._changes[place].rows for place in chosen.tolist()])
-                carry(batch, self._scratch.of_sequences(chosen), rows_after)
+                apply_decision(batch, self._scratch.of_sequences(chosen), rows_after)
         for place, (block, change) in zip(places, changes, strict=True):
             block.sequence.tables.settle(change.rows)
             block.sequence.length += int(self._batch.blocks[place])
@@ -213,7 +216,7 @@ class BatchStep:
             yield _Part(
                 places,
                 torch.from_numpy(np.flatnonzero(np.isin(tokens, places))).to(device),
-                torch.from_numpy(batch.token_cells()).to(device),
+                torch.from_numpy(batch.token_staging_slots()).to(device),
                 batch,
                 self._scratch.of_sequences(places),
             )

@@ -9,10 +9,10 @@ import torch
 
 from kvstore.cache import LayerShape
 from kvstore.errors import InvalidParameter, PoolExhausted
-from kvstore.kernels.paged_batch import FedRows
+from kvstore.kernels.paged_batch import StagedRows
 from kvstore.pool.accounts import PageAccounts
 from kvstore.pool.bounds import pages_bound, pages_for
-from kvstore.pool.claim import Claim
+from kvstore.pool.page_reservation import PageReservation
 from kvstore.pool.reservation import PageCount, Reservation
 from kvstore.pool.sequence import SequencePages
 from kvstore.pool.storage import PageStorage
@@ -25,7 +25,7 @@ class PagePool:
 
     A page holds `page_rows` rows as the model computes them, and of coded rows as many as fit into
     the same bytes: which, every sequence says for itself, so all share one pool. As many mark pages
-    (`mark_pages` says otherwise) hold positions, scores and flags of the heads whose rule needs
+    (`metadata_pages` says otherwise) hold positions, scores and flags of the heads whose rule needs
     them. Pages are used only out of a reservation, so what was promised never runs out of room. At
     most `sequences` are open at once, each of `sequence_tokens` tokens at most (0: what the pages
     hold). `open` and the figures may be used from any thread. `poison` fills rows that are not in
@@ -40,7 +40,7 @@ class PagePool:
         page_rows: int,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
-        mark_pages: int | None = None,
+        metadata_pages: int | None = None,
         sequences: int = 256,
         sequence_tokens: int = 0,
         poison: bool = False,
@@ -53,15 +53,15 @@ class PagePool:
             raise InvalidParameter("shapes", f"head sizes {sorted(sizes)}, a pool has one")
         self.shapes = tuple(shapes)
         self.pages = pages
-        self.mark_pages = pages if mark_pages is None else mark_pages
+        self.metadata_pages = pages if metadata_pages is None else metadata_pages
         self.page_rows = page_rows
         self.storage = PageStorage(
-            pages, self.mark_pages, page_rows, sizes.pop(), dtype, torch.device(device), poison
+            pages, self.metadata_pages, page_rows, sizes.pop(), dtype, torch.device(device), poison
         )
         most = min(pages, self._most_pages(sequence_tokens)) if sequence_tokens else pages
         self.tables = head_tables(shapes, sequences, most, page_rows)
         self._rows = PageAccounts(pages, self.storage.forget_row_pages)
-        self._marks = PageAccounts(self.mark_pages, self.storage.forget_mark_pages)
+        self._marks = PageAccounts(self.metadata_pages, self.storage.forget_mark_pages)
         self._lock = threading.Lock()
         self._free_slots = list(range(sequences))[::-1]
 
@@ -76,7 +76,7 @@ class PagePool:
         Its rows are held under `codec`. Raises `PoolExhausted`, and then nothing changed.
         """
         store = self.storage.store(codec)
-        reservation = Reservation(Claim(self._rows), Claim(self._marks))
+        reservation = Reservation(PageReservation(self._rows), PageReservation(self._marks))
         reservation.ensure(promise or PageCount())
         with self._lock:
             if self._free_slots:
@@ -90,9 +90,9 @@ class PagePool:
         with self._lock:
             self._free_slots.append(slot)
 
-    def new_fed_rows(self, cells: int) -> FedRows:
+    def new_staged_rows(self, cells: int) -> StagedRows:
         """Room for the rows of `cells` fed tokens."""
-        return FedRows.of(self.storage.plain, self.tables, cells)
+        return StagedRows.of(self.storage.plain, self.tables, cells)
 
     def bound(self, tokens: int, codec: RowCodec = MODEL_ROWS) -> PageCount:
         """Pages that suffice for a sequence of `tokens` tokens under this codec; see `pages_bound`.
@@ -150,7 +150,7 @@ class PagePool:
     @property
     def resident_bytes(self) -> int:
         """Bytes of the used pages, marks and slack included."""
-        marks = self.used_mark_pages * self.storage.mark_page_bytes
+        marks = self.used_mark_pages * self.storage.metadata_page_bytes
         return self.used_pages * self.storage.row_page_bytes + marks
 
     @property
@@ -166,5 +166,5 @@ class PagePool:
 
     @property
     def capacity_bytes(self) -> int:
-        marks = self.mark_pages * self.storage.mark_page_bytes
+        marks = self.metadata_pages * self.storage.metadata_page_bytes
         return self.pages * self.storage.row_page_bytes + marks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from kvstore.pool.claim import Claim
+from kvstore.pool.page_reservation import PageReservation
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -22,8 +22,8 @@ class PageCount:
 class Reservation:
     """A claim of either kind. Each method changes both or, raising `PoolExhausted`, neither."""
 
-    rows: Claim
-    marks: Claim
+    rows: PageReservation
+    marks: PageReservation
 
     @property
     def used(self) -> PageCount:

@@ -14,13 +14,13 @@ from kvstore.kernels.ragged_attention.kernel import attend_on_device
 from kvstore.kernels.ragged_attention.line_ends import line_ends
 from kvstore.kernels.retain.free_pages import FreePages
 from kvstore.kernels.retain.kernel import retain
-from kvstore.pool.claim import Claim
+from kvstore.pool.page_reservation import PageReservation
 from kvstore.pool.pages import PagePool
 from kvstore.pool.reservation import PageCount
 from kvstore.pool.sequence import SequencePages
 from kvstore.row_codecs import RowCodec
 from kvstore.row_codecs.rotation import rotate
-from kvstore.rule_table import encode, may_evict, needs_scores, rule_words
+from kvstore.rule_table import may_evict, needs_scores, rule_to_record, rule_words
 from kvstore.rules import RetentionRule
 
 _Entry = TypeVar("_Entry", bound=np.generic)
@@ -60,7 +60,7 @@ class ResidentBatch:
         device = self.batch.rows.device
         nothing = torch.empty(0, dtype=torch.int32, device=device)
         self._free_rows = FreePages.of(pool.pages, nothing)
-        self._free_marks = FreePages.of(pool.mark_pages, nothing)
+        self._free_marks = FreePages.of(pool.metadata_pages, nothing)
         # of the tokens that are fed now
         self.cells = self.batch.cells.long()
         self._bounded = torch.zeros(self.batch.rows.shape, dtype=torch.bool, device=device)
@@ -99,7 +99,7 @@ class ResidentBatch:
         self._sequences = tuple(sequences)
         tables, batch = self._pool.tables, self.batch
         slots = np.array([sequence.slot for sequence in sequences], np.int64)
-        rules = np.full((self.places, *tables.rules.shape[1:]), encode(_NOBODY))
+        rules = np.full((self.places, *tables.rules.shape[1:]), rule_to_record(_NOBODY))
         rules[: len(slots)] = tables.rules[slots]
         self._rows = self._with_nobody(tables.rows, slots)
         self._marked = self._with_nobody(tables.marked, slots)
@@ -141,8 +141,8 @@ class ResidentBatch:
         rows, marks = (counts.sum((1, 2)).tolist() for counts in self._counts(self._fed + 1))
         used = [sequence.reservation.used for sequence in self._sequences]
         return [
-            PageCount(max(0, row_pages - have.rows), max(0, mark_pages - have.marks))
-            for row_pages, mark_pages, have in zip(rows, marks, used, strict=False)
+            PageCount(max(0, row_pages - have.rows), max(0, metadata_pages - have.marks))
+            for row_pages, metadata_pages, have in zip(rows, marks, used, strict=False)
         ]
 
     def begin(self) -> None:
@@ -255,9 +255,9 @@ class ResidentBatch:
         tables, device = pool.tables, store.arena.device
         _, layers, heads, table_pages = tables.pages.shape
         cells = places * self._block_tokens
-        fed = pool.new_fed_rows(cells)
+        fed = pool.new_staged_rows(cells)
         # a scored row has marks, and a head's new rows have an entry each, too
-        entries = pool.mark_pages * pool.page_rows + cells * layers * heads
+        entries = pool.metadata_pages * pool.page_rows + cells * layers * heads
         line = min(places * heads * table_pages, pool.pages) * store.page_rows
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
@@ -267,16 +267,18 @@ class ResidentBatch:
             store=store,
             positions=columns.positions,
             scores=columns.scores,
-            mark_flags=columns.flags,
+            metadata_flags=columns.flags,
             log_weights=columns.log_weights,
-            mark_rows=columns.page_rows,
+            metadata_page_rows=columns.page_rows,
             kv_heads=torch.from_numpy(tables.kv_heads).to(device),
             pages=zeros(places, layers, heads, table_pages),
             marks=zeros(places, layers, heads, table_pages),
             rows=zeros(places, layers, heads),
             marked=zeros(places, layers, heads, dtype=torch.bool),
             weighted=zeros(places, layers, heads, dtype=torch.bool),
-            rules=zeros(places, layers, heads, rule_words(encode(_NOBODY)).size, dtype=torch.int64),
+            rules=zeros(
+                places, layers, heads, rule_words(rule_to_record(_NOBODY)).size, dtype=torch.int64
+            ),
             lengths=zeros(places, dtype=torch.int64),
             ends=zeros(layers, places * heads),
             new_keys=fed.keys,
@@ -324,7 +326,7 @@ def _first(table: NDArray[np.int32], counts: NDArray[np.int32]) -> list[int]:
     return pages
 
 
-def _exchange(claim: Claim, held: list[int], spare: list[int]) -> None:
+def _exchange(claim: PageReservation, held: list[int], spare: list[int]) -> None:
     """Have a claim use the pages that are `held`, and get back as many as it lent beyond them."""
     beyond = claim.used - len(held)
     back, spare[:beyond] = spare[:beyond], []

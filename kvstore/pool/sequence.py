@@ -13,8 +13,8 @@ from kvstore.kernels.row_pages import RowPages
 from kvstore.pool.bounds import pages_for, rows_bound
 from kvstore.pool.reservation import PageCount, Reservation
 from kvstore.pool.tables import PageTables
-from kvstore.row_codecs import MODEL_ROWS, RowCodec, RowCoding
-from kvstore.rule_table import decode, encode, may_evict
+from kvstore.row_codecs import MODEL_ROWS, KeyValueLayout, RowCodec
+from kvstore.rule_table import may_evict, rule_from_record, rule_to_record
 
 if TYPE_CHECKING:
     from kvstore.pool.pages import PagePool
@@ -89,7 +89,7 @@ class SequencePages:
         self.reservation.require(self.need(layer))
         heads = tuple(layer.heads())
         for head, source in enumerate(heads):
-            self.tables.rules[layer_index, head] = encode(source.rule)
+            self.tables.rules[layer_index, head] = rule_to_record(source.rule)
             self.tables.marked[layer_index, head] = self._marked(source)
             self.tables.weighted[layer_index, head] = source.log_weights is not None
         rows = self.tables.rows.copy()
@@ -142,7 +142,7 @@ class SequencePages:
         if self.bring_back is not None:
             self.bring_back()
         used, storage = self.reservation.used, self.pool.storage
-        return used.rows * storage.row_page_bytes + used.marks * storage.mark_page_bytes
+        return used.rows * storage.row_page_bytes + used.marks * storage.metadata_page_bytes
 
     @property
     def dense_bytes(self) -> int:
@@ -155,7 +155,7 @@ class SequencePages:
         bounds, length = PageCount(), self.length
         for layer, counts in enumerate(self.row_counts()):
             for head, rows in enumerate(counts):
-                rule = decode(self.tables.rules[layer, head])
+                rule = rule_from_record(self.tables.rules[layer, head])
                 most = rows_bound(rule, rows, length, final_length)
                 marks = pages_for(most, self.pool.page_rows)
                 bounds += PageCount(
@@ -176,7 +176,7 @@ class SequencePages:
 
     def _marked(self, head: HeadRows) -> bool:
         """Whether a head's rows need marks: not where slot n is position n and stays so."""
-        if head.log_weights is not None or may_evict(encode(head.rule)):
+        if head.log_weights is not None or may_evict(rule_to_record(head.rule)):
             return True
         dense = torch.arange(self.length, dtype=torch.int32, device=head.positions.device)
         return not torch.equal(head.positions, dense)
@@ -187,14 +187,17 @@ class SequencePages:
         if (layer.kv_heads, layer.head_size) != (shape.kv_heads, shape.head_size):
             got = f"{layer.kv_heads} heads of size {layer.head_size}"
             raise InvalidParameter(f"layers[{layer_index}]", f"{got}, the model has {shape}")
-        given = layer.coding or RowCoding(MODEL_ROWS, layer.head_size, layer.keys.dtype)
+        given = layer.coding or KeyValueLayout(MODEL_ROWS, layer.head_size, layer.keys.dtype)
         if given != coding:
             got, wanted = (f"{c.codec.name} rows of {c.dtype}" for c in (given, coding))
             raise InvalidParameter(f"layers[{layer_index}]", f"{got}, the sequence has {wanted}")
 
     def _read(self, layer: int, head: int) -> HeadRows:
         tables, columns = self.tables, self.pool.storage.columns
-        rule, slots = decode(tables.rules[layer, head]), range(int(tables.rows[layer, head]))
+        rule, slots = (
+            rule_from_record(tables.rules[layer, head]),
+            range(int(tables.rows[layer, head])),
+        )
         rows = tables.index(layer, head, slots)
         positions = torch.arange(len(slots), dtype=torch.int32, device=columns.positions.device)
         scores = flags = log_weights = None

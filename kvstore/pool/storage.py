@@ -8,9 +8,9 @@ from collections.abc import Iterable
 import torch
 
 from kvstore.cache import FLAG_BYTES, LOG_WEIGHT_BYTES, POSITION_BYTES, SCORE_BYTES
-from kvstore.kernels.paged_batch import MarkColumns
-from kvstore.kernels.row_pages import PageDivision, RowPages
-from kvstore.row_codecs import MODEL_ROWS, RowCodec, RowCoding
+from kvstore.kernels.paged_batch import RowMetadata
+from kvstore.kernels.row_pages import PageLayout, RowPages
+from kvstore.row_codecs import MODEL_ROWS, KeyValueLayout, RowCodec
 
 # repeated, NaN in every float dtype, and so is what the scale of a coded row then is
 _NAN_BYTE = 255
@@ -21,7 +21,7 @@ def row_page_bytes(page_rows: int, head_size: int, dtype: torch.dtype) -> int:
     return page_rows * 2 * head_size * dtype.itemsize
 
 
-def mark_page_bytes(page_rows: int) -> int:
+def metadata_page_bytes(page_rows: int) -> int:
     """Bytes of one page of marks, log-weights not counted."""
     return page_rows * (POSITION_BYTES + SCORE_BYTES + FLAG_BYTES)
 
@@ -37,20 +37,20 @@ class PageStorage:
     def __init__(
         self,
         pages: int,
-        mark_pages: int,
+        metadata_pages: int,
         page_rows: int,
         head_size: int,
         dtype: torch.dtype,
         device: torch.device,
         poison: bool,
     ) -> None:
-        marks = mark_pages * page_rows
+        marks = metadata_pages * page_rows
         self.row_page_bytes = row_page_bytes(page_rows, head_size, dtype)
         # not zeroed: rows are written before they are read, and untouched CPU pages cost nothing
         self.arena = torch.empty(pages * self.row_page_bytes, dtype=torch.uint8, device=device)
         self._head_size, self._dtype = head_size, dtype
         self._stores: dict[RowCodec, RowPages] = {}
-        self.columns = MarkColumns(
+        self.columns = RowMetadata(
             positions=torch.empty(marks, dtype=torch.int32, device=device),
             scores=torch.empty(marks, dtype=torch.float32, device=device),
             flags=torch.empty(marks, dtype=torch.uint8, device=device),
@@ -69,16 +69,16 @@ class PageStorage:
     def store(self, codec: RowCodec) -> RowPages:
         """The pages as rows of this codec. Raises `InvalidParameter` if a page holds none."""
         if codec not in self._stores:
-            coding = RowCoding(codec, self._head_size, self._dtype)
-            division = PageDivision.of(coding, self.row_page_bytes)
-            self._stores[codec] = RowPages.of(self.arena, division)
+            coding = KeyValueLayout(codec, self._head_size, self._dtype)
+            page_layout = PageLayout.of(coding, self.row_page_bytes)
+            self._stores[codec] = RowPages.of(self.arena, page_layout)
         return self._stores[codec]
 
     @property
-    def mark_page_bytes(self) -> int:
+    def metadata_page_bytes(self) -> int:
         weighted = len(self.columns.log_weights) > 0
         page_rows = self.columns.page_rows
-        return mark_page_bytes(page_rows) + weighted * page_rows * LOG_WEIGHT_BYTES
+        return metadata_page_bytes(page_rows) + weighted * page_rows * LOG_WEIGHT_BYTES
 
     def keep_log_weights(self) -> None:
         """Have the column for log-weights from now on: most pools never need it."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kvstore.cache import LayerShape
 from kvstore.kernels.paged_batch import HeadTables
 from kvstore.kernels.row_pages import RowIndex, RowPages
-from kvstore.pool.claim import Claim
+from kvstore.pool.page_reservation import PageReservation
 from kvstore.pool.reservation import PageCount, Reservation
 from kvstore.pool.storage import PageStorage
 from kvstore.rule_table import full_rules
@@ -151,14 +151,14 @@ class PageTables:
 
     def _kinds(
         self, rows: NDArray[np.int32]
-    ) -> Iterator[tuple[NDArray[np.int32], Claim, NDArray[np.int32], NDArray[np.int32]]]:
+    ) -> Iterator[tuple[NDArray[np.int32], PageReservation, NDArray[np.int32], NDArray[np.int32]]]:
         """Of row pages and of mark pages: table, claim, pages held, and pages that `rows` need."""
         claims = self._reservation
         yield self.pages, claims.rows, self._pages_of(self.rows), self._pages_of(rows)
         have, need = self._mark_pages_of(self.rows), self._mark_pages_of(rows)
         yield self.marks, claims.marks, have, need
 
-    def _take(self, pages: NDArray[np.int32], span: slice, claim: Claim) -> None:
+    def _take(self, pages: NDArray[np.int32], span: slice, claim: PageReservation) -> None:
         after = int(pages[span.start - 1]) if span.start else None
         pages[span] = claim.take(span.stop - span.start, after)
 

@@ -12,7 +12,7 @@ import torch
 
 from kvstore.cache import CompactCache, Fingerprint, ModelFingerprint
 from kvstore.errors import CorruptCache, FingerprintMismatch, InvalidParameter
-from kvstore.row_codecs import RowCodec, RowCoding
+from kvstore.row_codecs import KeyValueLayout, RowCodec
 from kvstore.tiers.file_layout import FileMetadata, checksum_of, tensor_name
 from kvstore.tiers.safetensors_head import SafetensorsHead, TensorPlace, places_of
 from kvstore.wire.checks import require_contents, require_heads, require_writable
@@ -133,7 +133,7 @@ class CacheReader:
 
     def _codings_of(
         self, places: Mapping[str, TensorPlace], sizes: tuple[int, ...] | None
-    ) -> list[RowCoding]:
+    ) -> list[KeyValueLayout]:
         """Each layer's coding; its head size is that of the keys where they are not coded."""
         dtype, layers = row_dtype(self._fingerprint.model.dtype), len(self._indexes)
         codec = RowCodec.parse(self._fingerprint.codec)
@@ -141,7 +141,7 @@ class CacheReader:
             sizes = tuple(_key_width(places, number) for number in range(layers))
         if len(sizes) != layers:
             raise CorruptCache(f"{len(sizes)} head sizes for {layers} layers")
-        return [RowCoding(codec, size, dtype) for size in sizes]
+        return [KeyValueLayout(codec, size, dtype) for size in sizes]
 
 
 def _contents(cache: CompactCache) -> tuple[FileMetadata, dict[str, torch.Tensor]]:
@@ -152,7 +152,7 @@ def _contents(cache: CompactCache) -> tuple[FileMetadata, dict[str, torch.Tensor
         dtype, codec = row_dtype(identity.model.dtype), RowCodec.parse(identity.codec)
         tensors: dict[str, torch.Tensor] = {}
         for number, (layer, index) in enumerate(zip(cache.layers, metadata.indexes(), strict=True)):
-            coding = RowCoding(codec, layer.head_size, dtype)
+            coding = KeyValueLayout(codec, layer.head_size, dtype)
             sections = sections_of(index, coding)
             require_writable(layer, sections, coding)
             require_heads(index, layer.kv_heads, tokens)
@@ -168,7 +168,7 @@ def _places_of_layer(
     places: Mapping[str, TensorPlace],
     layer: int,
     index: LayerIndex,
-    coding: RowCoding,
+    coding: KeyValueLayout,
     tokens: int,
 ) -> dict[FrameKind, TensorPlace]:
     """Where a layer lies, once the stored tensors are seen to have their shape and dtype."""

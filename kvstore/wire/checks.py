@@ -6,12 +6,14 @@ import torch
 
 from kvstore.cache import LayerShape, RaggedLayer
 from kvstore.errors import CorruptCache, FingerprintMismatch, InvalidParameter
-from kvstore.row_codecs import RowCoding
+from kvstore.row_codecs import KeyValueLayout
 from kvstore.wire.index import ALL_CLASSES, LayerIndex
 from kvstore.wire.sections import Section, section_tensor
 
 
-def require_writable(layer: RaggedLayer, sections: tuple[Section, ...], coding: RowCoding) -> None:
+def require_writable(
+    layer: RaggedLayer, sections: tuple[Section, ...], coding: KeyValueLayout
+) -> None:
     """Raise `InvalidParameter` where a tensor is not what the layer's own index announces."""
     if layer.head_offsets[0] != 0:
         raise InvalidParameter("layer.head_offsets", "must begin with 0")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvstore.cache import LayerShape, ModelFingerprint, RaggedLayer
 from kvstore.errors import CorruptCache, FingerprintMismatch
-from kvstore.row_codecs import RowCodec, RowCoding
+from kvstore.row_codecs import KeyValueLayout, RowCodec
 from kvstore.wire.checks import require_contents, require_heads, require_same_shapes
 from kvstore.wire.frames import Frame, FrameKind
 from kvstore.wire.header import CacheHeader, parse_header
@@ -110,7 +110,7 @@ class CacheDecoder:
         index = read_index(ObjectReader.parse(frame.payload, "index"), version)
         require_heads(index, shape.kv_heads, header.tokens)
         dtype = row_dtype(header.fingerprint.model.dtype)
-        coding = RowCoding(header.codec, shape.head_size, dtype)
+        coding = KeyValueLayout(header.codec, shape.head_size, dtype)
         sections = sections_of(index, coding)
         self._cache_bytes += sum(section.nbytes for section in sections)
         self._limits.admit_bytes(self._cache_bytes)

@@ -8,7 +8,7 @@ import torch
 
 from kvstore.cache import RaggedLayer
 from kvstore.errors import CorruptCache, InvalidParameter
-from kvstore.row_codecs import RowCoding
+from kvstore.row_codecs import KeyValueLayout
 from kvstore.wire.checks import require_heads, require_writable
 from kvstore.wire.frames import MAX_PAYLOAD_BYTES, Frame, FrameKind
 from kvstore.wire.header import CacheHeader, encode_header
@@ -58,7 +58,7 @@ class CacheEncoder:
             require_heads(announced, shape.kv_heads, self._header.tokens)
         except CorruptCache as error:
             raise InvalidParameter("layer", str(error)) from error
-        coding = RowCoding(self._header.codec, shape.head_size, self._dtype)
+        coding = KeyValueLayout(self._header.codec, shape.head_size, self._dtype)
         sections = sections_of(announced, coding)
         require_writable(layer, sections, coding)
         index_frame = _control_frame(FrameKind.INDEX, payload, index)

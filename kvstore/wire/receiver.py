@@ -6,7 +6,7 @@ import torch
 
 from kvstore.cache import RaggedLayer
 from kvstore.errors import CorruptCache
-from kvstore.row_codecs import RowCoding
+from kvstore.row_codecs import KeyValueLayout
 from kvstore.wire.frames import Frame, FrameKind
 from kvstore.wire.index import LayerIndex
 from kvstore.wire.sections import Section, byte_view, layer_of
@@ -16,7 +16,7 @@ class LayerReceiver:
     """Holds the tensors of a layer whose index was checked and whose size was admitted."""
 
     def __init__(
-        self, layer: int, index: LayerIndex, coding: RowCoding, sections: tuple[Section, ...]
+        self, layer: int, index: LayerIndex, coding: KeyValueLayout, sections: tuple[Section, ...]
     ) -> None:
         self._layer = layer
         self._index = index

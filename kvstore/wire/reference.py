@@ -12,7 +12,7 @@ import struct
 import torch
 
 from kvstore.cache import CompactCache, Fingerprint, LayerShape, ModelFingerprint, RaggedLayer
-from kvstore.row_codecs import RowCodec, RowCoding
+from kvstore.row_codecs import KeyValueLayout, RowCodec
 from kvstore.rules import RetentionRule, ScoreUpdate, TokenClass
 from kvstore.wire.frames import Frame, FrameKind
 
@@ -72,7 +72,7 @@ def _layer(frames: list[Frame], head_size: int, fingerprint: Fingerprint) -> Rag
         fields["score_update"] = ScoreUpdate(fields["score_update"])
         rules.append(RetentionRule(**fields))
     dtype = getattr(torch, fingerprint.model.dtype)
-    coding = RowCoding(RowCodec.parse(fingerprint.codec), head_size, dtype)
+    coding = KeyValueLayout(RowCodec.parse(fingerprint.codec), head_size, dtype)
     coded = fingerprint.codec != "model"
     keys, values = (
         _tensor(frames, kind, dtype if name == "model" else torch.uint8).reshape(

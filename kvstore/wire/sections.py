@@ -10,7 +10,7 @@ import torch
 
 from kvstore.cache import RaggedLayer
 from kvstore.errors import CorruptCache
-from kvstore.row_codecs import RowCoding
+from kvstore.row_codecs import KeyValueLayout
 from kvstore.wire.frames import Frame, FrameKind
 from kvstore.wire.index import LayerIndex
 
@@ -48,7 +48,7 @@ def row_dtype(name: str) -> torch.dtype:
     return ROW_DTYPES[name]
 
 
-def sections_of(index: LayerIndex, coding: RowCoding) -> tuple[Section, ...]:
+def sections_of(index: LayerIndex, coding: KeyValueLayout) -> tuple[Section, ...]:
     """The sections in stream order, empty ones included; log-weights only where there are any."""
     rows, keys, values = index.total_rows, coding.keys, coding.values
     weights = Section(FrameKind.LOG_WEIGHTS, torch.float32, (index.weighted_rows,))
@@ -87,7 +87,7 @@ def payload_view(layer: RaggedLayer, frame: Frame) -> memoryview | None:
 
 
 def layer_of(
-    index: LayerIndex, coding: RowCoding, tensors: dict[FrameKind, torch.Tensor]
+    index: LayerIndex, coding: KeyValueLayout, tensors: dict[FrameKind, torch.Tensor]
 ) -> RaggedLayer:
     """Put a received layer together."""
     return RaggedLayer(

@@ -24,7 +24,7 @@ from services.decode.memory.sessions import Session
 from services.decode.messages import delta_to_proto, result_to_proto
 from services.decode.observations import observe_cache, observe_token
 from services.decode.parts import DecodeParts
-from services.decode.report import Clock, Memory, Received, measure
+from services.decode.report import Clock, Memory, TransferReport, measure
 from services.runtime.process import metrics
 from services.runtime.security.identity import current_allowance, current_namespace, current_tenant
 from services.runtime.serving.convert import codec_to_proto, recorded_codec
@@ -48,7 +48,7 @@ class GenerateCall:
         self._session: Session | None = None
         # a stored cache that the prompt follows, and what of it came for this call
         self._stored: cache_pb2.StoredCache | None = None
-        self._stored_received = Received()
+        self._stored_received = TransferReport()
 
     async def run(self) -> None:
         """Answer the request; raises a typed error."""
@@ -133,13 +133,13 @@ class GenerateCall:
         """Pages that begin as the stored cache's, which is fetched if the pool has not got it."""
         parts, handle = self._parts, self._request.cache_handle
 
-        def load() -> Awaitable[tuple[SequencePages, Received]]:
+        def load() -> Awaitable[tuple[SequencePages, TransferReport]]:
             return parts.loader.load(handle, stored, self._namespace)
 
         borrowed = parts.contexts.borrow((self._namespace, stored.key), stored, load)
         async with borrowed as (context, fresh):
             received = context.received
-            self._stored_received = received if fresh else received.here_already()
+            self._stored_received = received if fresh else received.without_transfer_cost()
             return await self._admit(spec, context.pages.fork)
 
     def _require_fit(self, spec: GenerationSpec) -> None:
@@ -147,7 +147,7 @@ class GenerateCall:
         pool = self._parts.pool
         codec = self._codec(spec)
         needed = pool.bound(spec.final_tokens, codec)
-        if needed.rows > pool.pages or needed.marks > pool.mark_pages:
+        if needed.rows > pool.pages or needed.marks > pool.metadata_pages:
             raise InvalidRequest(
                 f"{spec.final_tokens} tokens need {needed.rows} pages, the pool has {pool.pages}",
                 "SEQUENCE_TOO_LONG",
@@ -176,9 +176,9 @@ class GenerateCall:
         if self._session is not None:
             return 0
         expected, storage = self._expected(spec), self._parts.pool.storage
-        return expected.rows * storage.row_page_bytes + expected.marks * storage.mark_page_bytes
+        return expected.rows * storage.row_page_bytes + expected.marks * storage.metadata_page_bytes
 
-    async def _fill(self, spec: GenerationSpec, pages: SequencePages) -> Received:
+    async def _fill(self, spec: GenerationSpec, pages: SequencePages) -> TransferReport:
         """The cache of all tokens but the last, which the engine feeds."""
         parts, prompt = self._parts, spec.token_ids[:-1]
         if self._session is not None:
@@ -186,7 +186,7 @@ class GenerateCall:
         if self._stored is not None:
             return self._stored_received
         if not prompt:
-            return Received()
+            return TransferReport()
         with span("pull", calls=True, prompt_tokens=len(prompt)):
             received = await parts.source.pull(
                 prompt,
@@ -210,7 +210,7 @@ class GenerateCall:
         self,
         spec: GenerationSpec,
         pages: SequencePages,
-        received: Received,
+        received: TransferReport,
         events: asyncio.Queue[Event],
     ) -> RunningSequence:
         """The first answer, with the others as its forks."""
@@ -242,7 +242,7 @@ class GenerateCall:
     def _leave(self, since: float) -> None:
         self._parts.admission.leave(stayed_seconds=time.monotonic() - since)
 
-    def _keep(self, spec: GenerationSpec, received: Received, index: int) -> Keep | None:
+    def _keep(self, spec: GenerationSpec, received: TransferReport, index: int) -> Keep | None:
         """What becomes of a finished answer's cache; called by the engine's thread."""
         sessions, session = self._parts.sessions, self._session
         seconds = spec.keep_session_seconds
@@ -267,7 +267,7 @@ class GenerateCall:
         self,
         spec: GenerationSpec,
         events: asyncio.Queue[Event],
-        received: Received,
+        received: TransferReport,
         prompt_memory: Memory,
         codec: RowCodec,
     ) -> None:

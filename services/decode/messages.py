@@ -10,7 +10,7 @@ from services.decode.memory.sessions import Session
 from services.decode.report import (
     Clock,
     Memory,
-    Received,
+    TransferReport,
     heads_to_proto,
     measure,
     memory_to_proto,
@@ -39,7 +39,7 @@ def delta_to_proto(delta: Delta) -> decode_pb2.GenerateResponse:
 
 def result_to_proto(
     spec: GenerationSpec,
-    received: Received,
+    received: TransferReport,
     prompt_memory: Memory,
     finished: Finished,
     clock: Clock,
@@ -56,7 +56,9 @@ def result_to_proto(
         ),
         prompt_memory=memory_to_proto(prompt_memory, received, wire_bytes),
         final_memory=memory_to_proto(finished.memory, received, 0),
-        timings=clock.timings(Received() if spec.session_tokens else received, finished.index),
+        timings=clock.timings(
+            TransferReport() if spec.session_tokens else received, finished.index
+        ),
         heads=heads_to_proto(received) if spec.report_heads else [],
         policy=received.policy,
         index=finished.index,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import grpc
 
 from kvstore.pool import SequencePages
-from services.decode.report import Clock, Received
+from services.decode.report import Clock, TransferReport
 from services.runtime.process import metrics
 from services.runtime.serving.status import to_headwise_error
 
@@ -45,7 +45,7 @@ def watched_transfer(target: str) -> Iterator[None]:
         metrics.TRANSFERS.labels(outcome).inc()
 
 
-def observe_cache(received: Received, pages: SequencePages) -> None:
+def observe_cache(received: TransferReport, pages: SequencePages) -> None:
     """A cache has arrived whole in `pages`, and nothing has been fed yet."""
     for head in received.heads:
         by_layer = f"{head.layer:02d}", head.head_class

@@ -11,7 +11,7 @@ from headwise.errors import HeadwiseError
 from headwise.v1 import decode_pb2, decode_pb2_grpc, store_pb2_grpc
 from kvstore.errors import FingerprintMismatch
 from kvstore.kernels.dispatch import runs_triton
-from kvstore.pool import PagePool, mark_page_bytes, row_page_bytes
+from kvstore.pool import PagePool, metadata_page_bytes, row_page_bytes
 from kvstore.wire import WireLimits
 from services.decode.cache_service import CacheForwarder
 from services.decode.engine.doorbell import Doorbell
@@ -176,7 +176,7 @@ def _limits(served: ServedModel, options: DecodeOptions) -> GenerationLimits:
 def _pool(served: ServedModel, options: DecodeOptions, sequence_tokens: int) -> PagePool:
     head_size, rows = served.shapes[0].head_size, options.page_rows
     # as many mark pages as row pages: enough even if every head of every sequence needs marks
-    page_bytes = row_page_bytes(rows, head_size, served.dtype) + mark_page_bytes(rows)
+    page_bytes = row_page_bytes(rows, head_size, served.dtype) + metadata_page_bytes(rows)
     return PagePool(
         served.shapes,
         pages=options.pool_bytes // page_bytes,

@@ -55,7 +55,7 @@ def heads_of(index: int, layer: RaggedLayer) -> tuple[Head, ...]:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Received:
+class TransferReport:
     """A cache that arrived whole: what it took, and what its heads kept.
 
     `policy` is what it was made with, every parameter spelled out; `context_tokens` those of a
@@ -69,7 +69,7 @@ class Received:
     stages: prefill_pb2.PrefillReport = dataclasses.field(default_factory=prefill_pb2.PrefillReport)
     context_tokens: int = 0
 
-    def here_already(self) -> Received:
+    def without_transfer_cost(self) -> TransferReport:
         """For one who did not have to wait until it came."""
         stages = prefill_pb2.PrefillReport()
         return dataclasses.replace(self, wire_bytes=0, receive_seconds=0.0, stages=stages)
@@ -122,7 +122,7 @@ class Clock:
     def first_token_seconds(self) -> float:
         return (self._first_token or self._began) - self._began
 
-    def timings(self, received: Received, answer: int) -> decode_pb2.Timings:
+    def timings(self, received: TransferReport, answer: int) -> decode_pb2.Timings:
         stages = received.stages
         first, last = self._tokens.get(answer, (0.0, 0.0))
         return decode_pb2.Timings(
@@ -138,7 +138,9 @@ class Clock:
         )
 
 
-def memory_to_proto(memory: Memory, received: Received, wire_bytes: int) -> decode_pb2.MemoryReport:
+def memory_to_proto(
+    memory: Memory, received: TransferReport, wire_bytes: int
+) -> decode_pb2.MemoryReport:
     classes = collections.Counter(head.head_class for head in received.heads)
     return decode_pb2.MemoryReport(
         dense_bytes=memory.dense_bytes,
@@ -154,7 +156,7 @@ def memory_to_proto(memory: Memory, received: Received, wire_bytes: int) -> deco
     )
 
 
-def heads_to_proto(received: Received) -> list[decode_pb2.HeadReport]:
+def heads_to_proto(received: TransferReport) -> list[decode_pb2.HeadReport]:
     return [
         decode_pb2.HeadReport(
             layer=head.layer,

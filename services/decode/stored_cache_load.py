@@ -8,7 +8,7 @@ from services.decode.link.prefill_source import PrefillSource
 from services.decode.memory.admission import Admission
 from services.decode.memory.intake import Intake
 from services.decode.memory.size_expectation import SizeExpectation
-from services.decode.report import Received
+from services.decode.report import TransferReport
 from services.runtime.serving.convert import recorded_codec
 
 
@@ -31,7 +31,7 @@ class ContextLoader:
 
     async def load(
         self, handle: str, stored: cache_pb2.StoredCache, namespace: str
-    ) -> tuple[SequencePages, Received]:
+    ) -> tuple[SequencePages, TransferReport]:
         """Raises what admission and the fetch raise."""
         codec = recorded_codec(stored.codec)
         expected = self._expectation.pages(stored.policy, stored.tokens, 0, codec)

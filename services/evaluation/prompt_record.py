@@ -15,7 +15,7 @@ from kvstore.policies import Policy
 from kvstore.policies.base import Scope
 from kvstore.policies.planner import CachePlanner
 from kvstore.policies.selection import head_plan
-from kvstore.row_codecs import MODEL_ROWS, RowCodec, RowCoding
+from kvstore.row_codecs import MODEL_ROWS, KeyValueLayout, RowCodec
 from kvstore.rules import FULL_RULE
 from services.prefill.compute.prefiller import Prefiller
 from services.runtime.model.served_model import ServedModel
@@ -122,7 +122,7 @@ class PromptRecord:
             policy,
             self._facts,
             self._served.shapes,
-            lambda shape: RowCoding(codec, shape.head_size, self._served.dtype).row_bytes,
+            lambda shape: KeyValueLayout(codec, shape.head_size, self._served.dtype).row_bytes,
             self._calibration,
         )
         profiled = self._profiled_for(policy)

@@ -110,7 +110,7 @@ def _whole_block(
     served: ServedModel, batch: Sequence[SequencePages], block: Sequence[int]
 ) -> BatchStep:
     classes = served.tokenizer.classify(block).numpy()[None].repeat(len(batch), 0)
-    return BatchStep.whole(batch, classes, batch[0].pool.new_fed_rows(classes.size))
+    return BatchStep.whole(batch, classes, batch[0].pool.new_staged_rows(classes.size))
 
 
 def compare(exact: torch.Tensor, measured: torch.Tensor, targets: Sequence[int]) -> Divergence:

@@ -17,7 +17,7 @@ from benchmarks.gpu.head_lengths import ROWS_KEPT, head_lengths
 from benchmarks.gpu.pool import fill
 from benchmarks.gpu.run import run
 from benchmarks.gpu.sizes import TINY
-from services.decode.engine.engine import cuda_graph as captured_step
+from services.decode.engine import cuda_graph
 from tests.pretended_cuda.tensors import DeviceTensor
 
 
@@ -29,7 +29,7 @@ def test_every_figure_is_written(
     out = tmp_path / "figures.json"
     if isinstance(torch.empty(0, device=any_device), DeviceTensor):
         # the compiler wants the device itself
-        monkeypatch.setattr(captured_step, "fused_layers", lambda _: contextlib.nullcontext())
+        monkeypatch.setattr(cuda_graph, "fused_layers", lambda _: contextlib.nullcontext())
     assert run(TINY, torch.device(any_device), lambda found: out.write_text(json.dumps(found)))
     document = json.loads(out.read_text())
     assert set(document) == {"date", "machine", "versions", "conditions", "figures", "failed"}

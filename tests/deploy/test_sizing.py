@@ -20,7 +20,7 @@ from deploy.sizing import (
     table,
 )
 from kvstore.cache import LayerShape
-from kvstore.pool import PagePool, mark_page_bytes, pages_bound, row_page_bytes
+from kvstore.pool import PagePool, metadata_page_bytes, pages_bound, row_page_bytes
 from services.decode.options import DecodeOptions
 from tests.deploy.rendered import ROOT
 
@@ -41,7 +41,7 @@ def test_a_pool_holds_as_many_dense_sequences_as_the_formula_says(tokens: int) -
     [rows] = [
         f.default for f in DecodeOptions.__dataclass_fields__.values() if f.name == "page_rows"
     ]
-    page_bytes = row_page_bytes(rows, 16, torch.float32) + mark_page_bytes(rows)
+    page_bytes = row_page_bytes(rows, 16, torch.float32) + metadata_page_bytes(rows)
     bytes_of_pool = 400 * page_bytes
     pool = PagePool(shapes, pages=400, page_rows=rows, dtype=torch.float32)
     each = pages_bound(shapes, tokens, rows)

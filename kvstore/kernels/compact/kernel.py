@@ -11,7 +11,7 @@ import triton.language as tl
 
 from kvstore.kernels.coded_rows import INT4, MODEL, codec_number, store_coded
 from kvstore.kernels.tile_product import tile_product
-from kvstore.row_codecs import RowCoding
+from kvstore.row_codecs import KeyValueLayout
 from kvstore.row_codecs.rotation import hadamard
 
 # elements per program and tensor: 32 bytes for each of 128 lanes at 16 bits
@@ -21,7 +21,7 @@ _ROTATED_ROWS = 64
 
 
 def gather_rows(
-    k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, ends: torch.Tensor, coding: RowCoding
+    k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, ends: torch.Tensor, coding: KeyValueLayout
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See op.py. A launch, and nothing from the host."""
     total, size = len(rows), k.shape[2]
@@ -58,13 +58,13 @@ def gather_rows(
     return keys, values
 
 
-def rows_a_program(coding: RowCoding) -> int:
+def rows_a_program(coding: KeyValueLayout) -> int:
     if _rotates(coding):
         return _ROTATED_ROWS
     return int(max(1, _TILE_ELEMENTS // triton.next_power_of_2(coding.keys.size)))
 
 
-def _rotates(coding: RowCoding) -> bool:
+def _rotates(coding: KeyValueLayout) -> bool:
     return coding.keys.rotated or coding.values.rotated
 
 

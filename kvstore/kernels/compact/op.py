@@ -6,11 +6,11 @@ import torch
 
 from kvstore.kernels.compact import reference
 from kvstore.kernels.dispatch import runs_triton
-from kvstore.row_codecs import RowCoding
+from kvstore.row_codecs import KeyValueLayout
 
 
 def gather_rows(
-    k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, ends: torch.Tensor, coding: RowCoding
+    k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, ends: torch.Tensor, coding: KeyValueLayout
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`rows` int32 `[R]` of `k` and `v`, heads one after another: two new `[R, width]`.
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from kvstore.row_codecs import RowCoding, encode_rows
+from kvstore.row_codecs import KeyValueLayout, encode_rows
 
 
 def gather_rows(
-    k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, ends: torch.Tensor, coding: RowCoding
+    k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, ends: torch.Tensor, coding: KeyValueLayout
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See op.py."""
     keys, values = k.new_empty(len(rows), k.shape[2]), v.new_empty(len(rows), v.shape[2])

@@ -109,7 +109,7 @@ def _attend(
     page_rows: int,
     positions: _Array,
     log_weights: _Array,
-    mark_rows: int,
+    metadata_page_rows: int,
     pages: _Array,
     marks: _Array,
     rows: _Array,
@@ -169,7 +169,7 @@ def _attend(
                 page_rows,
                 positions,
                 log_weights,
-                mark_rows,
+                metadata_page_rows,
                 pages[s, layer, h],
                 marks[s, layer, h],
                 marked[s, layer, h],
@@ -257,7 +257,7 @@ def _attend_piece(
     page_rows: int,
     positions: _Array,
     log_weights: _Array,
-    mark_rows: int,
+    metadata_page_rows: int,
     pages: _Array,
     marks: _Array,
     marked: bool,
@@ -295,8 +295,8 @@ def _attend_piece(
             run, page, offset = _run(pages, page_rows, slot + done, count - done)
             first_mark = 0
             if marked and (weighted or oldest >= 0):
-                run, mark_page, mark_offset = _run(marks, mark_rows, slot + done, run)
-                first_mark = mark_page * mark_rows + mark_offset
+                run, mark_page, mark_offset = _run(marks, metadata_page_rows, slot + done, run)
+                first_mark = mark_page * metadata_page_rows + mark_offset
             byte = page * key_page + key_first + offset * key_bytes
             ahead = page * value_page + value_first + offset * value_bytes
             many = run * value_bytes

@@ -44,7 +44,7 @@ def join_pieces(
     pages: tl.tensor,
     table_pages: int,
     marks: tl.tensor,
-    mark_pages: int,
+    metadata_pages: int,
     marked: tl.tensor,
     weighted: tl.tensor,
     positions: tl.tensor,

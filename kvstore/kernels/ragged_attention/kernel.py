@@ -126,11 +126,11 @@ def attend_on_device(
         torch.empty(saved, group, device=q.device),
         scratch.scored,
     )
-    options = page_options(batch.store.division) | {
+    options = page_options(batch.store.page_layout) | {
         "CHUNKS": chunks,
         "KV_HEADS": kv_heads,
         "GROUP": group,
-        "MARK_ROWS": batch.mark_rows,
+        "MARK_ROWS": batch.metadata_page_rows,
         "WINDOWED": sliding_window is not None,
         "WEIGHTED": batch.weighted_layers[layer],
         "SCORED": scored,

@@ -27,7 +27,7 @@ VARYING = [
     "piece_queries",
     "cell_count",
     "table_pages",
-    "mark_pages",
+    "metadata_pages",
     "window",
 ]
 

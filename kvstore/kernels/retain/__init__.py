@@ -1,5 +1,5 @@
 """What becomes of every head's rows, and of the new ones, after a step's last layer."""
 
-from kvstore.kernels.retain.op import carry, decide
+from kvstore.kernels.retain.op import apply_decision, decide
 
-__all__ = ["carry", "decide"]
+__all__ = ["apply_decision", "decide"]

@@ -12,7 +12,7 @@ from numba import prange
 from numpy.typing import NDArray
 
 from kvstore.kernels.paged_batch import PagedBatch, StepScratch
-from kvstore.kernels.row_pages import SCALE_WORD_BYTES, PageDivision
+from kvstore.kernels.row_pages import SCALE_WORD_BYTES, PageLayout
 from kvstore.kernels.threads import ONLY_PRANGE, match_torch_threads
 from kvstore.rule_table import SCORE_DECAYED, SCORE_SUM
 from kvstore.rules import RATIO_ROUNDING
@@ -53,16 +53,16 @@ def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
     return rows_after
 
 
-def carry(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]) -> None:
+def apply_decision(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]) -> None:
     """See op.py."""
     match_torch_threads(rows_after.size)
     columns, tables, store = batch.columns, batch.tables, batch.store
-    arriving, division = batch.arriving(), store.division
+    arriving, page_layout = batch.arriving(), store.page_layout
     _carry(
         store.arena.numpy(),
         store.page_rows,
-        division.page_bytes,
-        _parts(division),
+        page_layout.page_bytes,
+        _parts(page_layout),
         columns.positions.numpy(),
         columns.scores.numpy(),
         columns.flags.numpy(),
@@ -246,7 +246,7 @@ def _keep_above(scores: _Array, positions: _Array, losers: int, kept: _Array) ->
             kept[n] = True
 
 
-def _parts(division: PageDivision) -> NDArray[np.int64]:
+def _parts(page_layout: PageLayout) -> NDArray[np.int64]:
     """Where rows lie in a page, int64 `[n, 5]`, a line for what lies together.
 
     Whether it is of values, which bytes of a row (first and how many), where they begin in a page,
@@ -254,8 +254,8 @@ def _parts(division: PageDivision) -> NDArray[np.int64]:
     """
     parts = []
     for of_values, layout, first, scales in (
-        (0, division.coding.keys, 0, division.key_scales),
-        (1, division.coding.values, division.value_offset, division.value_scales),
+        (0, page_layout.coding.keys, 0, page_layout.key_scales),
+        (1, page_layout.coding.values, page_layout.value_offset, page_layout.value_scales),
     ):
         codes, word = layout.code_bytes, layout.row_bytes - layout.code_bytes
         parts.append((of_values, 0, codes, first, codes))

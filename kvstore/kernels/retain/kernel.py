@@ -38,7 +38,7 @@ from kvstore.kernels.retain.moves import arriving_rows, list_moves, place_rows
 _VARYING = [
     "cell_count",
     "table_pages",
-    "mark_pages",
+    "metadata_pages",
     "layers",
     "heads",
     "page_capacity",
@@ -57,7 +57,7 @@ def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
     return rows_after
 
 
-def carry(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]) -> None:
+def apply_decision(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]) -> None:
     """See op.py."""
     here = batch.on_device
     after = torch.from_numpy(np.ascontiguousarray(rows_after)).to(here.rows.device)
@@ -106,7 +106,7 @@ def _launch(
         batch.store.arena,
         batch.positions,
         batch.scores,
-        batch.mark_flags,
+        batch.metadata_flags,
         batch.log_weights,
         batch.pages,
         batch.pages.shape[3],
@@ -126,8 +126,8 @@ def _launch(
         moves,
         *(nothing if free is None else free[0].arguments()),
         *(nothing if free is None else free[1].arguments()),
-        **page_options(batch.store.division),
-        MARK_ROWS=batch.mark_rows,
+        **page_options(batch.store.page_layout),
+        MARK_ROWS=batch.metadata_page_rows,
         WEIGHTED=any(batch.weighted_layers),
         DECIDES=decides,
         CARRIES=free is not None or not decides,
@@ -160,7 +160,7 @@ def retain_head(
     pages: tl.tensor,
     table_pages: int,
     marks: tl.tensor,
-    mark_pages: int,
+    metadata_pages: int,
     marked: tl.tensor,
     rows: tl.tensor,
     rows_after: tl.tensor,
@@ -212,7 +212,7 @@ def retain_head(
     if h < tl.load(kv_heads + layer):
         place = entry.to(tl.int64)
         rule = rules + place * RULE_WORDS
-        table, mark_table = pages + place * table_pages, marks + place * mark_pages
+        table, mark_table = pages + place * table_pages, marks + place * metadata_pages
         held, length = tl.load(rows + place), tl.load(lengths + b).to(tl.int64)
         fed, cell = tl.load(before + b) + tl.load(counts + b), tl.load(cells + b)
         total = held + fed

@@ -31,7 +31,7 @@ def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
     return form(batch, scratch)
 
 
-def carry(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]) -> None:
+def apply_decision(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]) -> None:
     """Change the slots as was decided; nothing that stays and need not move is touched.
 
     The tables already have the pages for `rows_after`, their rows are still from before. New rows
@@ -41,7 +41,7 @@ def carry(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]
     if batch.on_triton:
         from kvstore.kernels.retain import kernel
 
-        kernel.carry(batch, scratch, rows_after)
+        kernel.apply_decision(batch, scratch, rows_after)
         return
-    form = cpu.carry if batch.on_cpu_in_f32 else reference.carry
+    form = cpu.apply_decision if batch.on_cpu_in_f32 else reference.apply_decision
     form(batch, scratch, rows_after)

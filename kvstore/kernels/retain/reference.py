@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kvstore.kernels.paged_batch import ArrivingRows, PagedBatch, StepScratch
 from kvstore.kernels.row_pages import RowIndex
 from kvstore.retention import keep_mask
-from kvstore.rule_table import decode
+from kvstore.rule_table import rule_from_record
 from kvstore.rules import RetentionRule, ScoreUpdate
 
 _Place = tuple[int, int, int]
@@ -33,7 +33,7 @@ def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
     return rows_after
 
 
-def carry(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]) -> None:
+def apply_decision(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]) -> None:
     """See op.py."""
     held_rows, arriving = batch.rows, batch.arriving()
     for place in _heads(batch):
@@ -61,7 +61,7 @@ def _heads(batch: PagedBatch) -> Iterator[_Place]:
 def _stays(batch: PagedBatch, scratch: StepScratch, place: _Place) -> torch.Tensor:
     """Which of a head's rows its rule keeps, bool `[R + m]`; the new scores go to the scratch."""
     slot, tables, columns = batch.slots[place[0]], batch.tables, batch.columns
-    rule = decode(tables.rules[slot, *place[1:]])
+    rule = rule_from_record(tables.rules[slot, *place[1:]])
     held, fed = int(tables.rows[slot, *place[1:]]), int(batch.blocks[place[0]])
     length, cell = int(tables.lengths[slot]), int(batch.cells[place[0]])
     marks = _marks(batch, place, range(held))

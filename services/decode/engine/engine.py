@@ -54,7 +54,7 @@ class Engine:
         self._room = room
         self._captured = captured
         self._found_no_room = False
-        self._fed = pool.new_fed_rows(scheduler.cells)
+        self._fed = pool.new_staged_rows(scheduler.cells)
         self._joining: list[RunningSequence] = []
         self._running: list[RunningSequence] = []
         self._progressed = time.monotonic()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from headwise.errors import HeadwiseError
 from headwise.results import Delta, FinishReason
 from kvstore.cache import RaggedLayer
-from kvstore.pool import OpenBlock, PageCount, PagePool, SequencePages
+from kvstore.pool import PageCount, PagePool, RetentionChunk, SequencePages
 from kvstore.row_codecs import RowCodec
 from services.decode.engine.answer import Answer
 from services.decode.engine.sampling import Choice, Sampler
@@ -74,7 +74,7 @@ class RunningSequence:
         self.pages = pages
         self.suffix = list(suffix)
         self.done = 0
-        self.block: OpenBlock | None = None
+        self.block: RetentionChunk | None = None
         self.swapped: SwappedOut | None = None
         self.cancelled = False
         self.arrival = next(_arrivals)

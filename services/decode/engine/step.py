@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from kvstore.kernels.paged_batch import FedRows
-from kvstore.pool import BatchStep, OpenBlock, PagePool, Piece, SequencePages, pages_bound
+from kvstore.kernels.paged_batch import StagedRows
+from kvstore.pool import BatchStep, ChunkPart, PagePool, RetentionChunk, SequencePages, pages_bound
 from services.runtime.model.attention import forward
 from services.runtime.model.served_model import ServedModel
 
@@ -37,7 +37,7 @@ class BatchAttention:
 
 
 def forward_step(
-    served: ServedModel, fed: FedRows, pieces: Sequence[Piece], tokens: Sequence[int]
+    served: ServedModel, fed: StagedRows, pieces: Sequence[ChunkPart], tokens: Sequence[int]
 ) -> tuple[BatchStep, torch.Tensor]:
     """Feed each sequence its piece; `tokens` `[N]` are those of one piece after another.
 
@@ -66,8 +66,8 @@ def run_step(
     served: ServedModel, batch: Sequence[SequencePages], next_tokens: Sequence[int]
 ) -> torch.Tensor:
     """Feed each of B sequences one token and apply its rules; returns the logits `[B, V]`."""
-    fed = batch[0].pool.new_fed_rows(len(batch))
-    pieces = [Piece(OpenBlock(sequence, n), 1) for n, sequence in enumerate(batch)]
+    fed = batch[0].pool.new_staged_rows(len(batch))
+    pieces = [ChunkPart(RetentionChunk(sequence, n), 1) for n, sequence in enumerate(batch)]
     step, logits = forward_step(served, fed, pieces, next_tokens)
     step.retain()
     return logits

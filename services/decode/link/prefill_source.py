@@ -36,10 +36,10 @@ from kvstore.row_codecs import MODEL_ROWS
 from kvstore.wire import CacheDecoder, WireLimits
 from services.decode.link.link_options import LinkOptions
 from services.decode.link.prefill_link import PrefillLink
-from services.decode.link.reception import Reception, Wanted
+from services.decode.link.reception import ExpectedTokens, Reception
 from services.decode.memory.intake import Intake
 from services.decode.observations import watched_call, watched_transfer
-from services.decode.report import Received
+from services.decode.report import TransferReport
 from services.runtime.model.served_model import ServedModel
 from services.runtime.serving.cache_formats import require_common
 from services.runtime.serving.convert import codec_to_proto, model_from_proto, model_to_proto
@@ -108,7 +108,7 @@ class PrefillSource:
         timeout_seconds: float | None,
         namespace: str,
         intake: Intake,
-    ) -> Received:
+    ) -> TransferReport:
         """Fill `pages` with the cache of exactly these tokens; returns once the trailer agreed.
 
         Before each layer `intake` has its pages promised, and rests after it; while that waits
@@ -125,7 +125,7 @@ class PrefillSource:
             cache_formats=FORMAT_VERSIONS,
         )
         call = self._call(_METHOD, request, namespace, timeout_seconds)
-        return await self._fill(call, Wanted.of(token_ids), pages, intake)
+        return await self._fill(call, ExpectedTokens.of(token_ids), pages, intake)
 
     async def fetch(
         self,
@@ -134,16 +134,16 @@ class PrefillSource:
         pages: SequencePages,
         namespace: str,
         intake: Intake,
-    ) -> Received:
+    ) -> TransferReport:
         """Fill `pages` with a stored cache, as `pull` does with a new one."""
         request = store_pb2.FetchCacheRequest(handle=handle, cache_formats=FORMAT_VERSIONS)
         call = self._call(_FETCH_METHOD, request, namespace, None)
-        received = await self._fill(call, Wanted(stored.tokens, None), pages, intake)
+        received = await self._fill(call, ExpectedTokens(stored.tokens, None), pages, intake)
         return dataclasses.replace(received, context_tokens=stored.tokens)
 
     async def _fill(
-        self, call: Any, wanted: Wanted, pages: SequencePages, intake: Intake
-    ) -> Received:
+        self, call: Any, wanted: ExpectedTokens, pages: SequencePages, intake: Intake
+    ) -> TransferReport:
         try:
             with watched_transfer(self._target), self._typed_errors():
                 return await self._receive(call, wanted, pages, intake)
@@ -159,8 +159,8 @@ class PrefillSource:
         return method(request, timeout=timeout_seconds, metadata=metadata)
 
     async def _receive(
-        self, call: Any, wanted: Wanted, pages: SequencePages, intake: Intake
-    ) -> Received:
+        self, call: Any, wanted: ExpectedTokens, pages: SequencePages, intake: Intake
+    ) -> TransferReport:
         decoder = CacheDecoder(
             self._limits, self._served.fingerprint, self._served.shapes, pages.codec
         )

@@ -11,7 +11,7 @@ from kvstore.cache import RaggedLayer, digest_tokens
 from kvstore.errors import CorruptCache
 from kvstore.pool import SequencePages
 from kvstore.wire import CacheDecoder, CacheHeader, FrameKind
-from services.decode.report import Head, Received, heads_of
+from services.decode.report import Head, TransferReport, heads_of
 from services.runtime.serving.convert import (
     frame_from_proto,
     parse_prefill_response,
@@ -21,14 +21,14 @@ from services.runtime.serving.wire_watch import WireWatch
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Wanted:
+class ExpectedTokens:
     """What a cache must be one of; of a stored one the tokens themselves are not known here."""
 
     tokens: int
     token_digest: str | None
 
     @classmethod
-    def of(cls, token_ids: Sequence[int]) -> Wanted:
+    def of(cls, token_ids: Sequence[int]) -> ExpectedTokens:
         return cls(len(token_ids), digest_tokens(token_ids))
 
 
@@ -38,7 +38,7 @@ class Reception:
     What was filled may be used once `complete`: not before the trailer has agreed.
     """
 
-    def __init__(self, decoder: CacheDecoder, wanted: Wanted, pages: SequencePages) -> None:
+    def __init__(self, decoder: CacheDecoder, wanted: ExpectedTokens, pages: SequencePages) -> None:
         self._decoder = decoder
         self._wanted = wanted
         self._pages = pages
@@ -77,12 +77,12 @@ class Reception:
         self._heads += heads_of(self._layers, layer)
         self._layers += 1
 
-    def finish(self) -> Received:
+    def finish(self) -> TransferReport:
         """What arrived. Raises `CorruptCache` if the trailer has not."""
         self._decoder.finish()
         seconds = time.perf_counter() - (self._began or 0.0)
         policy = recorded_policy(self._decoder.header.fingerprint)
-        return Received(policy, tuple(self._heads), self._wire_bytes, seconds, self._stages)
+        return TransferReport(policy, tuple(self._heads), self._wire_bytes, seconds, self._stages)
 
     def _count(self, message_bytes: int) -> None:
         self._began = self._began or time.perf_counter()

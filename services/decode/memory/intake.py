@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from kvstore.pool import PageCount, SequencePages
 
 # has pages promised to an arriving cache, and waits for them where there are none
-Claim = Callable[[SequencePages, PageCount], Awaitable[None]]
+ReservePages = Callable[[SequencePages, PageCount], Awaitable[None]]
 
 # seconds of rest for a second of work. The gaps between tokens (p99) grow 2.1-fold without any
 # rest where a cache of 1,024 tokens arrives each second, and 1.6-fold with this
@@ -23,7 +23,7 @@ class Intake:
     `running` says whether any sequence runs whose steps need the cores. Used on the event loop.
     """
 
-    def __init__(self, claim: Claim, running: Callable[[], bool]) -> None:
+    def __init__(self, claim: ReservePages, running: Callable[[], bool]) -> None:
         self.claim = claim
         self._running = running
 

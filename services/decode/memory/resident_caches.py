@@ -12,12 +12,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from headwise.v1 import cache_pb2
 from kvstore.pool import SequencePages
-from services.decode.report import Received
+from services.decode.report import TransferReport
 from services.runtime.process import metrics
 
 # tenant and digest
 ContextKey = tuple[str, str]
-Load = Callable[[], Awaitable[tuple[SequencePages, Received]]]
+Load = Callable[[], Awaitable[tuple[SequencePages, TransferReport]]]
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -25,7 +25,7 @@ class Context:
     """Pages that are only forked. `uses` counts who is about to; `expires` None: when evicted."""
 
     pages: SequencePages
-    received: Received
+    received: TransferReport
     uses: int = 0
     expires: float | None = None
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from headwise.errors import Overloaded
 from kvstore.errors import PoolExhausted
-from kvstore.pool import OpenBlock, PageCount, PagePool
+from kvstore.pool import PageCount, PagePool, RetentionChunk
 from services.decode.engine.sequence import RunningSequence
 from services.runtime.process import metrics
 from services.runtime.serving.status import RETRY_AFTER_SECONDS
@@ -33,7 +33,7 @@ class Room:
         self,
         pool: PagePool,
         evict: Callable[[], bool],
-        close_block: Callable[[OpenBlock], None],
+        close_block: Callable[[RetentionChunk], None],
         on_room: Callable[[], None],
         *,
         swap_bytes: int,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from headwise.errors import NotFound, Refused
 from kvstore.pool import PageCount, SequencePages
-from services.decode.report import Received
+from services.decode.report import TransferReport
 from services.runtime.process import metrics
 
 # reasons of sessions that are gone, the last so many
@@ -30,7 +30,7 @@ class Session:
     session_id: str
     pages: SequencePages
     tokens: tuple[int, ...]
-    received: Received
+    received: TransferReport
     keep_seconds: float
     expires: float
     owner: str = ""
@@ -65,7 +65,7 @@ class Sessions:
         self,
         pages: SequencePages,
         tokens: Sequence[int],
-        received: Received,
+        received: TransferReport,
         keep_seconds: float,
         owner: str = "",
     ) -> str:

@@ -15,7 +15,7 @@ from kvstore.plans import AttentionProfile, ProfileRequest, PromptFacts
 from kvstore.policies import Policy
 from kvstore.policies.planner import CachePlanner
 from kvstore.profiling import Profiler
-from kvstore.row_codecs import MODEL_ROWS, RowCodec, RowCoding
+from kvstore.row_codecs import MODEL_ROWS, KeyValueLayout, RowCodec
 from services.prefill.compute.history import LayerHistory
 from services.prefill.compute.repetition import Repetition, repeat_prompt
 from services.prefill.compute.stages import StageClock
@@ -75,7 +75,7 @@ class Prefiller:
             policy,
             self._facts,
             served.shapes,
-            lambda shape: RowCoding(codec, shape.head_size, served.dtype).row_bytes,
+            lambda shape: KeyValueLayout(codec, shape.head_size, served.dtype).row_bytes,
             calibration or Calibration(),
         )
         self._layers: dict[int, LayerWork] = {

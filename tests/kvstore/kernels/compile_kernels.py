@@ -28,8 +28,8 @@ from kvstore.kernels.ragged_attention import kernel as ragged_attention
 from kvstore.kernels.ragged_attention.line_ends import line_ends
 from kvstore.kernels.retain import kernel as retain
 from kvstore.pool import BatchStep, PageCount, PagePool
-from kvstore.row_codecs import RowCodec, RowCoding
-from kvstore.rule_table import encode
+from kvstore.row_codecs import KeyValueLayout, RowCodec
+from kvstore.rule_table import rule_to_record
 from kvstore.rules import RetentionRule, ScoreUpdate
 
 HEADS, GROUP, SIZE, PAGE_ROWS, ROWS = 2, 4, 128, 16, 96
@@ -63,7 +63,7 @@ def launch_prefill() -> None:
 
 
 def launch_gather(spelling: str) -> None:
-    coding = RowCoding(RowCodec.parse(spelling), SIZE, torch.bfloat16)
+    coding = KeyValueLayout(RowCodec.parse(spelling), SIZE, torch.bfloat16)
     rows, ends = torch.arange(14, dtype=torch.int32), torch.tensor([7, 14], dtype=torch.int32)
     compact.gather_rows(rows_of(HEADS, ROWS), rows_of(HEADS, ROWS), rows, ends, coding)
 
@@ -84,9 +84,11 @@ def a_batch(codec: RowCodec, tokens: int, window: int | None) -> tuple[PagedBatc
     pool = PagePool((shape,), pages=9, page_rows=PAGE_ROWS, dtype=torch.bfloat16)
     pool.storage.keep_log_weights()
     sequence = pool.open(0, PageCount(2, 2), codec)
-    sequence.tables.rules[...] = encode(SCORED)
+    sequence.tables.rules[...] = rule_to_record(SCORED)
     sequence.tables.weighted[...] = window is not None
-    step = BatchStep.whole([sequence], np.zeros((1, tokens), np.uint8), pool.new_fed_rows(tokens))
+    step = BatchStep.whole(
+        [sequence], np.zeros((1, tokens), np.uint8), pool.new_staged_rows(tokens)
+    )
     (part,) = step._parts
     return part.batch, part.scratch
 

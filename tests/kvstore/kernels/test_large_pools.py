@@ -36,11 +36,11 @@ def further(store: RowPages) -> tuple[RowPages, int]:
 
     What lies before is never touched, and takes no memory where it is only promised.
     """
-    division = store.division
-    pages = 2**32 // division.page_bytes + 1
-    arena = store.arena.new_empty(pages * division.page_bytes + store.arena.numel())
-    arena[pages * division.page_bytes :] = store.arena
-    return RowPages.of(arena, division), pages
+    page_layout = store.page_layout
+    pages = 2**32 // page_layout.page_bytes + 1
+    arena = store.arena.new_empty(pages * page_layout.page_bytes + store.arena.numel())
+    arena[pages * page_layout.page_bytes :] = store.arena
+    return RowPages.of(arena, page_layout), pages
 
 
 @pytest.mark.parametrize("fed", [1, 2])

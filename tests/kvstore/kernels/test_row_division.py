@@ -1,5 +1,5 @@
 """How compiled kernels divide rows by their scales: no GPU runs that here, and the interpreter
-divides otherwise. The same steps, each rounded once, give what division gives."""
+divides otherwise. The same steps, each rounded once, give what page_layout gives."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from kvstore.plans import FittedRows, LayerPlan
 from kvstore.policies import known_policies, parse_policy
 from kvstore.policies.base import CachePolicy, Scope
 from kvstore.retention import keep_mask
-from kvstore.rule_table import decode, encode
+from kvstore.rule_table import rule_from_record, rule_to_record
 from tests.kvstore.policies.planning import (
     LAYERS,
     SMALL,
@@ -61,7 +61,7 @@ def test_plans_are_sound(name, windows, n):
             assert (head.scores is not None) == head.rule.needs_scores
             assert head.scores is None or head.scores.isfinite().all()
             assert head.fitted is None or sound(head.fitted, len(rows))
-            assert decode(encode(head.rule)) == head.rule
+            assert rule_from_record(rule_to_record(head.rule)) == head.rule
             # a floor of 8 rows counts 4 sinks, which a sliding layer may not see any more
             assert rows.numel() >= min(n - first, 4 if first else 8)
 

@@ -54,7 +54,10 @@ def a_sequence(pool: PagePool, length: int, head_rules: list[RetentionRule]) -> 
 def feed(batch: list[SequencePages], seeds: list[int], fed: int) -> list[list[torch.Tensor]]:
     """A step whose inputs depend on each sequence's seed alone; outputs per sequence and layer."""
     classes = np.array([[seed % 3] * fed for seed in seeds], np.uint8)
-    step, outs = BatchStep.whole(batch, classes, batch[0].pool.new_fed_rows(fed * len(batch))), []
+    step, outs = (
+        BatchStep.whole(batch, classes, batch[0].pool.new_staged_rows(fed * len(batch))),
+        [],
+    )
     randoms = [torch.Generator().manual_seed(seed) for seed in seeds]
     for index, shape in enumerate(SHAPES):
         q, k, v = (
@@ -121,7 +124,7 @@ def test_a_failed_forward_pass_changes_nothing() -> None:
     pool = a_pool()
     sequence = a_sequence(pool, 9, [RetentionRule(window=3)] * HEADS)
     before = [head.keys.clone() for layer in range(3) for head in sequence.heads(layer)]
-    step = BatchStep.whole([sequence], np.zeros((1, 1), np.uint8), pool.new_fed_rows(1))
+    step = BatchStep.whole([sequence], np.zeros((1, 1), np.uint8), pool.new_staged_rows(1))
     step.attend(0, torch.randn(6, 1, SIZE), *torch.randn(2, 3, 1, SIZE), 0.5, None)
     after = [head.keys for layer in range(3) for head in sequence.heads(layer)]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kvstore.cache import LayerShape, RaggedLayer
 from kvstore.kernels.paged_batch import PagedBatch
-from kvstore.pool import BatchStep, OpenBlock, PageCount, PagePool, Piece
+from kvstore.pool import BatchStep, ChunkPart, PageCount, PagePool, RetentionChunk
 from kvstore.rules import RetentionRule, ScoreUpdate, TokenClass
 from tests.kvstore.pool.slow_head import Row, SlowHead
 from tests.kvstore.retention_strategies import rules
@@ -97,10 +97,10 @@ class Decoding:
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, classes: list[int]
     ) -> torch.Tensor:
         """`[HQ, m, D]`; the block arrives in pieces, which nobody may notice."""
-        fed, block = self.pool.new_fed_rows(len(classes)), OpenBlock(self.paged, 0)
+        fed, block = self.pool.new_staged_rows(len(classes)), RetentionChunk(self.paged, 0)
         outs = []
         for first, last in itertools.pairwise(self.cuts(len(classes))):
-            piece = Piece(block, last - first, ends=last == len(classes))
+            piece = ChunkPart(block, last - first, ends=last == len(classes))
             step = BatchStep(fed, [piece], np.array(classes[first:last], np.uint8))
             part = [rows[:, first:last] for rows in (queries, keys, values)]
             outs.append(step.attend(0, *part, SCALE, self.window))

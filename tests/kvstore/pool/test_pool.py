@@ -24,7 +24,12 @@ SCORED = RetentionRule(window=2, budget_rows=3, score_update=ScoreUpdate.SUM)
 
 def a_pool(pages: int = PAGES) -> PagePool:
     return PagePool(
-        SHAPES, pages=pages, mark_pages=40, page_rows=PAGE_ROWS, dtype=torch.float32, poison=True
+        SHAPES,
+        pages=pages,
+        metadata_pages=40,
+        page_rows=PAGE_ROWS,
+        dtype=torch.float32,
+        poison=True,
     )
 
 
@@ -51,7 +56,7 @@ def a_layer(*counts: int, head_rule: RetentionRule = FULL_RULE) -> RaggedLayer:
 def feed(sequence: SequencePages, tokens: int, seed: int = 0) -> None:
     """A block through every layer; the same keys and values for the same seed."""
     random = torch.Generator().manual_seed(seed)
-    fed = sequence.pool.new_fed_rows(tokens)
+    fed = sequence.pool.new_staged_rows(tokens)
     step = BatchStep.whole([sequence], np.zeros((1, tokens), np.uint8), fed)
     for index, shape in enumerate(sequence.shapes):
         keys, values = torch.randn(2, shape.kv_heads, tokens, SIZE, generator=random)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from kvstore.errors import InvalidParameter
 from kvstore.row_codecs import (
     ElementCodec,
+    KeyValueLayout,
     RowCodec,
-    RowCoding,
     RowLayout,
     decode_rows,
     encode_rows,
@@ -118,7 +118,7 @@ def test_bytes_count_scales() -> None:
     sizes = {codec: RowLayout(codec, 64, torch.float16).row_bytes for codec in (*CODED, "model")}
     assert sizes == {"fp8": 66, "int8": 66, "int4": 36, "model": 128}
     assert RowLayout(ElementCodec.INT4, 5, torch.float16).row_bytes == 3 + 4
-    assert RowCoding(RowCodec.parse("int8/int4"), 64, torch.float16).row_bytes == 102
+    assert KeyValueLayout(RowCodec.parse("int8/int4"), 64, torch.float16).row_bytes == 102
 
 
 @pytest.mark.parametrize("size", [1, 2, 8, 12, 64, 80, 96, 128])

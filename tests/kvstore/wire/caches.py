@@ -16,7 +16,7 @@ from kvstore.cache import (
     RaggedLayer,
     digest_tokens,
 )
-from kvstore.row_codecs import RowCodec, RowCoding, encode_rows
+from kvstore.row_codecs import KeyValueLayout, RowCodec, encode_rows
 from kvstore.rules import FULL_RULE, RetentionRule, ScoreUpdate, TokenClass
 from kvstore.wire import CacheEncoder, CacheHeader, Frame
 
@@ -69,7 +69,7 @@ def ragged_layer(
     kept = [torch.randperm(tokens, generator=source)[:n].sort().values for n in rows]
     scored = sum(n for n, rule in heads if rule.needs_scores)
     flagged = sum(n for n, rule in heads if rule.needs_flags)
-    coding = RowCoding(RowCodec.parse(codec), head_size, dtype)
+    coding = KeyValueLayout(RowCodec.parse(codec), head_size, dtype)
     keys = torch.randn(total, head_size, generator=source).to(dtype)
     values = torch.randn(total, head_size, generator=source).to(dtype)
     return RaggedLayer(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kvstore.kernels.compact.reference import gather_rows as reference_rows
-from kvstore.row_codecs import MODEL_ROWS, RowCodec, RowCoding, decode_rows
+from kvstore.row_codecs import MODEL_ROWS, KeyValueLayout, RowCodec, decode_rows
 
 kernel = pytest.importorskip("kvstore.kernels.compact.kernel")
 
@@ -34,7 +34,7 @@ def test_every_row_is_copied_to_its_place(
     size = 24 if dtype == torch.float32 else 64
     k, v = torch.randn(2, len(counts), TOKENS, size, device=device).to(dtype)
     rows = chosen(counts, device)
-    keys, values = kernel.gather_rows(k, v, *joined(rows), RowCoding(MODEL_ROWS, size, dtype))
+    keys, values = kernel.gather_rows(k, v, *joined(rows), KeyValueLayout(MODEL_ROWS, size, dtype))
     expected = [torch.cat([x[h, r] for h, r in enumerate(rows)]) for x in (k, v)]
     assert torch.equal(keys, expected[0])
     assert torch.equal(values, expected[1])
@@ -44,7 +44,7 @@ def test_strides_of_any_kind(device: torch.device) -> None:
     k = torch.randn(TOKENS, 3, 32, device=device).transpose(0, 1)
     v = torch.randn(3, 32, TOKENS, device=device).transpose(1, 2)
     rows = chosen((7, 0, 130), device)
-    coding = RowCoding(MODEL_ROWS, 32, torch.float32)
+    coding = KeyValueLayout(MODEL_ROWS, 32, torch.float32)
     for found, expected in zip(
         kernel.gather_rows(k, v, *joined(rows), coding),
         reference_rows(k, v, *joined(rows), coding),
@@ -60,7 +60,7 @@ def test_strides_of_any_kind(device: torch.device) -> None:
 def test_rows_are_coded_on_the_way(
     size: int, codec: str, dtype: torch.dtype, device: torch.device
 ) -> None:
-    coding = RowCoding(RowCodec.parse(codec), size, dtype)
+    coding = KeyValueLayout(RowCodec.parse(codec), size, dtype)
     k, v = (torch.randn(2, 3, TOKENS, size, device=device) * 3).to(dtype)
     # a channel that outweighs the others, a row of zeros, equal ones, and the least there are
     k[..., 0] += 20
@@ -92,7 +92,7 @@ def test_rows_are_coded_on_the_way(
 def test_a_row_that_is_not_finite_decodes_to_nan(
     bad: float, codec: str, device: torch.device
 ) -> None:
-    coding = RowCoding(RowCodec.parse(codec), 8, torch.float32)
+    coding = KeyValueLayout(RowCodec.parse(codec), 8, torch.float32)
     k, v = torch.randn(2, 1, 4, 8, device=device)
     k[0, 1, 3] = v[0, 2, 5] = bad
     keys, values = kernel.gather_rows(k, v, *joined([torch.arange(4, device=device)]), coding)
@@ -103,7 +103,7 @@ def test_a_row_that_is_not_finite_decodes_to_nan(
 
 
 def test_the_same_inputs_give_the_same_bits(device: torch.device) -> None:
-    coding = RowCoding(RowCodec.parse("int4"), 24, torch.bfloat16)
+    coding = KeyValueLayout(RowCodec.parse("int4"), 24, torch.bfloat16)
     k, v = torch.randn(2, 2, TOKENS, 24, device=device).bfloat16()
     rows = chosen((70, 3), device)
     for one, other in zip(

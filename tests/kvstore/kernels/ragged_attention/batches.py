@@ -12,7 +12,7 @@ import torch
 from kvstore.cache import HeadRows, LayerShape, RaggedLayer
 from kvstore.kernels.ragged_attention import ragged_attention
 from kvstore.pool import BatchStep, PageCount, PagePool
-from kvstore.row_codecs import MODEL_ROWS, RowCodec, RowCoding, decode_rows, encode_rows
+from kvstore.row_codecs import MODEL_ROWS, KeyValueLayout, RowCodec, decode_rows, encode_rows
 from kvstore.rules import FULL_RULE, RetentionRule, ScoreUpdate
 
 SCORED = RetentionRule(budget_rows=4, score_update=ScoreUpdate.SUM)
@@ -46,7 +46,7 @@ def a_sequence(
     size: int = SIZE,
 ) -> Fed:
     generator = torch.Generator().manual_seed(fed + sum(rows))
-    coding = RowCoding(RowCodec.parse(codec), size, dtype)
+    coding = KeyValueLayout(RowCodec.parse(codec), size, dtype)
     heads = []
     for count, rule in zip(rows, RULES, strict=False):
         positions = torch.randperm(FIRST, generator=generator)[:count].int()
@@ -127,7 +127,7 @@ def attend(
     for sequence, held in zip(batch, pages, strict=True):
         held.load(1, a_layer(sequence.heads))
     classes = np.zeros((len(batch), fed), np.uint8)
-    step = BatchStep.whole(pages, classes, pool.new_fed_rows(classes.size))
+    step = BatchStep.whole(pages, classes, pool.new_staged_rows(classes.size))
     q, k, v = (
         torch.cat([getattr(one, name) for one in batch], 1).to(device)
         for name in ("q", "keys", "values")

@@ -10,7 +10,7 @@ import torch
 
 from kvstore.cache import LayerShape, RaggedLayer
 from kvstore.pool import BatchStep, PageCount, PagePool, SequencePages
-from kvstore.row_codecs import RowCodec, RowCoding, decode_rows, encode_rows
+from kvstore.row_codecs import KeyValueLayout, RowCodec, decode_rows, encode_rows
 from kvstore.rules import FULL_RULE, RetentionRule, ScoreUpdate
 
 SCORED = RetentionRule(window=4, budget_rows=60, score_update=ScoreUpdate.SUM)
@@ -22,7 +22,7 @@ SCALE = 0.3
 
 def a_layer(codec: str, size: int, seed: int) -> RaggedLayer:
     source, total = torch.Generator().manual_seed(seed), sum(ROWS)
-    coding = RowCoding(RowCodec.parse(codec), size, torch.float32)
+    coding = KeyValueLayout(RowCodec.parse(codec), size, torch.float32)
     keys, values = torch.randn(2, total, size, generator=source)
     # a channel that outweighs the others, as keys have them
     keys[:, 0] += 8
@@ -93,7 +93,7 @@ def check_steps(size: int, tokens: int, steps: int) -> None:
         given = [fed_rows(size, tokens, seed) for seed in seeds]
         expected = [dense(one, *rows) for one, rows in zip(batch, given, strict=True)]
         classes = np.zeros((len(batch), tokens), np.uint8)
-        step = BatchStep.whole(batch, classes, pool.new_fed_rows(classes.size))
+        step = BatchStep.whole(batch, classes, pool.new_staged_rows(classes.size))
         q, k, v = (torch.cat(rows, 1) for rows in zip(*given, strict=True))
         out = step.attend(0, q, k, v, SCALE, None).view(len(batch), tokens, -1, size)
         for got, wanted in zip(out, expected, strict=True):
@@ -108,7 +108,7 @@ def test_retained_rows_are_coded_and_all_others_keep_their_bytes(codec: str) -> 
     pages = opened(pool, codec, 3)
     before = {h: by_position(pages, h) for h in range(len(ROWS))}
     q, k, v = fed_rows(size, 5, 7)
-    step = BatchStep.whole([pages], np.zeros((1, 5), np.uint8), pool.new_fed_rows(5))
+    step = BatchStep.whole([pages], np.zeros((1, 5), np.uint8), pool.new_staged_rows(5))
     step.attend(0, q, k, v, SCALE, None)
     step.retain()
     coding = pages.store.coding
@@ -140,7 +140,7 @@ def test_forks_share_coded_pages_and_exports_come_back_bit_by_bit(codec: str) ->
     fork.reservation.ensure(PageCount(40, 40))
     rows = fed_rows(8, 1, 1)
     before = [by_position(origin, h) for h in range(len(ROWS))]
-    step = BatchStep.whole([fork], np.zeros((1, 1), np.uint8), pool.new_fed_rows(1))
+    step = BatchStep.whole([fork], np.zeros((1, 1), np.uint8), pool.new_staged_rows(1))
     step.attend(0, *rows, SCALE, None)
     step.retain()
     for head, held in enumerate(before):

@@ -10,7 +10,7 @@ import torch
 
 from kvstore.cache import LayerShape
 from kvstore.kernels.paged_batch import PagedBatch
-from kvstore.pool import BatchStep, OpenBlock, PageCount, PagePool, Piece
+from kvstore.pool import BatchStep, ChunkPart, PageCount, PagePool, RetentionChunk
 from tests.kvstore.kernels.ragged_attention.batches import (
     FIRST,
     GROUP,
@@ -165,12 +165,12 @@ def test_blocks_in_pieces_of_different_lengths(device: torch.device) -> None:
     for sequence, cell in zip(batch, (2, 12), strict=True):
         pages = pool.open(FIRST, PageCount(30, 30))
         pages.load(0, a_layer(sequence.heads))
-        blocks.append(OpenBlock(pages, cell))
-    fed, outs = pool.new_fed_rows(30), [[], []]
+        blocks.append(RetentionChunk(pages, cell))
+    fed, outs = pool.new_staged_rows(30), [[], []]
     for number in range(2):
         own = [c[number] for c in counts]
         first = [sum(c[:number]) for c in counts]
-        pieces = [Piece(b, n, ends=number == 1) for b, n in zip(blocks, own, strict=True)]
+        pieces = [ChunkPart(b, n, ends=number == 1) for b, n in zip(blocks, own, strict=True)]
         step = BatchStep(fed, pieces, np.zeros(sum(own), np.uint8))
         q, k, v = (
             torch.cat(

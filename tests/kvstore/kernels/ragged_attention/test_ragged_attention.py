@@ -65,13 +65,13 @@ def test_log_weights_are_added_to_the_logits(window: int | None) -> None:
 def test_full_heads_that_hold_everything_have_no_marks() -> None:
     """A sliding layer then finds a row's position from its slot."""
     shape = LayerShape(1, GROUP, SIZE, 40)
-    pool = PagePool((shape,), pages=40, mark_pages=1, page_rows=PAGE_ROWS, dtype=torch.float32)
+    pool = PagePool((shape,), pages=40, metadata_pages=1, page_rows=PAGE_ROWS, dtype=torch.float32)
     keys, values = torch.randn(2, FIRST, SIZE)
     head = HeadRows(FULL_RULE, keys, values, torch.arange(FIRST).int())
     q, new = torch.randn(GROUP, 1, SIZE), torch.randn(2, 1, 1, SIZE)
     sequence = pool.open(FIRST, PageCount(30))
     sequence.load(0, a_layer([head]))
-    step = BatchStep.whole([sequence], np.zeros((1, 1), np.uint8), pool.new_fed_rows(1))
+    step = BatchStep.whole([sequence], np.zeros((1, 1), np.uint8), pool.new_staged_rows(1))
     out = step.attend(0, q, *new, 1 / math.sqrt(SIZE), 40)
     expected = dense(Fed(q, [head], *new), 40)
     torch.testing.assert_close(out[0, :, None].double(), expected.out, atol=2e-6, rtol=1e-5)

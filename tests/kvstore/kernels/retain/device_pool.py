@@ -11,9 +11,9 @@ import torch
 from kvstore.kernels.device_batch import DeviceBatch, DeviceScratch
 from kvstore.kernels.retain.free_pages import FreePages
 from kvstore.kernels.retain.kernel import retain
-from kvstore.kernels.row_pages import PageDivision, RowPages
-from kvstore.row_codecs import MODEL_ROWS, RowCodec, RowCoding, decode_rows, encode_rows
-from kvstore.rule_table import encode, full_rules, may_evict, needs_scores, rule_words
+from kvstore.kernels.row_pages import PageLayout, RowPages
+from kvstore.row_codecs import MODEL_ROWS, KeyValueLayout, RowCodec, decode_rows, encode_rows
+from kvstore.rule_table import full_rules, may_evict, needs_scores, rule_to_record, rule_words
 from kvstore.rules import RetentionRule
 
 # rows of the model's dtype in a page, and marks in one of theirs
@@ -53,9 +53,9 @@ class DevicePool:
         self.kv_heads = [len(layer) for layer in counts[0]]
         shape = (sequences, layers, heads)
         page_bytes = PAGE_ROWS * 2 * SIZE * dtype.itemsize
-        coding = RowCoding(codec, SIZE, dtype)
+        coding = KeyValueLayout(codec, SIZE, dtype)
         arena = torch.full((POOL_PAGES * page_bytes,), 255, dtype=torch.uint8, device=device)
-        self.store = RowPages.of(arena, PageDivision.of(coding, page_bytes))
+        self.store = RowPages.of(arena, PageLayout.of(coding, page_bytes))
         marks = POOL_PAGES * MARK_ROWS
         self.positions = torch.full((marks,), -5, dtype=torch.int32, device=device)
         self.scores = torch.full((marks,), math.nan, device=device)
@@ -69,7 +69,7 @@ class DevicePool:
         for place in self.heads(counts):
             b, layer, h = place
             self.rows[place] = counts[b][layer][h]
-            self.rules[place] = encode(rules[b][layer][h])
+            self.rules[place] = rule_to_record(rules[b][layer][h])
             self._fill(place, lengths[b], free)
         self.free_pages, self.free_marks = (
             FreePages.of(POOL_PAGES, torch.tensor(left, dtype=torch.int32, device=device))
@@ -186,9 +186,9 @@ class DevicePool:
             store=self.store,
             positions=self.positions,
             scores=self.scores,
-            mark_flags=self.flags,
+            metadata_flags=self.flags,
             log_weights=self.log_weights,
-            mark_rows=MARK_ROWS,
+            metadata_page_rows=MARK_ROWS,
             kv_heads=torch.tensor(self.kv_heads, dtype=torch.int32, device=here),
             pages=self.pages,
             marks=self.marks,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kvstore.retention import keep_mask
 from kvstore.row_codecs import RowCodec
-from kvstore.rule_table import decode, encode, rule_words
+from kvstore.rule_table import rule_from_record, rule_to_record, rule_words
 from kvstore.rules import FULL_RULE, RetentionRule, ScoreUpdate, TokenClass
 from tests.kvstore.retention_strategies import rules
 
@@ -37,7 +37,7 @@ SIZES = (0, 1, 15, 16, 63, 257)
 def expected_rows(pool: DevicePool, new: NewRows, at: tuple[int, int, int]) -> dict[int, Row]:
     """By position, what the head should hold after the step."""
     b, fed = at[0], new.fed
-    rule, length = decode(pool.rules[at]), pool.lengths[b]
+    rule, length = rule_from_record(pool.rules[at]), pool.lengths[b]
     flags = new.flags[int(new.cells[b]) :].tolist()
     arrivals = [
         (length + n, dataclasses.replace(row, flag=flags[n]))
@@ -129,13 +129,16 @@ def test_a_head_holds_what_its_rule_keeps(rule: RetentionRule, device: torch.dev
 
 
 # marks are read four at a time where a page has whole fours of them
-@pytest.mark.parametrize("mark_rows", [8, 6])
+@pytest.mark.parametrize("metadata_page_rows", [8, 6])
 @RULES
 def test_heads_of_several_tiles(
-    rule: RetentionRule, mark_rows: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    rule: RetentionRule,
+    metadata_page_rows: int,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(kernel, "ROW_TILE", 16)
-    monkeypatch.setattr(device_pool, "MARK_ROWS", mark_rows)
+    monkeypatch.setattr(device_pool, "MARK_ROWS", metadata_page_rows)
     pool = a_pool((31, 80), rule, device)
     for fed in (3, 2):
         check_step(pool, fed)
@@ -221,7 +224,7 @@ def test_the_same_inputs_give_the_same_bits(device: torch.device) -> None:
 
 @given(rule=rules())
 def test_rules_survive_the_way_to_words(rule: RetentionRule) -> None:
-    table = encode(rule)[None].copy()
+    table = rule_to_record(rule)[None].copy()
     words = rule_words(table)
     assert words.shape == (1, table.dtype.itemsize // 8)
-    assert decode(words.view(table.dtype)[0, 0]) == rule
+    assert rule_from_record(words.view(table.dtype)[0, 0]) == rule

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kvstore.errors import PoolExhausted
-from kvstore.pool import OpenBlock, PageCount, PagePool, Piece, SequencePages
+from kvstore.pool import ChunkPart, PageCount, PagePool, RetentionChunk, SequencePages
 from kvstore.row_codecs import MODEL_ROWS, RowCodec
 from services.decode.engine.step import forward_step
 from services.runtime.model.served_model import ServedModel, load_model
@@ -95,15 +95,15 @@ def test_it_does_what_the_engines_step_does(served: ServedModel, codec: str, blo
     resident = ResidentBatch(pools[0], RowCodec.parse(codec), 3, block)
     step = CapturedStep(served, resident)
     resident.enter(ours)
-    cells = pools[1].new_fed_rows(block * len(theirs))
+    cells = pools[1].new_staged_rows(block * len(theirs))
     for number in range(4):
         if number % block == 0:
-            blocks = [OpenBlock(one, block * n) for n, one in enumerate(theirs)]
+            blocks = [RetentionChunk(one, block * n) for n, one in enumerate(theirs)]
         # afterwards each is fed what was chosen for it
         step.run(None if number else tokens)
         ends = number == 3 or number % block == block - 1
         with torch.inference_mode():
-            pieces = [Piece(one, 1, ends) for one in blocks]
+            pieces = [ChunkPart(one, 1, ends) for one in blocks]
             fed_step, logits = forward_step(served, cells, pieces, fed)
             fed_step.retain()
         fed = logits.argmax(-1).tolist()

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 
 from kvstore.cache import RaggedLayer
-from kvstore.retention import BLOCK_TOKENS
+from kvstore.retention import RETENTION_CHUNK_TOKENS
 from kvstore.rules import RetentionRule, ScoreUpdate
 from services.runtime.model.attention import forward
 from services.runtime.model.served_model import ServedModel
@@ -101,8 +101,8 @@ class SlowDecoder:
         return found
 
     def _feed(self, suffix: Sequence[int]) -> int:
-        for first in range(0, len(suffix), BLOCK_TOKENS):
-            block = list(suffix[first : first + BLOCK_TOKENS])
+        for first in range(0, len(suffix), RETENTION_CHUNK_TOKENS):
+            block = list(suffix[first : first + RETENTION_CHUNK_TOKENS])
             logits = self._run(block)
             self._seen += block
             classes = self.served.tokenizer.classes[torch.tensor(self._seen)].tolist()

@@ -14,7 +14,7 @@ from headwise.v1 import cache_pb2, prefill_pb2
 from kvstore.pool import PageCount, PagePool, SequencePages
 from kvstore.wire import WireLimits
 from services.decode.link.prefill_source import PrefillSource
-from services.decode.link.reception import Wanted
+from services.decode.link.reception import ExpectedTokens
 from services.decode.memory.admission import Admission
 from services.decode.memory.intake import Intake
 from services.runtime.model.served_model import ServedModel
@@ -65,7 +65,7 @@ async def receive(
     intake = Intake(admission.claim, lambda: False)
 
     def start(call: RecordedCall, pages: SequencePages) -> asyncio.Task[object]:
-        return asyncio.create_task(source._receive(call, Wanted.of(_PROMPT), pages, intake))
+        return asyncio.create_task(source._receive(call, ExpectedTokens.of(_PROMPT), pages, intake))
 
     yield start
     await source.close()
@@ -130,7 +130,9 @@ async def test_nothing_is_read_while_a_layer_rests(
     source = PrefillSource("127.0.0.1:1", served, limits=limits, stall_seconds=0.2)
     call, intake = RecordedCall(record(served, _PROMPT, "full")), HeldIntake(admission)
     pages = await admission.admit(1, None, lambda: pool.open(len(_PROMPT)))
-    receiving = asyncio.create_task(source._receive(call, Wanted.of(_PROMPT), pages, intake))
+    receiving = asyncio.create_task(
+        source._receive(call, ExpectedTokens.of(_PROMPT), pages, intake)
+    )
     # longer than a sender may be silent: it is held up, and not stalled
     await asyncio.sleep(0.3)
     assert pages.row_counts() == ((88, 88), (0, 0))

@@ -12,7 +12,7 @@ from headwise import Overloaded
 from kvstore.pool import PageCount, PagePool, SequencePages
 from services.decode.memory.room import Room
 from services.decode.memory.sessions import Sessions
-from services.decode.report import Received
+from services.decode.report import TransferReport
 from services.runtime.model.served_model import ServedModel
 from tests.services.decode.engine.engine_parts import (
     ToldSequence,
@@ -118,7 +118,7 @@ async def test_idle_sessions_give_way_before_anybody_has_to_wait(served: ServedM
     pool = new_pool(served, pages=150)
     sessions = Sessions(most=9, on_room=lambda: None)
     kept = _idle(served, pool)
-    session_id = sessions.keep(kept, [1, 2], Received(), 60)
+    session_id = sessions.keep(kept, [1, 2], TransferReport(), 60)
     engine = new_engine(served, pool, evict=sessions.evict)
     sequence = _sequence(served, pool, 0, PageCount())
     pool.open(0, pool.free)

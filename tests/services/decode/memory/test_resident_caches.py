@@ -11,7 +11,7 @@ from headwise.v1 import cache_pb2
 from kvstore.cache import LayerShape
 from kvstore.pool import PageCount, PagePool, SequencePages
 from services.decode.memory.resident_caches import Contexts
-from services.decode.report import Received
+from services.decode.report import TransferReport
 
 _KEY = ("default", "a" * 64)
 _OTHER = ("default", "b" * 64)
@@ -28,7 +28,7 @@ class Loads:
         self.gate = asyncio.Event()
         self.error: Exception | None = None
 
-    async def __call__(self) -> tuple[SequencePages, Received]:
+    async def __call__(self) -> tuple[SequencePages, TransferReport]:
         self.begun += 1
         try:
             await self.gate.wait()
@@ -37,7 +37,7 @@ class Loads:
             raise
         if self.error:
             raise self.error
-        return self.pool.open(3, PageCount(1, 0)), Received(context_tokens=3)
+        return self.pool.open(3, PageCount(1, 0)), TransferReport(context_tokens=3)
 
 
 class Visits:

@@ -12,7 +12,7 @@ from kvstore.cache import LayerShape
 from kvstore.pool import PageCount, PagePool, SequencePages
 from services.decode.memory import sessions as module
 from services.decode.memory.sessions import Sessions
-from services.decode.report import Received
+from services.decode.report import TransferReport
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def sessions(woken: list[None]) -> Sessions:
 def _kept(sessions: Sessions, pool: PagePool, seconds: float = 60.0) -> str:
     pages = pool.open(1, PageCount(3, 3))
     pages.reservation.rows.take(2)
-    return sessions.keep(pages, [7, 8], Received(), seconds)
+    return sessions.keep(pages, [7, 8], TransferReport(), seconds)
 
 
 def _reason(call: Callable[[], object]) -> str:
@@ -80,7 +80,7 @@ def test_another_owners_session_is_unknown_whatever_became_of_it(
 ) -> None:
     pages = pool.open(1, PageCount(3, 3))
     pages.reservation.rows.take(2)
-    mine = sessions.keep(pages, [7, 8], Received(), 60.0, "acme")
+    mine = sessions.keep(pages, [7, 8], TransferReport(), 60.0, "acme")
     fork = sessions.fork(mine, "acme").session_id
     assert [one.session_id for one in sessions.all("acme")] == [mine, fork]
     assert sessions.held_bytes("acme") == 2 * pages.resident_bytes

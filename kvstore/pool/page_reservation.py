@@ -8,7 +8,7 @@ from kvstore.errors import PoolExhausted
 from kvstore.pool.accounts import PageAccounts
 
 
-class Claim:
+class PageReservation:
     """Pages in use, some perhaps shared with other sequences, and pages promised beyond them.
 
     Only its owner uses it and what it took: whoever feeds the sequence also releases it, between
@@ -61,7 +61,7 @@ class Claim:
         self._taken.update(taken)
         return taken
 
-    def share_with(self, other: Claim) -> None:
+    def share_with(self, other: PageReservation) -> None:
         """Let another sequence use all these pages too."""
         self._accounts.share(self._taken)
         other._taken |= self._taken

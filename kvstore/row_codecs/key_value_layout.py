@@ -11,7 +11,7 @@ from kvstore.row_codecs.names import MODEL_ROWS, RowCodec
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class RowCoding:
+class KeyValueLayout:
     """A codec applied to heads of `head_size` elements that the model computes in `dtype`."""
 
     codec: RowCodec
