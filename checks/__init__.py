@@ -1,0 +1,1 @@
+"""Checks of the repository's own text and structure, run by `make lint` and by hand."""
