@@ -57,7 +57,7 @@ def reuse(
         store_arguments(tier, pathlib.Path(folder)) as store,
         running_service("prefill", [*common, *store]) as prefill,
         running_service(
-            "decode", [*common, "--prefill", prefill.target, "--max-contexts", "0"]
+            "decode", [*common, "--prefill", prefill.target, "--max-resident-caches", "0"]
         ) as decode,
         Client(decode.target) as client,
     ):

@@ -44,7 +44,7 @@ def measure(sizes: Sizes, timer: Timer, ceilings: Ceilings) -> dict[str, Figure]
 
 
 def measure_fused(sizes: Sizes, timer: Timer, ceilings: Ceilings) -> dict[str, Figure]:
-    """The layers compiled, as `--fused-layers` has it."""
+    """The layers compiled, as `--cuda-graphs compiled` has it."""
     with torch.inference_mode():
         served = _served(sizes, timer.device)
         return _captured(served, sizes, timer, ceilings, fused=True)

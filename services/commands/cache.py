@@ -1,4 +1,4 @@
-"""`headwise cache`: keep a context, and ask about it many times."""
+"""`headwise cache`: stored caches, each for many questions about one text."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import TextIO
 
 import click
 
-from headwise import Message, Policy, StoredCache
+from headwise import Message, StoredCache
 from services.commands.connection_options import ConnectionFlags, connection_options
-from services.commands.parameters import parse_parameters
+from services.commands.former_names import FORMER_TTL
+from services.commands.former_options import former_options
+from services.commands.request_options import PolicyFlags, policy_options
 from services.pictures.figures import human_bytes
 
 _handle = click.argument("handle")
@@ -17,39 +19,42 @@ _handle = click.argument("handle")
 
 @click.group()
 def cache() -> None:
-    """Keep the cache of a document or system prompt, and let it go.
+    """Store the cache of a document or a system prompt, and release it.
 
-    `headwise generate --cache HANDLE QUESTION` then asks about it without prefilling it again.
+    `headwise generate --cache HANDLE QUESTION` asks about the text without computing it again.
     """
 
 
 @cache.command()
 @click.argument("file", type=click.File(encoding="utf-8"))
 @click.option(
-    "--for", "seconds", default=3600.0, show_default=True, help="Seconds, until it is renewed."
+    "--ttl",
+    "ttl_seconds",
+    default=3600.0,
+    show_default=True,
+    help="TTL of the stored cache in seconds.",
 )
-@click.option("--system", is_flag=True, help="Put it into the chat template, as system prompt.")
-@click.option("--policy", default="full", show_default=True, help="How it is compacted.")
-@click.option("--parameter", "-p", multiple=True, help="Policy parameter, name=value; repeatable.")
-@click.option("--codec", default="", help="How rows are coded: model, fp8, int8, int4, int8/int4.")
+@click.option(
+    "--system", is_flag=True, help="Put FILE into the model's chat template, as a system prompt."
+)
+@policy_options("full", "Policy that chooses the rows to keep.")
+@former_options(FORMER_TTL)
 @connection_options
 def keep(
     file: TextIO,
-    seconds: float,
+    ttl_seconds: float,
     system: bool,
-    policy: str,
-    parameter: tuple[str, ...],
-    codec: str,
+    policy: PolicyFlags,
     connection: ConnectionFlags,
 ) -> None:
-    """Prefill FILE (- is standard input) and keep its cache; the handle goes to standard output."""
+    """Store the cache of FILE and print its handle; a FILE of - is standard input."""
     text = file.read()
     with connection.client() as client:
         stored = client.caches.keep(
             [Message("system", text)] if system else text,
-            keep_for_seconds=seconds,
-            policy=Policy(policy, parse_parameters(parameter)),
-            codec=codec,
+            keep_for_seconds=ttl_seconds,
+            policy=policy.value(),
+            codec=policy.codec,
         )
     click.echo(stored.handle)
     _describe(stored, sys.stderr)
@@ -59,26 +64,33 @@ def keep(
 @_handle
 @connection_options
 def show(handle: str, connection: ConnectionFlags) -> None:
-    """Say what HANDLE stands for."""
+    """Show size, policy and remaining TTL of the stored cache HANDLE."""
     with connection.client() as client:
         _describe(client.caches.describe(handle), sys.stdout)
 
 
 @cache.command()
 @_handle
-@click.option("--for", "seconds", default=0.0, help="Seconds from now; 0 for as long as at first.")
+@click.option(
+    "--ttl",
+    "ttl_seconds",
+    default=0.0,
+    show_default=True,
+    help="New TTL in seconds, counted from this call; 0 for the TTL at first.",
+)
+@former_options(FORMER_TTL)
 @connection_options
-def renew(handle: str, seconds: float, connection: ConnectionFlags) -> None:
-    """Keep HANDLE's cache for longer."""
+def renew(handle: str, ttl_seconds: float, connection: ConnectionFlags) -> None:
+    """Renew the lease of the stored cache HANDLE."""
     with connection.client() as client:
-        _describe(client.caches.renew(handle, seconds), sys.stdout)
+        _describe(client.caches.renew(handle, ttl_seconds), sys.stdout)
 
 
 @cache.command()
 @_handle
 @connection_options
 def release(handle: str, connection: ConnectionFlags) -> None:
-    """Let HANDLE's cache go."""
+    """End the lease of the stored cache HANDLE."""
     with connection.client() as client:
         client.caches.release(handle)
 

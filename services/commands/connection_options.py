@@ -1,36 +1,48 @@
-"""Flags of commands that call a service: where it is, whom to trust, and as whom to call."""
+"""Flags of commands that call a service: its address, TLS, the token and the tenant."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
 from headwise import Client, HeadwiseError, Tls
 from headwise.connection import Connection
+from services.commands.grouped_options import Flag, grouped
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
-_Flag = Callable[[Callable[..., Any]], Callable[..., Any]]
-_TARGET: _Flag = click.option(
-    "--target", default="127.0.0.1:7080", show_default=True, help="Decode service."
+_TARGET: Flag = click.option(
+    "--target",
+    default="127.0.0.1:7080",
+    show_default=True,
+    help="Address of the decode service, as HOST:PORT.",
 )
-_CREDENTIALS: tuple[_Flag, ...] = (
-    click.option("--tenant", default="", help="On whose behalf; empty for the default."),
-    click.option("--tls-ca", type=_FILE, help="Authorities to check the service by (PEM)."),
-    click.option("--tls-certificate", type=_FILE, help="Own certificate (PEM)."),
-    click.option("--tls-key", type=_FILE, help="The certificate's private key (PEM)."),
-    click.option("--token-file", type=_FILE, help="File with the token to call with."),
+_CREDENTIALS: tuple[Flag, ...] = (
+    click.option("--tenant", default="", help="Tenant to call for; empty for the default one."),
+    click.option(
+        "--tls-ca",
+        type=_FILE,
+        help="PEM file with the authorities that the service's certificate must come from.",
+    ),
+    click.option(
+        "--tls-certificate",
+        type=_FILE,
+        help="PEM file with the certificate to show to the service.",
+    ),
+    click.option(
+        "--tls-key", type=_FILE, help="PEM file with the private key of --tls-certificate."
+    ),
+    click.option("--token-file", type=_FILE, help="File with the token to send."),
 )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConnectionFlags:
-    """What the flags said."""
+    """The values of the flags."""
 
     target: str
     tenant: str
@@ -41,7 +53,7 @@ class ConnectionFlags:
 
     @contextlib.contextmanager
     def client(self) -> Iterator[Client]:
-        """A client until the block ends; its errors end the command with their message."""
+        """A client until the block ends; an error of a call ends the command with its message."""
         tls = self._tls()
         with _usage_errors():
             client = Client(self.target, tls=tls, token=self._token(), tenant=self.tenant)
@@ -52,7 +64,7 @@ class ConnectionFlags:
             raise click.ClickException(str(error)) from error
 
     def connection(self) -> Connection:
-        """For calls that `Client` does not make; nothing is tried twice."""
+        """A connection for calls that `Client` does not make. A failed call is not repeated."""
         tls, token = self._tls(), self._token()
         with _usage_errors():
             if tls is not None:
@@ -70,7 +82,7 @@ class ConnectionFlags:
         return None if self.token_file is None else self.token_file.read_text().strip()
 
     def _tls(self) -> Tls | None:
-        """None for plain text. Raises `click.UsageError` where one of a pair is missing."""
+        """The TLS files, or None for plain text. Raises `click.UsageError` at half a pair."""
         files = self.tls_ca, self.tls_certificate, self.tls_key
         if files == (None, None, None):
             return None
@@ -82,7 +94,7 @@ class ConnectionFlags:
 
 @contextlib.contextmanager
 def _usage_errors() -> Iterator[None]:
-    """What is wrong with a token or a file becomes the caller's mistake."""
+    """Turn an error about a token or a file into a `click.UsageError`."""
     try:
         yield
     except ValueError as error:
@@ -92,23 +104,10 @@ def _usage_errors() -> Iterator[None]:
 
 
 def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A decorator that adds the flags, and gives the command `connection`, what they said."""
-    return _with_flags(command, (_TARGET, *_CREDENTIALS))
+    """A decorator that adds all flags and gives the command their values as `connection`."""
+    return grouped("connection", ConnectionFlags, (_TARGET, *_CREDENTIALS))(command)
 
 
 def credential_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The same for a command with targets of its own: that of `connection` is empty."""
-    return _with_flags(command, _CREDENTIALS)
-
-
-def _with_flags(command: Callable[..., Any], flags: Sequence[_Flag]) -> Callable[..., Any]:
-    @functools.wraps(command)
-    def with_connection(**arguments: Any) -> Any:
-        names = [field.name for field in dataclasses.fields(ConnectionFlags)]
-        said = ConnectionFlags(**{name: arguments.pop(name, "") for name in names})
-        return command(connection=said, **arguments)
-
-    decorated: Callable[..., Any] = with_connection
-    for flag in reversed(flags):
-        decorated = flag(decorated)
-    return decorated
+    """A decorator for commands with targets of their own; the target of `connection` is empty."""
+    return grouped("connection", ConnectionFlags, _CREDENTIALS)(command)

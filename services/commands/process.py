@@ -1,8 +1,9 @@
-"""Runs a service in the foreground, with one clear line where it cannot start."""
+"""A service in the foreground, which reports in one line why it cannot start."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ Options = TypeVar("Options", PrefillOptions, DecodeOptions)
 def run_process(
     serve: Callable[[Options], Awaitable[None]], kind: type[Options], values: Mapping[str, object]
 ) -> None:
-    """Configure logs and serve until told to stop."""
+    """Configure logs and serve until a signal stops the process."""
     from kvstore.errors import KVStoreError
     from services.runtime.model.model_errors import ModelError
     from services.runtime.process.serve_error import ServeError
@@ -31,7 +32,7 @@ def run_process(
     configure_logs(options.server.log_level, options.server.log_format)
 
     async def run() -> None:
-        with exported_spans(options.trace, f"headwise-{click.get_current_context().info_name}"):
+        with exported_spans(f"headwise-{click.get_current_context().info_name}", os.environ):
             await serve(options)
 
     try:

@@ -117,7 +117,7 @@ def _build(served: ServedModel, options: DecodeOptions, source: PrefillSource) -
             doorbell.call(admission.advance)
 
     sessions = Sessions(most=options.max_sessions, on_room=on_room)
-    contexts = Contexts(most=options.max_contexts, on_room=on_room)
+    contexts = Contexts(most=options.max_resident_caches, on_room=on_room)
 
     def evict() -> bool:
         # a stored cache can be fetched again, a session is gone for good
@@ -138,7 +138,7 @@ def _build(served: ServedModel, options: DecodeOptions, source: PrefillSource) -
         lambda: len(room.preempted),
         max_sequences=options.max_sequences,
         max_queued=options.max_queued,
-        claim_seconds=options.claim_seconds,
+        claim_seconds=options.reservation_timeout_seconds,
     )
     engine = Engine(served, pool, scheduler, room, _captured(served, pool, options))
     # steps on a device leave the cores alone
@@ -168,7 +168,7 @@ def _limits(served: ServedModel, options: DecodeOptions) -> GenerationLimits:
         max_sequence_tokens=min(options.max_sequence_tokens or context, context),
         default_max_tokens=options.default_max_tokens,
         max_sequences=options.max_sequences,
-        max_session_seconds=options.max_session_seconds,
+        max_session_seconds=options.max_session_ttl_seconds,
         codecs=allowed_codecs(options.model.codecs),
     )
 
@@ -184,21 +184,28 @@ def _pool(served: ServedModel, options: DecodeOptions, sequence_tokens: int) -> 
         dtype=served.dtype,
         device=served.model.device,
         # a turn on a session is open beside it
-        sequences=2 * options.max_sequences + options.max_sessions + options.max_contexts + 1,
+        sequences=2 * options.max_sequences
+        + options.max_sessions
+        + options.max_resident_caches
+        + 1,
         sequence_tokens=sequence_tokens,
     )
 
 
 def _captured(served: ServedModel, pool: PagePool, options: DecodeOptions) -> CapturedSteps | None:
-    if not options.captured_steps:
+    if options.cuda_graphs == "off":
         return None
     if not runs_triton(pool.storage.arena):
-        raise ServeError("--captured-steps needs a CUDA device, and Triton")
+        raise ServeError("--cuda-graphs needs a CUDA device, and Triton")
     # imported where it can run: Triton is not there on every machine
     from services.decode.engine.cuda_graphs import CapturedSteps
 
     steps = CapturedSteps(
-        served, pool, options.max_sequences, options.retain_every, fused=options.fused_layers
+        served,
+        pool,
+        options.max_sequences,
+        options.retain_every,
+        fused=options.cuda_graphs == "compiled",
     )
     steps.prepare()
     return steps

@@ -46,7 +46,7 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
                 max_queued=options.max_queued,
                 max_sessions=options.max_sessions,
                 max_session_seconds=limits.max_session_seconds,
-                max_contexts=options.max_contexts,
+                max_contexts=options.max_resident_caches,
                 codecs=limits.codecs,
             ),
             versions=describe_versions(),

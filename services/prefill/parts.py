@@ -40,7 +40,7 @@ def build_parts(served: ServedModel, options: PrefillOptions) -> PrefillParts:
             timeout_seconds=store.store_timeout_seconds,
         ),
         served.fingerprint,
-        max_keep_seconds=store.max_keep_seconds,
+        max_keep_seconds=store.max_ttl_seconds,
         max_leases=store.max_leases,
         keeps_prompts=store.store_prompts,
     )
@@ -50,9 +50,9 @@ def build_parts(served: ServedModel, options: PrefillOptions) -> PrefillParts:
     contexts = Contexts(
         served,
         Computation(served, calibrations, chunk_tokens=options.chunk_tokens),
-        Turns(options.max_queued_requests),
+        Turns(options.max_queued),
         keeper,
-        limit_bytes=options.outbox_bytes,
+        limit_bytes=options.send_buffer_bytes,
         keeps_prompts=store.store_prompts,
     )
     return PrefillParts(contexts, keeper, min(options.max_prompt_tokens or longest, longest))

@@ -80,7 +80,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
             default_policy=self._options.default_policy,
             limits=prefill_pb2.PrefillLimits(
                 max_prompt_tokens=self._parts.max_prompt_tokens,
-                max_queued_requests=self._options.max_queued_requests,
+                max_queued_requests=self._options.max_queued,
                 max_keep_seconds=self._parts.keeper.max_keep_seconds,
                 codecs=self._codecs,
             ),

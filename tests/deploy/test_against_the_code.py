@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import click
 import grpc
@@ -100,14 +101,17 @@ def test_prefill_keeps_caches_within_its_memory_and_in_the_valkey_beside_it(over
         if resource["kind"] == "StatefulSet"
     ]
     addresses = [f"rediss://{name}:{_valkey_port(overlay, name)}" for name in valkeys]
-    assert [store.store_redis] == (addresses or [""])
+    address, _, query = store.store_redis.partition("?")
+    assert [address] == (addresses or [""])
+    given = dict(parse_qsl(query))
     mounted = tuple(f"{mount['mountPath']}/" for mount in spec["volumeMounts"])
-    for name in ("password", "ca", "certificate", "key"):
-        file = getattr(store, f"store_redis_{name}")
+    files = [store.store_redis_password]
+    files += [given.get(f"ssl_{name}", "") for name in ("ca_certs", "certfile", "keyfile")]
+    for file in files:
         assert file.startswith(mounted) if valkeys else not file
     configurations = [r["data"] for r in resources(overlay) if r["kind"] == "ConfigMap"]
     settings = [data["valkey.conf"] for data in configurations if "valkey.conf" in data]
-    assert [store.store_redis_cluster] == (
+    assert [given.get("cluster") == "true"] == (
         ["cluster-enabled yes" in s for s in settings] or [False]
     )
 
@@ -162,7 +166,6 @@ def test_compose_starts_the_services_with_known_flags() -> None:
     store = parsed("prefill", services["prefill"]["command"]).store
     assert "valkey" in services
     assert store.store_redis == "redis://valkey:6379"
-    assert not store.store_redis_cluster
     scraped = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yaml").read_text())
     targets = [t for job in scraped["scrape_configs"] for t in job["static_configs"][0]["targets"]]
     assert targets == [f"{service}:9090" for service in SERVICES]

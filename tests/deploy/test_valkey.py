@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 import pytest
 
@@ -172,19 +173,19 @@ def test_the_job_joins_the_nodes_and_prefill_keeps_caches_in_them(
 
     store = parsed("prefill", container("production", "prefill")["args"]).store
     pair, folder = authority.issue("prefill"), machine._folder
+    query = {
+        "cluster": "true",
+        "ssl_ca_certs": str(authority.file),
+        "ssl_certfile": str(pair.certificate),
+        "ssl_keyfile": str(pair.key),
+    }
+    # the address in the manifest has the same parts
+    assert dict(parse_qsl(store.store_redis.partition("?")[2])).keys() == query.keys()
     here = {
-        "store_redis": f"rediss://localhost:{first}",
+        "store_redis": f"rediss://localhost:{first}?{urlencode(query)}",
         "store_redis_password": str(folder / "auth/password"),
-        "store_redis_ca": str(authority.file),
-        "store_redis_certificate": str(pair.certificate),
-        "store_redis_key": str(pair.key),
     }
-    # nothing else is needed to be let in
-    assert {name for name in dir(store) if name.startswith("store_redis")} == {
-        *here,
-        "store_redis_cluster",
-    }
-    assert all(getattr(store, name) for name in here)
+    assert {name for name in dir(store) if name.startswith("store_redis")} == here.keys()
     (tier,) = tiers_below(dataclasses.replace(store, **here), DEFAULT_LIMITS)
     wait_until(lambda: tier.put(_KEY, _CACHE, 60.0, 5.0).stored, 20, "a cluster that agrees")
     lookup = tier.get(_KEY, _CACHE.fingerprint, 5.0)

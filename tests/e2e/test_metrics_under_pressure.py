@@ -29,7 +29,7 @@ _PAGE_ROWS, _ROW_BYTES, _HEADS = 16, 2 * 16 * 4, 2 * _LAYERS
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     model = save_tiny_model(tmp_path_factory.mktemp("model"), layers=_LAYERS)
     limits = ("--pool-bytes", f"{_POOL_BYTES}", "--max-sequences", f"{_MOST}")
-    with running_pair(str(model), (), (*limits, "--claim-seconds", "60")) as pair:
+    with running_pair(str(model), (), (*limits, "--reservation-timeout-seconds", "60")) as pair:
         yield pair
 
 

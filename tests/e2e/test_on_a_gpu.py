@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
 _ROOT = Path(__file__).parents[2]
 _PROMPT = "Compound statements contain other statements; they affect the flow of control. " * 2
 _ON_CUDA = ("--device", "cuda")
-_CAPTURED = (*_ON_CUDA, "--captured-steps", "--max-sequences", "2")
+_CAPTURED = (*_ON_CUDA, "--cuda-graphs", "on", "--max-sequences", "2")
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ def far_pair(tiny_model: Path, valkey: RedisServer) -> Iterator[Pair]:
         *("--store-redis", valkey.address.url),
         *("--store-timeout-seconds", "1"),
     )
-    with running_pair(str(tiny_model), store, ("--max-contexts", "0")) as pair:
+    with running_pair(str(tiny_model), store, ("--max-resident-caches", "0")) as pair:
         yield pair
 
 
@@ -55,7 +55,7 @@ def far_pair(tiny_model: Path, valkey: RedisServer) -> Iterator[Pair]:
 def cluster(tmp_path: Path) -> Iterator[tuple[str, ...]]:
     """A Redis Cluster of three nodes, as a service's options."""
     with running_cluster(tmp_path) as nodes:
-        yield "--store-redis", nodes[0].cluster_address.url, "--store-redis-cluster"
+        yield "--store-redis", f"{nodes[0].cluster_address.url}?cluster=true"
 
 
 @pytest.fixture
@@ -63,10 +63,7 @@ def mooncake(tmp_path: Path) -> Iterator[tuple[str, ...]]:
     """Mooncake Store in memory that this process lends, as a service's options."""
     with running_mooncake(tmp_path) as (_, address):
         lender = connect_mooncake(address)
-        yield (
-            *("--store-mooncake", address.master),
-            *("--store-mooncake-metadata", address.metadata_url),
-        )
+        yield (*("--store-mooncake", f"{address.master}?metadata={address.metadata_url}"),)
         lender.close()
 
 

@@ -17,8 +17,8 @@ POOL_BYTES = 140 << 20
 
 PREFILL_ARGUMENTS = (
     *("--chunk-tokens", str(CHUNK)),
-    *("--outbox-bytes", str(1 << 20)),
-    *("--max-queued-requests", "1"),
+    *("--send-buffer-bytes", str(1 << 20)),
+    *("--max-queued", "1"),
     *("--threads", "1"),
 )
 DECODE_ARGUMENTS = (

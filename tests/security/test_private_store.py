@@ -5,6 +5,7 @@ from __future__ import annotations
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlencode
 
 import grpc
 import pytest
@@ -39,11 +40,15 @@ def redis(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 def _flags(redis: RedisServer, authority: Authority, password: Path) -> list[str]:
     pair = authority.issue("prefill")
+    files = {
+        "ssl_ca_certs": authority.file,
+        "ssl_certfile": pair.certificate,
+        "ssl_keyfile": pair.key,
+    }
     return [
         *("--store-memory-bytes", "0", "--store-write", "through", "--log-level", "DEBUG"),
-        *("--store-redis", redis.private_url, "--store-redis-password", str(password)),
-        *("--store-redis-ca", str(authority.file)),
-        *("--store-redis-certificate", str(pair.certificate), "--store-redis-key", str(pair.key)),
+        *("--store-redis", f"{redis.private_url}?{urlencode(files)}"),
+        *("--store-redis-password", str(password)),
     ]
 
 

@@ -14,7 +14,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from headwise import AsyncClient, Client, HeadwiseError, tracing
 from services.runtime.process.trace_export import exported_spans
-from services.runtime.process.trace_options import TraceOptions
 from tests.conftest import Pair, running_pair
 from tests.observe import wait_until
 from tests.tracing.collector import Collector, collecting
@@ -32,11 +31,11 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture(scope="module")
 def traced_pair(tiny_model: Path, collector: Collector) -> Iterator[Pair]:
-    # OTLP's exporter waits five seconds by default
-    arguments = ("--trace-endpoint", collector.endpoint)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
+        # OTLP's exporter waits five seconds by default
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
-        with running_pair(str(tiny_model), arguments, arguments) as pair:
+        with running_pair(str(tiny_model)) as pair:
             yield pair
 
 
@@ -128,7 +127,7 @@ def test_the_asyncio_client_begins_a_trace_too_and_a_cancelled_one_says_so(
 
 def test_without_an_endpoint_nothing_is_set_up() -> None:
     before = trace.get_tracer_provider()
-    with exported_spans(TraceOptions(), "x"):
+    with exported_spans("x", {}):
         assert trace.get_tracer_provider() is before
 
 

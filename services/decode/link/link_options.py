@@ -1,4 +1,4 @@
-"""How decode reaches prefill privately, and as whom."""
+"""Configuration of TLS and the token for decode's calls to prefill."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from services.runtime.process.configuration import setting
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LinkOptions:
-    """Files are read again when they change, without a restart."""
+    """Credentials for calls to prefill; a changed file is read again without a restart."""
 
     prefill_ca: str = setting(
-        "", "PEM file with the authorities that vouch for prefill; empty for plain text."
+        "", "PEM file with the authorities that sign prefill's certificate; empty for plain text."
     )
     prefill_certificate: str = setting(
-        "", "PEM file with decode's own certificate and its chain, for prefill's --tls-client-ca."
+        "", "PEM file with the certificate that decode shows to prefill, and its chain."
     )
     prefill_key: str = setting("", "PEM file with that certificate's private key.")
-    prefill_token: str = setting("", "File with the token decode shows to prefill; empty for none.")
+    prefill_token: str = setting(
+        "", "File with the token that decode sends to prefill; empty for none."
+    )

@@ -1,9 +1,10 @@
-"""Where Redis is, and what it takes to be let in: a password and certificates, all from files."""
+"""The address of Redis and the credentials for it: a password and certificates, all from files."""
 
 from __future__ import annotations
 
 import logging
 import pathlib
+import urllib.parse
 
 from headwise.tls import read_authorities, read_pair
 from kvstore.tiers.redis_client import RedisAddress, RedisTls
@@ -13,24 +14,48 @@ from services.runtime.process.watched_files import WatchedFiles
 
 log = logging.getLogger("headwise.store")
 
+# parts of the query that redis-py would read only at the first connection, or not at all
+_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_CLUSTER = "cluster"
+
 
 def redis_address(options: StoreOptions) -> RedisAddress:
-    """Raises `ServeError` for files that cannot be used; later ones are a miss until they can."""
-    private = options.store_redis.startswith("rediss://")
-    tls = _tls(options)
+    """Raise `ServeError` for files that cannot be used at the start.
+
+    A file that becomes unusable later makes lookups miss until it can be used again.
+    """
+    url, query = _without_known_query(options.store_redis)
+    private = url.startswith("rediss://")
+    tls = _tls(*(query.get(name, "") for name in _FILES))
     if tls.options() and not private:
-        raise ServeError(
-            "--store-redis-ca, --store-redis-certificate: give --store-redis=rediss://"
-        )
+        raise ServeError(f"--store-redis: {', '.join(tls.options())} needs rediss://")
     password = _password(options.store_redis_password)
     if password is not None and not private:
-        log.warning("Redis is told its password in plain text: whoever reads the network has it")
+        log.warning("the password for Redis crosses the network in plain text")
     return RedisAddress(
-        options.store_redis,
-        options.store_redis_cluster,
-        password=password.current if password else None,
-        tls=tls,
+        url, _is_cluster(query), password=password.current if password else None, tls=tls
     )
+
+
+def _without_known_query(url: str) -> tuple[str, dict[str, str]]:
+    """The URL without the parts of its query that are read here, and these parts."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise ServeError(f"--store-redis: {error}") from error
+    pairs = urllib.parse.parse_qsl(parts.query, keep_blank_values=True)
+    known = {name: value for name, value in pairs if name in (*_FILES, _CLUSTER)}
+    if not known:
+        return url, known
+    rest = urllib.parse.urlencode([pair for pair in pairs if pair[0] not in known])
+    return parts._replace(query=rest).geturl(), known
+
+
+def _is_cluster(query: dict[str, str]) -> bool:
+    value = query.get(_CLUSTER, "false")
+    if value not in ("true", "false"):
+        raise ServeError(f"--store-redis: cluster={value} is neither true nor false")
+    return value == "true"
 
 
 def _password(file: str) -> WatchedFiles[str] | None:
@@ -50,18 +75,15 @@ def _password(file: str) -> WatchedFiles[str] | None:
         raise ServeError(f"--store-redis-password: {path} is no file with one password") from error
 
 
-def _tls(options: StoreOptions) -> RedisTls:
-    ca, own = options.store_redis_ca, (options.store_redis_certificate, options.store_redis_key)
-    if bool(own[0]) != bool(own[1]):
-        raise ServeError(
-            "--store-redis-certificate and --store-redis-key belong together: give both"
-        )
+def _tls(ca: str, certificate: str, key: str) -> RedisTls:
+    if bool(certificate) != bool(key):
+        raise ServeError("--store-redis: ssl_certfile and ssl_keyfile belong together: give both")
     try:
         if ca:
             read_authorities(ca)
-        if own[0]:
-            read_pair(*own)
+        if certificate:
+            read_pair(certificate, key)
     except OSError as error:
-        names = " or ".join(name for name in (ca, *own) if name)
+        names = " or ".join(name for name in (ca, certificate, key) if name)
         raise ServeError(f"cannot use {names}: {error.strerror}") from error
-    return RedisTls(ca, *own)
+    return RedisTls(ca, certificate, key)

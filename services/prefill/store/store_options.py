@@ -1,4 +1,4 @@
-"""Configuration of where prefill keeps caches."""
+"""Configuration of the tiers in which prefill keeps stored caches."""
 
 from __future__ import annotations
 
@@ -9,50 +9,50 @@ from services.runtime.process.configuration import setting
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoreOptions:
-    """Tiers from near to far, and what may be kept in them."""
+    """The tiers, the nearest first, and the limits of what is stored."""
 
-    store_memory_bytes: int = setting(1 << 30, "Bytes of kept caches held in memory.", minimum=0)
+    store_memory_bytes: int = setting(1 << 30, "Bytes of stored caches in memory.", minimum=0)
     store_disk: str = setting(
-        "", "Folder for kept caches, of this process alone; empty for none. They outlive it."
+        "",
+        "Folder for stored caches. One process alone may use it, and the caches outlive the "
+        "process. Empty for none.",
     )
-    store_disk_bytes: int = setting(16 << 30, "Bytes of kept caches on disk.", minimum=0)
+    store_disk_bytes: int = setting(16 << 30, "Bytes of stored caches on disk.", minimum=0)
     store_redis: str = setting(
         "",
-        "Redis or Valkey for kept caches, as redis://HOST:PORT, or rediss:// with TLS; "
-        "empty for none.",
+        "Redis or Valkey for stored caches, as redis://HOST:PORT, or rediss:// for TLS. The query "
+        "may hold ssl_ca_certs, ssl_certfile and ssl_keyfile (PEM files), and cluster=true where "
+        "the address is a node of a Cluster. Empty for none.",
     )
-    store_redis_cluster: bool = setting(False, "That address is a node of a Cluster.")
     store_redis_password: str = setting(
-        "", "File with the password for Redis, read again when it changes; empty for none."
+        "",
+        "File with the password for Redis; a changed file is read again. Empty for none.",
     )
-    store_redis_ca: str = setting(
-        "", "PEM file with the authorities that vouch for Redis; empty for the system's."
-    )
-    store_redis_certificate: str = setting(
-        "", "PEM file with the certificate shown to Redis, and its chain; empty for none."
-    )
-    store_redis_key: str = setting("", "PEM file with that certificate's private key.")
     store_mooncake: str = setting(
-        "", "Mooncake Store's master for kept caches, as HOST:PORT; empty for none."
+        "",
+        "Mooncake Store for stored caches, as HOST:PORT?metadata=URL: its master, and its metadata "
+        "server. Empty for none.",
     )
-    store_mooncake_metadata: str = setting("", "URL of Mooncake Store's metadata server.")
     store_write: str = setting(
         "back",
-        "Whether a kept cache waits until every store has it, or only the nearest.",
+        "When a request to store a cache is answered: once the nearest tier holds the cache "
+        "(back), or once all tiers do (through).",
         choices=("back", "through"),
     )
     store_prompts: bool = setting(
-        False, "Keep every prompt's cache while there is room, not only those asked for."
+        False, "Store the cache of every prompt while there is room, also without a request."
     )
     store_timeout_seconds: float = setting(
-        2.0, "A store that takes longer to answer has not got the cache.", minimum=0.01
+        2.0,
+        "Seconds that a tier has for an answer; after that the cache counts as missing there.",
+        minimum=0.01,
     )
     store_tenant_bytes: int = setting(
-        0, "Bytes of kept caches of one tenant in each store; 0 for all there is.", minimum=0
+        0, "Most bytes of one tenant's stored caches in each tier; 0 for no limit.", minimum=0
     )
-    max_keep_seconds: float = setting(
-        86_400.0, "Longest time a cache is kept under one lease without renewal.", minimum=1
+    max_ttl_seconds: float = setting(
+        86_400.0, "Longest TTL of a stored cache, in seconds.", minimum=1
     )
     max_leases: int = setting(
-        65_536, "Leases at once; one more is answered RESOURCE_EXHAUSTED.", minimum=0
+        65_536, "Most leases at once; a further one is answered RESOURCE_EXHAUSTED.", minimum=0
     )

@@ -57,7 +57,8 @@ def _redis(options: StoreOptions, limits: WireLimits) -> RedisTier:
 
 
 def _mooncake(options: StoreOptions, limits: WireLimits) -> MooncakeTier:
-    address = MooncakeAddress(options.store_mooncake, options.store_mooncake_metadata)
+    master, _, metadata_url = options.store_mooncake.partition("?metadata=")
+    address = MooncakeAddress(master, metadata_url)
     try:
         return MooncakeTier(connect_mooncake(address), limits=limits)
     except ConnectionError as error:

@@ -1,4 +1,4 @@
-"""Loads the model that the configuration names."""
+"""Loading of the model that the configuration names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger("headwise.model")
 
 
 def require_codecs(options: ModelOptions) -> None:
-    """Raises `ServeError` where `--codecs` names one that does not exist."""
+    """Raise `ServeError` where `--codecs` names a codec that does not exist."""
     try:
         allowed_codecs(options.codecs)
     except InvalidParameter as error:
@@ -27,7 +27,7 @@ def require_codecs(options: ModelOptions) -> None:
 
 
 def load_served_model(options: ModelOptions) -> ServedModel:
-    """Raises what `load_model` raises."""
+    """Load the model and log its size. Raises what `load_model` raises."""
     if options.threads:
         torch.set_num_threads(options.threads)
     began = time.perf_counter()

@@ -1,24 +1,31 @@
-"""Sends spans to a collector."""
+"""Export of spans to an OpenTelemetry collector, configured by OpenTelemetry's own variables.
+
+`OTEL_EXPORTER_OTLP_ENDPOINT` (or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`) names the collector and
+turns the export on; `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG` choose the traced share.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 
 from headwise.version import __version__
-from services.runtime.process.serve_error import ServeError
-from services.runtime.process.trace_options import TraceOptions
 
-_EXTRA = "--trace-endpoint needs the extra tracing: pip install 'headwise[tracing]'"
+log = logging.getLogger("headwise.tracing")
+
+ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+SAMPLER, SAMPLER_ARGUMENT = "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"
+_ENDPOINTS = (ENDPOINT, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 @contextlib.contextmanager
-def exported_spans(options: TraceOptions, service: str) -> Iterator[None]:
-    """Within this block spans are sent; what is left of them goes at its end.
+def exported_spans(service: str, environment: Mapping[str, str]) -> Iterator[None]:
+    """Export spans within this block, and at its end those that are still queued.
 
-    A collector that is away costs spans, never a request.
+    An unreachable collector, or a missing extra `tracing`, loses spans and fails no request.
     """
-    if not options.trace_endpoint:
+    if not any(environment.get(name) for name in _ENDPOINTS):
         yield
         return
     try:
@@ -27,15 +34,16 @@ def exported_spans(options: TraceOptions, service: str) -> Iterator[None]:
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
-        from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
-    except ImportError as error:
-        raise ServeError(_EXTRA) from error
+    except ImportError:
+        # the variable may be set for every process of a cluster
+        log.warning("%s needs the extra tracing: pip install 'headwise[tracing]'", ENDPOINT)
+        yield
+        return
+    # the sampler, the endpoint and its certificates are read from the environment
     provider = TracerProvider(
-        sampler=ParentBasedTraceIdRatio(options.trace_ratio),
-        resource=Resource.create({"service.name": service, "service.version": __version__}),
+        resource=Resource.create({"service.name": service, "service.version": __version__})
     )
-    exporter = OTLPSpanExporter(endpoint=options.trace_endpoint)
-    provider.add_span_processor(BatchSpanProcessor(exporter))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
     try:
         yield

@@ -25,7 +25,7 @@ def _run(pair: Pair, command: str, *arguments: str) -> Result:
 def test_a_document_is_kept_asked_about_and_released(tiny_pair: Pair, tmp_path: Path) -> None:
     file = tmp_path / "document.txt"
     file.write_text(_DOCUMENT)
-    kept = _run(tiny_pair, "cache keep", str(file), "--for", "60")
+    kept = _run(tiny_pair, "cache keep", str(file), "--ttl", "60")
     assert kept.exit_code == 0, kept.output
     handle = kept.stdout.strip()
     assert "policy full, kept for" in kept.stderr
@@ -33,7 +33,7 @@ def test_a_document_is_kept_asked_about_and_released(tiny_pair: Pair, tmp_path: 
     with Client(tiny_pair[1].target) as client:
         whole = client.generate(f"{_DOCUMENT} And then?", policy="full", max_tokens=6).text()
     assert asked.stdout == whole + "\n"
-    assert "kept for" in _run(tiny_pair, "cache renew", handle, "--for", "600").stdout
+    assert "kept for" in _run(tiny_pair, "cache renew", handle, "--ttl", "600").stdout
     assert "kept for" in _run(tiny_pair, "cache show", handle).stdout
     assert _run(tiny_pair, "cache release", handle).exit_code == 0
     gone = _run(tiny_pair, "cache show", handle)

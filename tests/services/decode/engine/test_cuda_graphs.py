@@ -164,8 +164,8 @@ def test_larger_batches_and_other_marks_are_left_to_the_other_way(served: Served
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_who_asks_for_it_without_a_gpu_is_told(served: ServedModel) -> None:
-    options = types.SimpleNamespace(captured_steps=True, max_sequences=3, retain_every=1)
-    with pytest.raises(ServeError, match="--captured-steps needs a CUDA device"):
+    options = types.SimpleNamespace(cuda_graphs="on", max_sequences=3, retain_every=1)
+    with pytest.raises(ServeError, match="--cuda-graphs needs a CUDA device"):
         process._captured(served, a_pool(served), options)  # type: ignore[arg-type]
 
 

@@ -21,7 +21,7 @@ from services.prefill.store.stores import memory_tier, tiers_below
 from services.runtime.process.serve_error import ServeError
 from tests.kvstore.tiers.servers import running_private_redis
 from tests.kvstore.wire.caches import same, two_layers
-from tests.security.certificates import Authority, replace
+from tests.security.certificates import Authority, Pair, replace
 
 CACHE, _ = two_layers("float16")
 KEY = ContentKey.of(CACHE.fingerprint, "private")
@@ -41,12 +41,19 @@ def options(authority: Authority, tmp_path: Path) -> Iterator[StoreOptions]:
     password.write_text(PASSWORD + "\n")
     with running_private_redis(tmp_path, authority, PASSWORD) as server:
         yield StoreOptions(
-            store_redis=server.private_url,
+            store_redis=_url(server.private_url, authority.file, pair),
             store_redis_password=str(password),
-            store_redis_ca=str(authority.file),
-            store_redis_certificate=str(pair.certificate),
-            store_redis_key=str(pair.key),
         )
+
+
+def _url(address: str, ca: Path | None = None, pair: Pair | None = None) -> str:
+    files = {
+        "ssl_ca_certs": ca,
+        "ssl_certfile": pair and pair.certificate,
+        "ssl_keyfile": pair and pair.key,
+    }
+    query = "&".join(f"{name}={file}" for name, file in files.items() if file)
+    return f"{address}?{query}" if query else address
 
 
 @contextlib.contextmanager
@@ -73,16 +80,16 @@ def test_what_is_put_with_all_of_it_is_found_and_without_any_it_is_not(
     assert isinstance(lookup, Hit)
     assert same(lookup.cache, CACHE)
     stranger, wrong = Authority(tmp_path / "stranger"), tmp_path / "wrong"
-    pair = stranger.issue("prefill")
+    own, foreign = authority.issue("prefill"), stranger.issue("prefill")
     wrong.write_text("another-password")
-    foreign = {"store_redis_certificate": str(pair.certificate), "store_redis_key": str(pair.key)}
+    address = options.store_redis.partition("?")[0]
     for change in (
         {"store_redis_password": ""},
         {"store_redis_password": str(wrong)},
-        {"store_redis_ca": str(stranger.file)},
-        {"store_redis_ca": ""},
-        {"store_redis_certificate": "", "store_redis_key": ""},
-        foreign,
+        {"store_redis": _url(address, stranger.file, own)},
+        {"store_redis": _url(address, None, own)},
+        {"store_redis": _url(address, authority.file)},
+        {"store_redis": _url(address, authority.file, foreign)},
     ):
         assert _refusal(dataclasses.replace(options, **change)).reason is MissReason.UNAVAILABLE
 
@@ -123,13 +130,15 @@ def test_a_new_password_is_used_without_a_restart(options: StoreOptions) -> None
 def test_files_that_cannot_be_used_stop_the_start(authority: Authority, tmp_path: Path) -> None:
     pair, text = authority.issue("prefill"), tmp_path / "text"
     text.write_text(f"two lines\n{PASSWORD}")
-    good = StoreOptions(store_redis="rediss://127.0.0.1:1")
+    address = "rediss://127.0.0.1:1"
+    good = StoreOptions(store_redis=address)
     for change, said in (
         ({"store_redis_password": str(tmp_path / "nowhere")}, "--store-redis-password"),
         ({"store_redis_password": str(text)}, "--store-redis-password"),
-        ({"store_redis_ca": str(text)}, "cannot use"),
-        ({"store_redis_certificate": str(pair.certificate)}, "belong together"),
-        ({"store_redis": "redis://127.0.0.1:1", "store_redis_ca": str(authority.file)}, "rediss"),
+        ({"store_redis": _url(address, text)}, "cannot use"),
+        ({"store_redis": f"{address}?ssl_certfile={pair.certificate}"}, "belong together"),
+        ({"store_redis": _url("redis://127.0.0.1:1", authority.file)}, "rediss"),
+        ({"store_redis": f"{address}?cluster=yes"}, "neither true nor false"),
     ):
         with pytest.raises(ServeError, match=said) as caught:
             tiers_below(dataclasses.replace(good, **change), DEFAULT_LIMITS)

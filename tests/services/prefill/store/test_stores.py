@@ -44,14 +44,14 @@ def test_an_address_is_refused_without_its_password() -> None:
     with pytest.raises(ServeError, match="--store-redis") as caught:
         tiers_below(options, DEFAULT_LIMITS)
     assert "secret" not in str(caught.value)
-    cluster = dataclasses.replace(options, store_redis_cluster=True)
+    cluster = dataclasses.replace(options, store_redis=f"{options.store_redis}?cluster=true")
     with pytest.raises(ServeError, match="--store-redis") as caught:
         tiers_below(cluster, DEFAULT_LIMITS)
     assert "secret" not in str(caught.value)
 
 
 def test_a_cluster_that_is_not_there_yet_stops_no_start() -> None:
-    options = StoreOptions(store_redis="redis://:secret@127.0.0.1:1", store_redis_cluster=True)
+    options = StoreOptions(store_redis="redis://:secret@127.0.0.1:1?cluster=true")
     (tier,) = tiers_below(options, DEFAULT_LIMITS)
     lookup = tier.get(ContentKey("default", "0" * 64), None, 5.0)
     assert isinstance(lookup, Miss)
