@@ -26,9 +26,11 @@ from benchmarks.random_caches import (
     open_random,
     random_dynamic_cache,
 )
+from kvstore.attention_input import AttentionInput
 from kvstore.pool import SequencePages
 from services.decode.engine.step import run_step
-from services.runtime.model.served_model import ServedModel, attention, load_model
+from services.runtime.model.forward_pass import forward
+from services.runtime.model.served_model import ServedModel, load_model
 from services.runtime.model.small_batches import prepare_for_small_batches
 
 KEPT_RATIO = 0.2
@@ -42,15 +44,8 @@ _LIMIT = "a forward without context and kept rows at read speed"
 class NoContext:
     """An `AttentionHook` under which every token sees itself alone."""
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
+    def attend(self, inputs: AttentionInput) -> torch.Tensor:
+        q, v = inputs.q, inputs.v
         return v.repeat_interleave(q.shape[1] // v.shape[1], 1).transpose(1, 2)
 
 
@@ -100,7 +95,7 @@ def without_context(served: ServedModel, batch: int) -> Callable[[], None]:
     ids = torch.full((batch, 1), 7)
 
     def step() -> None:
-        attention.forward(served, ids, ids, NoContext(), logits=True)
+        forward(served, ids, ids, NoContext(), logits=True)
 
     return step
 

@@ -22,12 +22,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from kvstore.attention_input import AttentionInput
 from kvstore.cache import LayerShape
 from kvstore.kernels.prefill_attention.op import prefill_attention
 from kvstore.plans import AttentionProfile, ProfileRequest
 from kvstore.profiling import Profiler
 from kvstore.rules import share_of
-from services.runtime.model.served_model import ServedModel, attention, load_model
+from services.runtime.model.forward_pass import forward
+from services.runtime.model.served_model import ServedModel, load_model
 
 EDGES = (0, 16, 32, 64, 128, 256, 512, 1024)
 SAMPLED_ROWS = 512
@@ -52,20 +54,15 @@ class ProfilingHook:
         self._request = request
         self.profiles: list[AttentionProfile] = []
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
-        out, lse = prefill_attention(q[0], k[0], v[0], scale=scale, sliding_window=sliding_window)
+    def attend(self, inputs: AttentionInput) -> torch.Tensor:
+        q, k, v = inputs.q, inputs.k, inputs.v
+        out, lse = prefill_attention(
+            q[0], k[0], v[0], scale=inputs.scale, sliding_window=inputs.sliding_window
+        )
         if self._request is not None:
-            shape = LayerShape(k.shape[1], q.shape[1], q.shape[3], sliding_window)
+            shape = LayerShape(k.shape[1], q.shape[1], q.shape[3], inputs.sliding_window)
             profiler = Profiler(self._request, shape, q.shape[2])
-            profiler.observe(q[0], k[0], v[0], lse, 0, scale)
+            profiler.observe(q[0], k[0], v[0], lse, 0, inputs.scale)
             self.profiles.append(profiler.profile())
         return out.transpose(0, 1)[None]
 
@@ -115,7 +112,7 @@ def timed_prefill(
     """What one prefill took, and its profiles."""
     hook = ProfilingHook(request)
     wall, processor = time.perf_counter(), time.process_time()
-    attention.forward(served, ids, torch.arange(ids.shape[1])[None], hook, logits=False)
+    forward(served, ids, torch.arange(ids.shape[1])[None], hook, logits=False)
     return Taken(time.perf_counter() - wall, time.process_time() - processor), hook.profiles
 
 

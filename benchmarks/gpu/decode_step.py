@@ -19,7 +19,8 @@ from kvstore.pool.resident import ResidentBatch
 from kvstore.row_codecs import MODEL_ROWS
 from kvstore.rules import FULL_RULE, RetentionRule
 from services.decode.engine.cuda_graph import CapturedStep
-from services.runtime.model.served_model import ServedModel, attention
+from services.runtime.model import attention
+from services.runtime.model.served_model import ServedModel
 
 _KEPT_RATIO = 0.2
 # every tenth head keeps everything; the others let go of a row for each that they take

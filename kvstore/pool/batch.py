@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kvstore.attention_input import AttentionInput
 from kvstore.kernels.paged_batch import PagedBatch, StagedRows, StepScratch
 from kvstore.kernels.ragged_attention import ragged_attention
 from kvstore.kernels.retain import apply_decision, decide
@@ -62,28 +63,26 @@ class _Part:
     batch: PagedBatch
     scratch: StepScratch
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
-        """`q`, and what is returned, `[N, HQ, D]` of this part's tokens; `k`, `v` `[H, N, D]`.
+    def attend(self, inputs: AttentionInput) -> torch.Tensor:
+        """Return `[N, HQ, D]`, the attention of this part's N tokens.
 
-        Where the codec rotates, everything is rotated on the way in, and what comes out of values
-        is rotated back.
+        Where the codec rotates, queries, keys and values are rotated first, and the output of
+        rotated values is rotated back.
         """
+        q, k, v = inputs.q.transpose(0, 1), inputs.k, inputs.v
         coding = self.batch.store.coding
         if coding.keys.rotated:
             q, k = rotate(q), rotate(k)
         if coding.values.rotated:
             v = rotate(v)
-        self.batch.fed.put(layer, self.cells, k, v)
+        self.batch.fed.put(inputs.layer, self.cells, k, v)
         out = ragged_attention(
-            q, self.batch, layer, self.scratch, scale=scale, sliding_window=sliding_window
+            q,
+            self.batch,
+            inputs.layer,
+            self.scratch,
+            scale=inputs.scale,
+            sliding_window=inputs.sliding_window,
         )
         return rotate(out) if coding.values.rotated else out
 
@@ -133,24 +132,13 @@ class BatchStep:
         ]
         return cls(fed, pieces, classes.reshape(-1))
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
-        """`q [HQ, N, D]`, `k`, `v [H, N, D]` of all fed tokens; returns `[N, HQ, D]`."""
-        (first, *others), queries = self._parts, q.transpose(0, 1)
-        if not others:
-            return first.attend(layer, queries, k, v, scale, sliding_window)
-        out = torch.empty_like(queries)
+    def attend(self, inputs: AttentionInput) -> torch.Tensor:
+        """Return `[N, HQ, D]`, the attention of all N fed tokens, which have no axis B."""
+        if len(self._parts) == 1:
+            return self._parts[0].attend(inputs)
+        out = torch.empty_like(inputs.q.transpose(0, 1))
         for part in self._parts:
-            at = part.tokens
-            some = queries[at], k[:, at], v[:, at]
-            out[at] = part.attend(layer, *some, scale, sliding_window)
+            out[part.tokens] = part.attend(inputs.of_tokens(part.tokens))
         return out
 
     def decide(self) -> None:

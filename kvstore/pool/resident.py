@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kvstore.attention_input import AttentionInput
 from kvstore.kernels.device_batch import DeviceBatch, DeviceScratch
 from kvstore.kernels.ragged_attention.kernel import attend_on_device
 from kvstore.kernels.ragged_attention.line_ends import line_ends
@@ -155,32 +156,25 @@ class ResidentBatch:
         ends = sizes.cumsum(0)
         self.scratch.starts.copy_((ends - sizes).view_as(self.scratch.starts))
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
-        """As `BatchStep.attend`, of a token per place."""
-        coding, batch, queries = self._store.coding, self.batch, q.transpose(0, 1)
+    def attend(self, inputs: AttentionInput) -> torch.Tensor:
+        """Return `[N, HQ, D]`, as `BatchStep.attend` does, for one token per place."""
+        queries, k, v = inputs.q.transpose(0, 1), inputs.k, inputs.v
+        coding, batch = self._store.coding, self.batch
         if coding.keys.rotated:
             queries, k = rotate(queries), rotate(k)
         if coding.values.rotated:
             v = rotate(v)
         heads = k.shape[0]
-        batch.new_keys[layer, :heads].index_copy_(1, self.cells, k)
-        batch.new_values[layer, :heads].index_copy_(1, self.cells, v)
+        batch.new_keys[inputs.layer, :heads].index_copy_(1, self.cells, k)
+        batch.new_values[inputs.layer, :heads].index_copy_(1, self.cells, v)
         out = attend_on_device(
             queries,
             batch,
-            layer,
+            inputs.layer,
             self.scratch,
             kv_heads=heads,
-            scale=scale,
-            sliding_window=sliding_window,
+            scale=inputs.scale,
+            sliding_window=inputs.sliding_window,
         )
         return rotate(out) if coding.values.rotated else out
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from kvstore.attention_input import AttentionInput
 from kvstore.cache import RaggedLayer
 from kvstore.kernels.prefill_attention.op import prefill_attention
 
@@ -13,16 +14,11 @@ from kvstore.kernels.prefill_attention.op import prefill_attention
 class DenseAttention:
     """An `AttentionHook` without any cache: the whole text at once, exactly."""
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
-        out, _ = prefill_attention(q[0], k[0], v[0], scale=scale, sliding_window=sliding_window)
+    def attend(self, inputs: AttentionInput) -> torch.Tensor:
+        q, k, v = inputs.q, inputs.k, inputs.v
+        out, _ = prefill_attention(
+            q[0], k[0], v[0], scale=inputs.scale, sliding_window=inputs.sliding_window
+        )
         return out.transpose(0, 1)[None]
 
 
@@ -37,21 +33,16 @@ class KeptAttention:
         self._layers = layers
         self._first = first_position
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
+    def attend(self, inputs: AttentionInput) -> torch.Tensor:
+        q, k, v = inputs.q, inputs.k, inputs.v
         own = torch.arange(self._first, self._first + q.shape[2], device=q.device)
         group, outputs = q.shape[1] // k.shape[1], []
-        for head, coded in enumerate(self._layers[layer].heads()):
+        for head, coded in enumerate(self._layers[inputs.layer].heads()):
             rows = coded.decoded()
             distance = own[:, None] - torch.cat([rows.positions.long(), own])
-            seen = (distance >= 0) & (distance < (sliding_window or self._first + q.shape[2]))
+            seen = (distance >= 0) & (
+                distance < (inputs.sliding_window or self._first + q.shape[2])
+            )
             bias = torch.zeros(seen.shape, dtype=q.dtype, device=q.device)
             bias.masked_fill_(~seen, -torch.inf)
             if rows.log_weights is not None:
@@ -64,7 +55,7 @@ class KeptAttention:
                     keys.expand(group, -1, -1),
                     values.expand(group, -1, -1),
                     attn_mask=bias,
-                    scale=scale,
+                    scale=inputs.scale,
                 )
             )
         return torch.cat(outputs).transpose(0, 1)[None]

@@ -13,7 +13,8 @@ from kvstore.pool import BatchStep, PagePool, SequencePages, pages_bound
 from kvstore.row_codecs import MODEL_ROWS
 from services.decode.engine.step import BatchAttention
 from services.evaluation.attention_hooks import DenseAttention, KeptAttention
-from services.runtime.model.attention import AttentionHook, forward
+from services.runtime.model.attention import AttentionHook
+from services.runtime.model.forward_pass import forward
 from services.runtime.model.served_model import ServedModel
 
 _PAGE_ROWS = 16

@@ -14,7 +14,7 @@ import torch
 
 from kvstore.pool.resident import ResidentBatch
 from services.decode.engine.step import BatchAttention
-from services.runtime.model.attention import forward
+from services.runtime.model.forward_pass import forward
 from services.runtime.model.fused_layers import fused_layers
 from services.runtime.model.served_model import ServedModel
 

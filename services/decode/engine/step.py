@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from kvstore.attention_input import AttentionInput
 from kvstore.kernels.paged_batch import StagedRows
 from kvstore.pool import BatchStep, ChunkPart, PagePool, RetentionChunk, SequencePages, pages_bound
-from services.runtime.model.attention import forward
+from services.runtime.model.forward_pass import forward
 from services.runtime.model.served_model import ServedModel
 
 if TYPE_CHECKING:
@@ -23,17 +24,9 @@ class BatchAttention:
     def __init__(self, step: BatchStep | ResidentBatch) -> None:
         self._step = step
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
-        """`q [1, HQ, N, D]`, `k`, `v [1, H, N, D]`; returns `[1, N, HQ, D]`."""
-        return self._step.attend(layer, q[0], k[0], v[0], scale, sliding_window)[None]
+    def attend(self, inputs: AttentionInput) -> torch.Tensor:
+        """Return `[1, N, HQ, D]` for the N tokens of all sequences, which form one row."""
+        return self._step.attend(inputs.unbatched())[None]
 
 
 def forward_step(

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import torch
 
+from kvstore.attention_input import AttentionInput
 from kvstore.kernels.prefill_attention.op import prefill_attention
 from services.prefill.calibration.texts import spread_texts
-from services.runtime.model.attention import forward
+from services.runtime.model.forward_pass import forward
 from services.runtime.model.served_model import ServedModel
 
 # the paper takes 3,000 queries a head out of 20 texts of 2,048 tokens; these come from 4, because
@@ -47,19 +48,14 @@ class _QueryMoments:
         self.sums: list[torch.Tensor] = [torch.zeros(())] * layers
         self._queries = queries
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
+    def attend(self, inputs: AttentionInput) -> torch.Tensor:
+        q, k, v = inputs.q, inputs.k, inputs.v
         chosen = q[0, :, :: max(1, q.shape[2] // self._queries)].double()
-        self.moments[layer] = self.moments[layer] + (chosen.mT @ chosen).cpu()
-        self.sums[layer] = self.sums[layer] + chosen.sum(1).cpu()
-        out, _ = prefill_attention(q[0], k[0], v[0], scale=scale, sliding_window=sliding_window)
+        self.moments[inputs.layer] = self.moments[inputs.layer] + (chosen.mT @ chosen).cpu()
+        self.sums[inputs.layer] = self.sums[inputs.layer] + chosen.sum(1).cpu()
+        out, _ = prefill_attention(
+            q[0], k[0], v[0], scale=inputs.scale, sliding_window=inputs.sliding_window
+        )
         return out.transpose(0, 1)[None]
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import torch
 
+from kvstore.attention_input import AttentionInput
 from kvstore.calibration import RetrievalScores
 from kvstore.kernels.prefill_attention.op import prefill_attention
-from services.runtime.model.attention import forward
+from services.runtime.model.forward_pass import forward
 from services.runtime.model.served_model import ServedModel
 
 # as published; a shorter context gives each copy a part of it
@@ -39,19 +40,14 @@ class _CopyAttention:
         self.echo: list[torch.Tensor] = []
         self._copy_tokens = copy_tokens
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
-        out, lse = prefill_attention(q[0], k[0], v[0], scale=scale, sliding_window=sliding_window)
+    def attend(self, inputs: AttentionInput) -> torch.Tensor:
+        q, k, v = inputs.q, inputs.k, inputs.v
+        out, lse = prefill_attention(
+            q[0], k[0], v[0], scale=inputs.scale, sliding_window=inputs.sliding_window
+        )
         for offset, scores in ((0, self.echo), (1, self.induction)):
             paid = _paid_to_copies(
-                q[0], k[0], lse, self._copy_tokens, offset, scale, sliding_window
+                q[0], k[0], lse, self._copy_tokens, offset, inputs.scale, inputs.sliding_window
             )
             scores.append(paid.view(k.shape[1], -1).amax(1).cpu())
         return out.transpose(0, 1)[None]

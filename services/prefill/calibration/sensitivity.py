@@ -14,6 +14,7 @@ import math
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from kvstore.attention_input import AttentionInput
 from services.prefill.calibration.texts import spread_texts
 from services.runtime.model.served_model import ServedModel
 
@@ -72,18 +73,13 @@ class _Outputs:
     def __init__(self) -> None:
         self.outputs: list[torch.Tensor] = []
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
+    def attend(self, inputs: AttentionInput) -> torch.Tensor:
+        q, k, v = inputs.q, inputs.k, inputs.v
         away = torch.arange(q.shape[2], device=q.device)
         away = away[:, None] - away
-        seen = (away >= 0) & (away < (sliding_window or math.inf))
-        out = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=True)
+        seen = (away >= 0) & (away < (inputs.sliding_window or math.inf))
+        out = scaled_dot_product_attention(
+            q, k, v, attn_mask=seen, scale=inputs.scale, enable_gqa=True
+        )
         self.outputs.append(out.transpose(1, 2))
         return self.outputs[-1]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from kvstore.attention_input import AttentionInput
 from kvstore.cache import LayerShape, RaggedLayer
 from kvstore.calibration import Calibration
 from kvstore.compaction import compact_layer
@@ -20,7 +21,7 @@ from services.prefill.compute.history import LayerHistory
 from services.prefill.compute.repetition import Repetition, repeat_prompt
 from services.prefill.compute.stages import StageClock
 from services.prefill.compute.stopped import PrefillStopped
-from services.runtime.model.attention import forward
+from services.runtime.model.forward_pass import forward
 from services.runtime.model.served_model import ServedModel
 
 
@@ -103,24 +104,19 @@ class Prefiller:
             if self._incomplete:
                 self._repeat()
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
+    def attend(self, inputs: AttentionInput) -> torch.Tensor:
         """Exact attention of a chunk; on the way the layer is profiled and, at last, compacted."""
         if self._stop.is_set():
             raise PrefillStopped
+        layer, q, scale = inputs.layer, inputs.q[0], inputs.scale
         work = self._layers[layer]
-        keys, values = work.history.append(k[0], v[0])
-        out, lse = prefill_attention(q[0], keys, values, scale=scale, sliding_window=sliding_window)
+        keys, values = work.history.append(inputs.k[0], inputs.v[0])
+        out, lse = prefill_attention(
+            q, keys, values, scale=scale, sliding_window=inputs.sliding_window
+        )
         if work.profiler:
             with self.clock.stage("profile"):
-                work.profiler.observe(q[0], keys, values, lse, self._first, scale)
+                work.profiler.observe(q, keys, values, lse, self._first, scale)
         if keys.shape[1] == self._facts.tokens:
             self._finish(layer, keys, values)
         return out.transpose(0, 1)[None]

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
+from kvstore.attention_input import AttentionInput
 from kvstore.kernels.column_peak.op import column_peak
 from kvstore.kernels.prefill_attention.op import prefill_attention
 from kvstore.plans import AttentionProfile, ProfileRequest, ReferenceAttention
 from services.prefill.compute.stopped import PrefillStopped
-from services.runtime.model.attention import forward
+from services.runtime.model.forward_pass import forward
 from services.runtime.model.served_model import ServedModel
 
 # the paper's parts and requests, without its chat template: prompts here are tokens
@@ -56,29 +57,21 @@ class Repetition:
         """The next pass begins at `position`, with so many tokens that repeat nothing yet."""
         self._part_position, self._asking_tokens = position, asking_tokens
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
+    def attend(self, inputs: AttentionInput) -> torch.Tensor:
         if self._stop.is_set():
             raise PrefillStopped
+        layer, q, scale, window = inputs.layer, inputs.q[0], inputs.scale, inputs.sliding_window
         keys, values = self._prompt[layer]
-        all_keys, all_values = torch.cat([keys, k[0]], 1), torch.cat([values, v[0]], 1)
-        out, lse = prefill_attention(
-            q[0], all_keys, all_values, scale=scale, sliding_window=sliding_window
-        )
+        all_keys = torch.cat([keys, inputs.k[0]], 1)
+        all_values = torch.cat([values, inputs.v[0]], 1)
+        out, lse = prefill_attention(q, all_keys, all_values, scale=scale, sliding_window=window)
         tokens, request = keys.shape[1], self._requests[layer]
         if request.reconstruct:
-            peaks = self._peaks.setdefault(layer, torch.zeros(len(q[0]), tokens, device=q.device))
-            column_peak(peaks, q[0], keys, lse, tokens, scale=scale, sliding_window=sliding_window)
+            peaks = self._peaks.setdefault(layer, torch.zeros(len(q), tokens, device=q.device))
+            column_peak(peaks, q, keys, lse, tokens, scale=scale, sliding_window=window)
         if request.reference_queries:
             self._scales[layer] = scale
-            self._sample(layer, q[0], max(1, tokens // request.reference_queries))
+            self._sample(layer, q, max(1, tokens // request.reference_queries))
         return out.transpose(0, 1)[None]
 
     def complete(self, layer: int, profile: AttentionProfile) -> AttentionProfile:

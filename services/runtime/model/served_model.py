@@ -36,7 +36,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class ServedModel:
-    """A model ready to serve, its attention handed to a hook (`attention.forward`).
+    """A model ready to serve, its attention handed to a hook (`forward_pass.forward`).
 
     `context_tokens` is the longest sequence its positions were made for.
     """

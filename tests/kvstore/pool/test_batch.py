@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvstore.attention_input import AttentionInput
 from kvstore.cache import HeadRows, LayerShape, RaggedLayer
 from kvstore.errors import PoolExhausted
 from kvstore.kernels.paged_batch import PagedBatch
@@ -64,7 +65,7 @@ def feed(batch: list[SequencePages], seeds: list[int], fed: int) -> list[list[to
             torch.cat([torch.randn(heads, fed, SIZE, generator=one) for one in randoms], 1)
             for heads in (shape.query_heads, shape.kv_heads, shape.kv_heads)
         )
-        outs.append(step.attend(index, q, k, v, 0.5, None))
+        outs.append(step.attend(AttentionInput(index, q, k, v, 0.5, None)))
     step.retain()
     return [[out[row * fed : (row + 1) * fed] for out in outs] for row in range(len(batch))]
 
@@ -125,7 +126,7 @@ def test_a_failed_forward_pass_changes_nothing() -> None:
     sequence = a_sequence(pool, 9, [RetentionRule(window=3)] * HEADS)
     before = [head.keys.clone() for layer in range(3) for head in sequence.heads(layer)]
     step = BatchStep.whole([sequence], np.zeros((1, 1), np.uint8), pool.new_staged_rows(1))
-    step.attend(0, torch.randn(6, 1, SIZE), *torch.randn(2, 3, 1, SIZE), 0.5, None)
+    step.attend(AttentionInput(0, torch.randn(6, 1, SIZE), *torch.randn(2, 3, 1, SIZE), 0.5, None))
     after = [head.keys for layer in range(3) for head in sequence.heads(layer)]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert sequence.length == 9

@@ -12,6 +12,7 @@ import torch
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from kvstore.attention_input import AttentionInput
 from kvstore.cache import LayerShape, RaggedLayer
 from kvstore.kernels.paged_batch import PagedBatch
 from kvstore.pool import BatchStep, ChunkPart, PageCount, PagePool, RetentionChunk
@@ -103,7 +104,7 @@ class Decoding:
             piece = ChunkPart(block, last - first, ends=last == len(classes))
             step = BatchStep(fed, [piece], np.array(classes[first:last], np.uint8))
             part = [rows[:, first:last] for rows in (queries, keys, values)]
-            outs.append(step.attend(0, *part, SCALE, self.window))
+            outs.append(step.attend(AttentionInput(0, *part, SCALE, self.window)))
             step.decide()
         step.commit([0])
         return torch.cat(outs).transpose(0, 1)

@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from kvstore.attention_input import AttentionInput
 from kvstore.cache import LayerShape, RaggedLayer
 from kvstore.errors import InvalidParameter, PoolExhausted
 from kvstore.pool import BatchStep, PageCount, PagePool, SequencePages, pages_bound
@@ -61,7 +62,7 @@ def feed(sequence: SequencePages, tokens: int, seed: int = 0) -> None:
     for index, shape in enumerate(sequence.shapes):
         keys, values = torch.randn(2, shape.kv_heads, tokens, SIZE, generator=random)
         queries = torch.randn(shape.query_heads, tokens, SIZE, generator=random)
-        step.attend(index, queries, keys, values, 1.0, None)
+        step.attend(AttentionInput(index, queries, keys, values, 1.0, None))
     step.retain()
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from kvstore.attention_input import AttentionInput
 from kvstore.cache import LayerShape, RaggedLayer
 from kvstore.pool import BatchStep, PageCount, PagePool, SequencePages
 from kvstore.row_codecs import KeyValueLayout, RowCodec, decode_rows, encode_rows
@@ -95,7 +96,9 @@ def check_steps(size: int, tokens: int, steps: int) -> None:
         classes = np.zeros((len(batch), tokens), np.uint8)
         step = BatchStep.whole(batch, classes, pool.new_staged_rows(classes.size))
         q, k, v = (torch.cat(rows, 1) for rows in zip(*given, strict=True))
-        out = step.attend(0, q, k, v, SCALE, None).view(len(batch), tokens, -1, size)
+        out = step.attend(AttentionInput(0, q, k, v, SCALE, None)).view(
+            len(batch), tokens, -1, size
+        )
         for got, wanted in zip(out, expected, strict=True):
             assert torch.allclose(got.double(), wanted, atol=2e-5, rtol=1e-4)
         step.retain()
@@ -109,7 +112,7 @@ def test_retained_rows_are_coded_and_all_others_keep_their_bytes(codec: str) -> 
     before = {h: by_position(pages, h) for h in range(len(ROWS))}
     q, k, v = fed_rows(size, 5, 7)
     step = BatchStep.whole([pages], np.zeros((1, 5), np.uint8), pool.new_staged_rows(5))
-    step.attend(0, q, k, v, SCALE, None)
+    step.attend(AttentionInput(0, q, k, v, SCALE, None))
     step.retain()
     coding = pages.store.coding
     for head in range(len(ROWS)):
@@ -141,7 +144,7 @@ def test_forks_share_coded_pages_and_exports_come_back_bit_by_bit(codec: str) ->
     rows = fed_rows(8, 1, 1)
     before = [by_position(origin, h) for h in range(len(ROWS))]
     step = BatchStep.whole([fork], np.zeros((1, 1), np.uint8), pool.new_staged_rows(1))
-    step.attend(0, *rows, SCALE, None)
+    step.attend(AttentionInput(0, *rows, SCALE, None))
     step.retain()
     for head, held in enumerate(before):
         for position, (key, value) in by_position(origin, head).items():

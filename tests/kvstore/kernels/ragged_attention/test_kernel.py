@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from kvstore.attention_input import AttentionInput
 from kvstore.cache import LayerShape
 from kvstore.kernels.paged_batch import PagedBatch
 from kvstore.pool import BatchStep, ChunkPart, PageCount, PagePool, RetentionChunk
@@ -182,7 +183,7 @@ def test_blocks_in_pieces_of_different_lengths(device: torch.device) -> None:
             ).to(device)
             for name in ("q", "keys", "values")
         )
-        out = step.attend(0, q, k, v, SIZE**-0.5, 60).cpu()
+        out = step.attend(AttentionInput(0, q, k, v, SIZE**-0.5, 60)).cpu()
         for so_far, part in zip(outs, out.split(own), strict=True):
             so_far.append(part)
         if number == 0:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from kvstore.attention_input import AttentionInput
 from kvstore.cache import HeadRows, LayerShape
 from kvstore.kernels.ragged_attention import cpu
 from kvstore.pool import BatchStep, PageCount, PagePool
@@ -72,7 +73,7 @@ def test_full_heads_that_hold_everything_have_no_marks() -> None:
     sequence = pool.open(FIRST, PageCount(30))
     sequence.load(0, a_layer([head]))
     step = BatchStep.whole([sequence], np.zeros((1, 1), np.uint8), pool.new_staged_rows(1))
-    out = step.attend(0, q, *new, 1 / math.sqrt(SIZE), 40)
+    out = step.attend(AttentionInput(0, q, *new, 1 / math.sqrt(SIZE), 40))
     expected = dense(Fed(q, [head], *new), 40)
     torch.testing.assert_close(out[0, :, None].double(), expected.out, atol=2e-6, rtol=1e-5)
     assert pool.used_mark_pages == 0

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 
 import torch
 
+from kvstore.attention_input import AttentionInput
 from kvstore.cache import RaggedLayer
 from kvstore.retention import RETENTION_CHUNK_TOKENS
 from kvstore.rules import RetentionRule, ScoreUpdate
-from services.runtime.model.attention import forward
+from services.runtime.model.forward_pass import forward
 from services.runtime.model.served_model import ServedModel
 
 
@@ -119,27 +120,20 @@ class SlowDecoder:
         assert logits is not None
         return logits[0]
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
+    def attend(self, inputs: AttentionInput) -> torch.Tensor:
         """Dense attention over all rows ever seen, under each head's mask."""
-        if layer not in self._rows:
-            self._rows[layer] = k[0], v[0]
+        q, k, v = inputs.q, inputs.k, inputs.v
+        if inputs.layer not in self._rows:
+            self._rows[inputs.layer] = k[0], v[0]
         else:
-            keys, values = self._rows[layer]
-            self._rows[layer] = torch.cat((keys, k[0]), 1), torch.cat((values, v[0]), 1)
-        keys, values = self._rows[layer]
+            keys, values = self._rows[inputs.layer]
+            self._rows[inputs.layer] = torch.cat((keys, k[0]), 1), torch.cat((values, v[0]), 1)
+        keys, values = self._rows[inputs.layer]
         group, fed, seen = q.shape[1] // keys.shape[0], q.shape[2], keys.shape[1]
-        logits = q[0].unflatten(0, (-1, group)) @ keys[:, None].transpose(2, 3) * scale
-        logits.masked_fill_(~self._visible(layer, fed, seen), -torch.inf)
+        logits = q[0].unflatten(0, (-1, group)) @ keys[:, None].transpose(2, 3) * inputs.scale
+        logits.masked_fill_(~self._visible(inputs.layer, fed, seen), -torch.inf)
         probabilities = logits.softmax(-1)
-        self._note(layer, probabilities)
+        self._note(inputs.layer, probabilities)
         return (probabilities @ values[:, None]).flatten(0, 1).transpose(0, 1)[None]
 
     def _visible(self, layer: int, fed: int, seen: int) -> torch.Tensor:

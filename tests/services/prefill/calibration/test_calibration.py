@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from kvstore.attention_input import AttentionInput
 from kvstore.calibration import Calibration, RetrievalScores
 from kvstore.policies import parse_policy
 from services.evaluation.attention_hooks import DenseAttention
@@ -18,7 +18,7 @@ from services.prefill.calibration.query_filters import _filters, measure_filters
 from services.prefill.calibration.retrieval_probe import _CopyAttention, probe_retrieval
 from services.prefill.calibration.sensitivity import measure_sensitivity
 from services.prefill.calibration.texts import spread_texts
-from services.runtime.model.attention import forward
+from services.runtime.model.forward_pass import forward
 from services.runtime.model.served_model import ServedModel
 from tests.services.decode.engine.engine_parts import load_served
 
@@ -46,7 +46,7 @@ def test_scores_are_the_mean_attention_to_earlier_copies(sharp: bool, window: in
     if not sharp:
         q, k = torch.randn(4, 4 * _COPY, 16), torch.randn(2, 4 * _COPY, 16)
     hook = _CopyAttention(_COPY)
-    hook.attend(0, q[None], k[None], torch.randn_like(k)[None], _SCALE, window)
+    hook.attend(AttentionInput(0, q[None], k[None], torch.randn_like(k)[None], _SCALE, window))
     n, group = q.shape[1], q.shape[0] // k.shape[0]
     distance = torch.arange(n)[:, None] - torch.arange(n)
     hidden = (distance < 0) | (distance >= (window or n))
@@ -65,7 +65,7 @@ def test_a_head_that_copies_is_told_from_one_that_echoes() -> None:
     for shift, high, low in ((1, "induction", "echo"), (0, "echo", "induction")):
         q, k = _copied(shift)
         hook = _CopyAttention(_COPY)
-        hook.attend(0, q[None], k[None], torch.randn_like(k)[None], _SCALE, None)
+        hook.attend(AttentionInput(0, q[None], k[None], torch.randn_like(k)[None], _SCALE, None))
         assert float(getattr(hook, high)[0]) > 0.6
         assert float(getattr(hook, low)[0]) < 0.1
 
@@ -98,20 +98,13 @@ class _QueryNotes:
     def __init__(self) -> None:
         self.queries: dict[int, list[torch.Tensor]] = {}
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
-        self.queries.setdefault(layer, []).append(q[0].clone())
+    def attend(self, inputs: AttentionInput) -> torch.Tensor:
+        q, k, v = inputs.q, inputs.k, inputs.v
+        self.queries.setdefault(inputs.layer, []).append(q[0].clone())
         keys = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
         values = v.repeat_interleave(q.shape[1] // k.shape[1], 1)
         out = torch.nn.functional.scaled_dot_product_attention(
-            q, keys, values, is_causal=True, scale=scale
+            q, keys, values, is_causal=True, scale=inputs.scale
         )
         return out.transpose(1, 2)
 
@@ -197,9 +190,9 @@ class _Disturbed(DenseAttention):
     def __init__(self, layer: int, head: int, noise: torch.Tensor) -> None:
         self._at, self._head, self._noise = layer, head, noise
 
-    def attend(self, layer: int, *given: Any) -> torch.Tensor:
-        out = super().attend(layer, *given).clone()
-        if layer == self._at:
+    def attend(self, inputs: AttentionInput) -> torch.Tensor:
+        out = super().attend(inputs).clone()
+        if inputs.layer == self._at:
             out[0, :, self._head] += self._noise
         return out
 

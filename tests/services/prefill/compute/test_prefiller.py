@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvstore.attention_input import AttentionInput
 from kvstore.cache import RaggedLayer
 from kvstore.calibration import Calibration
 from kvstore.policies import parse_policy
@@ -199,9 +199,9 @@ def test_a_policy_of_the_whole_cache_ships_after_the_last_layer(
     seen: list[tuple[int, int]] = []
     attend = run.prefiller.attend
 
-    def noting(layer: int, *arguments: Any) -> torch.Tensor:
-        seen.append((layer, len(run.emitted)))
-        return attend(layer, *arguments)
+    def noting(inputs: AttentionInput) -> torch.Tensor:
+        seen.append((inputs.layer, len(run.emitted)))
+        return attend(inputs)
 
     run.prefiller.attend = noting  # type: ignore[method-assign]
     run.prefiller.run()
@@ -216,10 +216,10 @@ def test_a_stop_ends_the_second_pass(
     run = Run(served, prompt, policy="reconstruction")
     passes: list[int] = []
 
-    def stopping(self: Repetition, layer: int, *arguments: Any) -> torch.Tensor:
-        passes.append(layer)
+    def stopping(self: Repetition, inputs: AttentionInput) -> torch.Tensor:
+        passes.append(inputs.layer)
         run.stop.set()
-        return attend(self, layer, *arguments)
+        return attend(self, inputs)
 
     attend = Repetition.attend
     monkeypatch.setattr(Repetition, "attend", stopping)

@@ -10,8 +10,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from kvstore.attention_input import AttentionInput
 from services.runtime.model import attention
 from services.runtime.model.allow_list import SERVED_MODEL_TYPES, layer_shapes
+from services.runtime.model.forward_pass import forward
 from services.runtime.model.model_errors import ModelRefused
 
 BATCH, CHUNKS, STEPS, VOCABULARY = 2, (9, 1, 7), 10, 97
@@ -80,26 +82,19 @@ class DenseHook:
         self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._ignore_windows = ignore_windows
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
-        if layer in self.kept:
-            k = torch.cat((self.kept[layer][0], k), 2)
-            v = torch.cat((self.kept[layer][1], v), 2)
-        self.kept[layer] = (k, v)
+    def attend(self, inputs: AttentionInput) -> torch.Tensor:
+        q, k, v = inputs.q, inputs.k, inputs.v
+        if inputs.layer in self.kept:
+            k = torch.cat((self.kept[inputs.layer][0], k), 2)
+            v = torch.cat((self.kept[inputs.layer][1], v), 2)
+        self.kept[inputs.layer] = (k, v)
         group = q.shape[1] // k.shape[1]
-        logits = q @ k.repeat_interleave(group, 1).mT * scale
+        logits = q @ k.repeat_interleave(group, 1).mT * inputs.scale
         total, fed = k.shape[2], q.shape[2]
         distance = torch.arange(total - fed, total)[:, None] - torch.arange(total)
         hidden = distance < 0
-        if sliding_window is not None and not self._ignore_windows:
-            hidden |= distance >= sliding_window
+        if inputs.sliding_window is not None and not self._ignore_windows:
+            hidden |= distance >= inputs.sliding_window
         weights = logits.masked_fill(hidden, -torch.inf).softmax(-1)
         return (weights @ v.repeat_interleave(group, 1)).transpose(1, 2)
 
@@ -143,7 +138,7 @@ def _feed(served: SimpleNamespace, hook: DenseHook) -> dict[int, torch.Tensor]:
     for size in CHUNKS + (1,) * STEPS:
         last = first + size
         positions = torch.arange(first, last).expand(BATCH, size)
-        logits = attention.forward(served, tokens[:, first:last], positions, hook, logits=True)
+        logits = forward(served, tokens[:, first:last], positions, hook, logits=True)
         assert logits is not None
         found[last - 1], first = logits, last
     return found
@@ -186,7 +181,7 @@ def test_shapes_say_which_layers_slide(model_type: str) -> None:
 def test_without_logits_the_hook_still_sees_every_layer() -> None:
     served, hook = _served("llama"), DenseHook()
     positions = torch.arange(6).expand(BATCH, 6)
-    assert attention.forward(served, _tokens()[:, :6], positions, hook, logits=False) is None
+    assert forward(served, _tokens()[:, :6], positions, hook, logits=False) is None
     assert {layer: k.shape[2] for layer, (k, _) in hook.kept.items()} == dict.fromkeys(range(4), 6)
 
 
@@ -211,7 +206,7 @@ def test_a_layer_that_is_not_of_its_shape_is_noticed() -> None:
     served = _served("mistral")
     served.shapes = layer_shapes(_config("llama"))
     with pytest.raises(AssertionError):
-        attention.forward(served, _tokens(), torch.arange(27).expand(2, 27), DenseHook(), False)
+        forward(served, _tokens(), torch.arange(27).expand(2, 27), DenseHook(), False)
 
 
 def test_an_error_in_the_hook_leaves_the_forward_pass() -> None:
@@ -219,10 +214,8 @@ def test_an_error_in_the_hook_leaves_the_forward_pass() -> None:
         pass
 
     class CancellingHook:
-        def attend(self, layer: int, *_: object) -> torch.Tensor:
-            raise Cancelled(layer)
+        def attend(self, inputs: AttentionInput) -> torch.Tensor:
+            raise Cancelled(inputs.layer)
 
     with pytest.raises(Cancelled, match="0"):
-        attention.forward(
-            _served("qwen3"), _tokens(), torch.arange(27).expand(2, 27), CancellingHook(), True
-        )
+        forward(_served("qwen3"), _tokens(), torch.arange(27).expand(2, 27), CancellingHook(), True)

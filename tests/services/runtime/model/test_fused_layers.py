@@ -10,7 +10,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from services.evaluation.attention_hooks import DenseAttention
-from services.runtime.model.attention import forward
+from services.runtime.model.forward_pass import forward
 from services.runtime.model.fused_layers import fused_layers
 from services.runtime.model.served_model import ServedModel, load_model
 

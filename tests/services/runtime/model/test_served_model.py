@@ -16,13 +16,15 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from kvstore.attention_input import AttentionInput
 from kvstore.cache import LayerShape
 from kvstore.errors import InvalidParameter
 from services.runtime.model import gguf as gguf_module
 from services.runtime.model import served_model as model_module
+from services.runtime.model.forward_pass import forward
 from services.runtime.model.gguf import file_digest
 from services.runtime.model.model_errors import ModelNotFound, ModelRefused
-from services.runtime.model.served_model import ServedModel, attention, load_model
+from services.runtime.model.served_model import ServedModel, load_model
 
 _HIDDEN, _LAYERS, _WORDS = 32, 2, ("<unk>", "<s>", "</s>", "a", "b", "c", "d", "ab", "cd")
 
@@ -30,24 +32,17 @@ _HIDDEN, _LAYERS, _WORDS = 32, 2, ("<unk>", "<s>", "</s>", "a", "b", "c", "d", "
 class CausalHook:
     """Attention over this call's tokens only: enough for one pass over a whole prompt."""
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
+    def attend(self, inputs: AttentionInput) -> torch.Tensor:
+        q, k, v = inputs.q, inputs.k, inputs.v
         return torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scale, enable_gqa=True
+            q, k, v, is_causal=True, scale=inputs.scale, enable_gqa=True
         ).transpose(1, 2)
 
 
 def _logits(served: ServedModel, text: str) -> torch.Tensor:
     ids = torch.tensor([served.tokenizer.encode(text)])
     positions = torch.arange(ids.shape[1])[None]
-    logits = attention.forward(served, ids, positions, CausalHook(), logits=True)
+    logits = forward(served, ids, positions, CausalHook(), logits=True)
     assert logits is not None
     return logits
 

@@ -12,7 +12,9 @@ import numpy
 import pytest
 import torch
 
+from kvstore.attention_input import AttentionInput
 from kvstore.rules import TokenClass
+from services.runtime.model.forward_pass import forward
 from services.runtime.model.served_model import (
     ServedModel,
     attention,
@@ -57,22 +59,15 @@ class DenseHook:
     def __init__(self) -> None:
         self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
-        first = layer not in self._kept
+    def attend(self, inputs: AttentionInput) -> torch.Tensor:
+        q, k, v = inputs.q, inputs.k, inputs.v
+        first = inputs.layer not in self._kept
         if not first:
-            k = torch.cat((self._kept[layer][0], k), 2)
-            v = torch.cat((self._kept[layer][1], v), 2)
-        self._kept[layer] = (k, v)
+            k = torch.cat((self._kept[inputs.layer][0], k), 2)
+            v = torch.cat((self._kept[inputs.layer][1], v), 2)
+        self._kept[inputs.layer] = (k, v)
         return torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, is_causal=first, scale=scale, enable_gqa=True
+            q, k, v, is_causal=first, scale=inputs.scale, enable_gqa=True
         ).transpose(1, 2)
 
 
@@ -81,7 +76,7 @@ def _generate(served: ServedModel, prompt: list[int], tokens: int) -> list[int]:
     for _ in range(tokens):
         length = len(prompt) + len(found)
         positions = torch.arange(length - len(fed), length)[None]
-        logits = attention.forward(served, torch.tensor([fed]), positions, hook, logits=True)
+        logits = forward(served, torch.tensor([fed]), positions, hook, logits=True)
         assert logits is not None
         fed = [int(logits.argmax())]
         found += fed
