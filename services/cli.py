@@ -16,7 +16,7 @@ def main() -> None:
     try:
         from services.commands import command_line
     except ModuleNotFoundError as error:
-        # click and rich come with the extra
+        # click and rich come with the extra serve
         sys.exit(_EXTRA.format(missing=f"no module named {error.name}"))
     command_line()
 

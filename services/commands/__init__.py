@@ -25,10 +25,10 @@ from services.runtime.process.configuration import refuse_unknown_variables
 @click.group(context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def command_line() -> None:
-    """Headwise: LLM attention heads keep only what they read.
+    """Headwise: a KV cache service in which each attention head keeps only the rows it needs.
 
-    `headwise demo` shows it all on a real model. `headwise prefill` and `headwise decode` are the
-    two services, `headwise generate` asks them something.
+    `headwise prefill` and `headwise decode` run the two services, and `headwise generate` sends a
+    request to them. `headwise demo` does all three on this machine.
     """
     refuse_unknown_variables(os.environ, KNOWN_VARIABLES)
 

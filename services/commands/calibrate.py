@@ -1,4 +1,4 @@
-"""`headwise calibrate`: measure what policies want to know of a model's heads."""
+"""`headwise calibrate`: measure a model's heads for the policies that need it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from services.runtime.process.options import ModelOptions
 @click.command()
 @options_of(ModelOptions)
 def calibrate(**values: object) -> None:
-    """Measure a model's retrieval heads and query directions, and keep them for prefill.
+    """Measure a model's retrieval heads, query directions and sensitivity to codecs.
 
-    Prefill does so by itself: for its default policy before it serves, for others at the
-    first request that needs them.
+    The measurements go to the folder of --model-cache, and prefill reads them there. Prefill
+    measures what is missing: for its default policy at the start, for other policies at their first
+    request.
     """
     from kvstore.errors import KVStoreError
     from services.prefill.calibration.artefacts import Artefact

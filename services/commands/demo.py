@@ -1,4 +1,4 @@
-"""`headwise demo`: the whole way on one machine."""
+"""`headwise demo`: both services and a request, on one machine."""
 
 from __future__ import annotations
 
@@ -14,27 +14,40 @@ _FILE = click.Path(dir_okay=False, path_type=pathlib.Path)
 
 
 @click.command()
-@click.option("--model", default="smollm2", show_default=True, help="Model to serve.")
-@click.option("--policy", default="", help="Policy; empty for the server's default.")
-@click.option("--recovery", type=float, help="Share of attention mass to keep, in (0, 1].")
-@click.option("--prompt-file", type=_FILE, help="Document to read instead of the built-in one.")
-@click.option("--question", default="", help="Question to ask about it.")
+@click.option(
+    "--model",
+    default="smollm2",
+    show_default=True,
+    help="Model: a hub id, a local folder, a GGUF file, or smollm2.",
+)
+@click.option("--policy", default="", help="Policy; empty for the service's default.")
+@click.option(
+    "--recovery", type=float, help="Attention coverage of the rows to keep: more than 0, at most 1."
+)
+@click.option(
+    "--prompt-file", type=_FILE, help="Text file to use instead of the built-in document."
+)
+@click.option(
+    "--question", default="", help="Question about the document; empty for a built-in one."
+)
 @click.option(
     "--max-tokens",
     type=click.IntRange(1, 2**32 - 1),
     default=96,
     show_default=True,
-    help="Tokens of each answer.",
+    help="Longest answer in tokens.",
 )
-@click.option("--json", "json_file", type=_FILE, help="Write the figures to this file.")
-@click.option("--save", "save_file", type=_FILE, help="Write the compact cache to this file.")
+@click.option("--json", "json_file", type=_FILE, help="File for the figures, as JSON.")
+@click.option(
+    "--save", "save_file", type=_FILE, help="File for the compact cache, for headwise inspect."
+)
 @click.option(
     "--model-cache",
     type=click.Path(path_type=pathlib.Path),
     default=MODEL_CACHE,
     show_default=True,
     envvar="HEADWISE_MODEL_CACHE",
-    help="Folder where converted models are kept.",
+    help="Folder for converted models and calibrations.",
 )
 def demo(
     model: str,
@@ -47,7 +60,10 @@ def demo(
     save_file: pathlib.Path | None,
     model_cache: pathlib.Path,
 ) -> None:
-    """Answer a question about a real document from a compact cache that crossed processes."""
+    """Answer a question about a document with prefill and decode, and compare the bytes.
+
+    Both services run as processes of their own until the command ends.
+    """
     from services.demo.processes import ServiceFailed
     from services.demo.run import DemoOptions, run_demo
     from services.runtime.model.model_errors import ModelError

@@ -1,4 +1,4 @@
-"""`headwise doctor`: what is missing, what does not fit, and what to do."""
+"""`headwise doctor`: checks of a machine and of running services, with advice."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from services.doctor.finding import Finding
     from services.doctor.peers import Peer
 
-# of decode and prefill
+# the default ports of decode and prefill
 _PORTS = (7080, 7081)
 
 
@@ -27,10 +27,11 @@ _PORTS = (7080, 7081)
     "--target",
     "targets",
     multiple=True,
-    help="A running prefill or decode, HOST:PORT; repeatable. They are compared with each other.",
+    help="Address of a running prefill or decode, as HOST:PORT; repeatable. The services are "
+    "compared with each other.",
 )
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address the ports are to be free on."
+    "--host", default="127.0.0.1", show_default=True, help="Address on which --port is checked."
 )
 @click.option(
     "--port",
@@ -39,7 +40,7 @@ _PORTS = (7080, 7081)
     multiple=True,
     default=_PORTS,
     show_default=True,
-    help="Port a service is to listen on; repeatable.",
+    help="Port that must be free, or in use by a service; repeatable.",
 )
 @options_of(ModelOptions)
 @credential_options
@@ -50,10 +51,10 @@ def doctor(
     connection: ConnectionFlags,
     **values: object,
 ) -> None:
-    """Check model, device, ports, and running services; exit with 1 on problems.
+    """Check model, device, ports and running services; exit with 1 if there are problems.
 
-    With --target the machine's own model, device and ports are looked at only if --model or
-    --port is given too.
+    With --target, this machine's model and device are checked only if --model is given too, and its
+    ports only if --port is.
     """
     from services.doctor.finding import Level, findings_table
 
@@ -82,7 +83,7 @@ def _machine(values: dict[str, object]) -> Iterator[Finding]:
 def _services(
     targets: tuple[str, ...], host: str, ports: tuple[int, ...], flags: ConnectionFlags
 ) -> Iterator[Finding]:
-    """What listens on a port already is looked at like a target."""
+    """Findings of the targets, and of services that already listen on one of the ports."""
     from services.doctor.machine import port_finding
     from services.doctor.peers import compare, visit
 

@@ -1,4 +1,4 @@
-"""`headwise eval`: what policies cost in quality, bytes and time."""
+"""`headwise eval`: the cost of policies in quality, bytes and time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PARTS = ("forced", "needles", "ruler", "conversation", "long")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EvalOptions:
-    """What to measure and where to put it."""
+    """The measurements to take, and the folder for them."""
 
     policies: tuple[str, ...]
     settings_file: pathlib.Path | None
@@ -41,7 +41,7 @@ class EvalOptions:
 
     @property
     def written(self) -> list[str]:
-        """The settings as they were written; without any the presets, beside the full cache."""
+        """The settings as the user wrote them; the full cache and the presets by default."""
         lines = self.settings_file.read_text().splitlines() if self.settings_file else []
         return [*self.policies, *lines] or ["full", "quality", "balanced", "small"]
 
@@ -51,26 +51,41 @@ class EvalOptions:
     "--policy",
     "policies",
     multiple=True,
-    help="Setting to measure, policy:name=value,name=value; repeatable.",
+    help="Setting to measure, as POLICY:NAME=VALUE,NAME=VALUE; repeatable.",
 )
-@click.option("--settings", "settings_file", type=_READ, help="File with a setting on each line.")
-@click.option("--part", "parts", multiple=True, type=click.Choice(_PARTS), help="Only this part.")
-@click.option("--quick", is_flag=True, help="Few and short texts: minutes instead of hours.")
+@click.option("--settings", "settings_file", type=_READ, help="File with one setting per line.")
+@click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    type=click.Choice(_PARTS),
+    help="Part to measure; repeatable. All parts by default.",
+)
+@click.option(
+    "--quick", is_flag=True, help="Take few and short texts, for a run of minutes instead of hours."
+)
 @click.option(
     "--context",
     "contexts",
     multiple=True,
     type=click.IntRange(16),
-    help="Tokens of the prompts whose continuation is forced; repeatable.",
+    help="Tokens of the prompts of the part forced; repeatable.",
 )
-@click.option("--passages", default=0, type=click.IntRange(0), help="Texts of each; 0 for all.")
-@click.option("--text", "text_file", type=_READ, help="Your own text instead of Python's manual.")
+@click.option(
+    "--passages",
+    default=0,
+    type=click.IntRange(0),
+    help="Number of texts of each kind; 0 for all.",
+)
+@click.option(
+    "--text", "text_file", type=_READ, help="Text file to use instead of Python's manual."
+)
 @click.option(
     "--out",
     default="evaluation",
     show_default=True,
     type=click.Path(file_okay=False, path_type=pathlib.Path),
-    help="Folder for the log, report.html and figures.json. A run that was cut off goes on.",
+    help="Folder for cells.jsonl, report.html and figures.json.",
 )
 @options_of(ModelOptions)
 def evaluate_policies(
@@ -84,10 +99,10 @@ def evaluate_policies(
     out: pathlib.Path,
     **values: object,
 ) -> None:
-    """Measure what policies cost: divergence, retrieval, conversations, long texts, bytes, time.
+    """Measure the cost of policies: quality on several kinds of text, bytes, and time.
 
-    Every finished measurement is a line of OUT/cells.jsonl. The same command again measures only
-    what is not there yet, and writes the report anew.
+    Every finished measurement is a line of OUT/cells.jsonl. Run again after an interruption, the
+    same command takes the missing measurements and rewrites the report.
     """
     from kvstore.errors import KVStoreError
     from services.runtime.model.model_errors import ModelError
@@ -102,7 +117,7 @@ def evaluate_policies(
 
 
 def _require_pictures() -> None:
-    """Said before anything is measured, not after hours."""
+    """Raise `click.ClickException` without matplotlib, before hours of measurements."""
     if importlib.util.find_spec("matplotlib") is None:
         raise click.ClickException(
             "the report needs the eval extra: pip install 'headwise[serve,eval]'"
@@ -157,7 +172,9 @@ def _write(out: pathlib.Path, bench: Bench, summary: Summary) -> None:
     from services.evaluation.conditions import conditions
     from services.evaluation.report import as_document, as_html
 
-    told = conditions(bench.served)
-    (out / "figures.json").write_text(json.dumps(as_document(summary, told), indent=2) + "\n")
-    (out / "report.html").write_text(as_html(summary, told))
+    measured_on = conditions(bench.served)
+    (out / "figures.json").write_text(
+        json.dumps(as_document(summary, measured_on), indent=2) + "\n"
+    )
+    (out / "report.html").write_text(as_html(summary, measured_on))
     Console().print(f"report   {out / 'report.html'}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Earlier spellings of options work for one release, with a warning that names the present one."""
+"""Earlier spellings of options, which work for one release and warn with the present one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`headwise inspect`: look at a saved cache."""
+"""`headwise inspect`: the content of a cache in a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from services.pictures.heads import HeadCell, head_map, legend
 @click.command("inspect")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path))
 def inspect_cache(file: pathlib.Path) -> None:
-    """Show a saved cache FILE: whose it is, what it holds, and a layer by head map."""
+    """Show model, policy and size of the cache in FILE, and the rows of every head."""
     from kvstore.errors import KVStoreError
     from kvstore.tiers.file import load_cache
 

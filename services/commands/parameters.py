@@ -8,7 +8,7 @@ import click
 
 
 def parse_parameters(pairs: tuple[str, ...]) -> dict[str, object]:
-    """`name=value` pairs, the values as JSON. Raises `click.BadParameter`."""
+    """Parse pairs of `name=value` whose values are JSON. Raises `click.BadParameter`."""
     parameters: dict[str, object] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

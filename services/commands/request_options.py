@@ -62,7 +62,7 @@ def policy_options(default: str, description: str) -> Flag:
                 "--codec",
                 default="",
                 help="Codec of keys and values: model, fp8, int8, int4, or one for each as "
-                "int8/int4. Empty for the policy's default.",
+                "int8/int4. Empty, like model, keeps the model's data type.",
             ),
         ),
     )

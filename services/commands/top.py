@@ -1,4 +1,4 @@
-"""`headwise top`: what running services hold and do, as it changes."""
+"""`headwise top`: sessions, bytes and rates of running services, updated while it runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from services.top.look import Look
     from services.top.watch import Watch
 
-# title, head, frame and a line for the shell
+# title, heading, frame and a line for the shell
 _LINES_AROUND = 12
 _FEWEST_SESSIONS = 5
 
@@ -28,14 +28,14 @@ _FEWEST_SESSIONS = 5
 @click.option(
     "--metrics",
     multiple=True,
-    help="Metrics of a prefill or decode, HOST:PORT of its --metrics-port; repeatable.",
+    help="Address of the metrics of a prefill or decode, as HOST:PORT; repeatable.",
 )
 @click.option(
     "--target",
     "targets",
     multiple=True,
-    help="A decode whose sessions are listed, HOST:PORT; repeatable. They are those of the "
-    "tenant that calls.  [default: 127.0.0.1:7080 without --metrics]",
+    help="Address of a decode whose sessions are listed, as HOST:PORT; repeatable. The sessions "
+    "are those of --tenant.  [default: 127.0.0.1:7080 without --metrics]",
 )
 @click.option(
     "--every",
@@ -43,10 +43,12 @@ _FEWEST_SESSIONS = 5
     type=click.FloatRange(0.1, 3600),
     default=2.0,
     show_default=True,
-    help="Seconds from one look to the next; rates are over this time.",
+    help="Seconds between two updates; rates are averages over this time.",
 )
-@click.option("--once", is_flag=True, help="Look twice, print once, and exit with 1 on problems.")
-@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each look.")
+@click.option(
+    "--once", is_flag=True, help="Print one update and exit, with 1 if there are problems."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print each update as a line of JSON.")
 @credential_options
 def top(
     metrics: tuple[str, ...],
@@ -56,19 +58,21 @@ def top(
     as_json: bool,
     connection: ConnectionFlags,
 ) -> None:
-    """Show live sessions, bytes and rates of running services, until interrupted.
+    """Show sessions, bytes and rates of running services, until interrupted.
 
-    Counts, bytes and rates are read from the services' metrics, sessions from decode itself. What
-    is kept are sessions in decode, and leases in prefill. Full is the share of the pool that is
-    resident, dense the share of what dense caches would take.
+    Counts, bytes and rates come from the services' metrics, and sessions from decode itself. The
+    column kept counts sessions in decode and leases in prefill. The column full is the share of the
+    pool in use, and dense is the share of the bytes that dense caches would take.
     """
     from services.top.watch import Watch
 
     if not metrics and not targets:
         targets = ("127.0.0.1:7080",)
-    # said twice, an address is looked at once
+    # an address that is given twice is read once
     metrics, targets = tuple(dict.fromkeys(metrics)), tuple(dict.fromkeys(targets))
-    connections = [dataclasses.replace(connection, target=one).connection() for one in targets]
+    connections = [
+        dataclasses.replace(connection, target=target).connection() for target in targets
+    ]
     with Watch(metrics, connections) as watch:
         if once:
             _show_once(watch, seconds if metrics else 0.0, as_json)
@@ -89,7 +93,7 @@ def _show_once(watch: Watch, seconds: float, as_json: bool) -> None:
         _print_tables(look)
     if look.problems:
         count = len(look.problems)
-        message = f"{count} address{'es' * (count > 1)} told nothing"
+        message = f"{count} address{'es' * (count > 1)} did not answer"
         raise click.ClickException(message)
 
 

@@ -1,4 +1,4 @@
-"""`headwise tune`: the setting that keeps within a bound on the user's own model and text."""
+"""`headwise tune`: the best setting within a bound, on the user's own model and text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _READ = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TuneOptions:
-    """One of the two bounds, the family, and what to measure it on."""
+    """One of the two bounds, the family of settings, and the texts to measure it on."""
 
     max_kl: float | None
     max_bytes: float | None
@@ -35,31 +35,45 @@ class TuneOptions:
 
 
 @click.command()
-@click.option("--max-kl", type=click.FloatRange(0, min_open=True), help="Mean KL at most, in nats.")
+@click.option(
+    "--max-kl",
+    type=click.FloatRange(0, min_open=True),
+    help="Largest mean KL divergence per token, in nats.",
+)
 @click.option(
     "--max-bytes",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Bytes at most, as a share of the dense cache's.",
+    help="Most bytes of the cache, as a share of the dense cache's.",
 )
 @click.option(
     "--policy",
     default="lookback:retrieval_ratio=.1",
     show_default=True,
-    help="Family to search: a policy with recovery or budget left open, @codec.",
+    help="Settings to search: a policy without its recovery or budget, and @CODEC if wanted.",
 )
-@click.option("--text", "text_file", type=_READ, help="Your own text instead of Python's manual.")
 @click.option(
-    "--context", default=1536, show_default=True, type=click.IntRange(16), help="Prompt tokens."
+    "--text", "text_file", type=_READ, help="Text file to use instead of Python's manual."
+)
+@click.option(
+    "--context",
+    default=1536,
+    show_default=True,
+    type=click.IntRange(16),
+    help="Tokens of each prompt.",
 )
 @click.option(
     "--fed",
     default=128,
     show_default=True,
     type=click.IntRange(1),
-    help="Tokens of each text's continuation that are predicted.",
+    help="Tokens of each text that are predicted after its prompt.",
 )
 @click.option(
-    "--passages", default=3, show_default=True, type=click.IntRange(1), help="Texts to measure on."
+    "--passages",
+    default=3,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of texts to measure on.",
 )
 @options_of(ModelOptions)
 def tune(
@@ -72,9 +86,10 @@ def tune(
     passages: int,
     **values: object,
 ) -> None:
-    """Find the smallest cache within --max-kl, or the best one within --max-bytes.
+    """Find the smallest cache within --max-kl, or the closest one within --max-bytes.
 
-    Measured as it is served, each head's rule at work while the text's own continuation is fed.
+    A setting is measured as it is served: the retention rules are applied while the continuation of
+    each text is fed.
     """
     from kvstore.errors import KVStoreError
     from services.runtime.model.model_errors import ModelError
@@ -87,7 +102,7 @@ def tune(
     except (ModelError, KVStoreError, OSError, UnicodeError) as error:
         raise click.ClickException(str(error)) from error
     if found is None:
-        raise click.ClickException("no setting of this family keeps within the bound")
+        raise click.ClickException("no setting of this family is within the bound")
     _show(found)
 
 

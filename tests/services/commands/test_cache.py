@@ -1,4 +1,4 @@
-"""`headwise cache`: a handle on standard output, and what it stands for."""
+"""`headwise cache` prints a handle, with which a stored cache is used, renewed and released."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _run(pair: Pair, command: str, *arguments: str) -> Result:
     return CliRunner().invoke(command_line, line, env={"COLUMNS": "200"})
 
 
-def test_a_document_is_kept_asked_about_and_released(tiny_pair: Pair, tmp_path: Path) -> None:
+def test_a_stored_document_is_used_renewed_and_released(tiny_pair: Pair, tmp_path: Path) -> None:
     file = tmp_path / "document.txt"
     file.write_text(_DOCUMENT)
     kept = _run(tiny_pair, "cache keep", str(file), "--ttl", "60")

@@ -1,4 +1,4 @@
-"""`headwise calibrate` writes what prefill later reads, and says what is wrong with a model."""
+"""`headwise calibrate` writes the files that prefill reads, and refuses a bad model by name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_both_artefacts_are_written_and_found(tiny_model: Path, tmp_path: Path) 
     assert {path: path.stat().st_mtime_ns for path in paths} == written
 
 
-def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
     missing = str(tmp_path / "nowhere")
     result = CliRunner().invoke(command_line, ["calibrate", "--model", missing])
     assert result.exit_code == 1

@@ -1,4 +1,4 @@
-"""`headwise doctor` names what is wrong and what to do, and is content with what serves."""
+"""`headwise doctor` names each problem with advice, and reports none of services that serve."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def stranger() -> Iterator[str]:
-    """A gRPC server of somebody else."""
+    """The address of a gRPC server that is no Headwise service."""
     server = grpc.server(ThreadPoolExecutor(1))
     target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
@@ -42,7 +42,7 @@ def stranger() -> Iterator[str]:
 
 @pytest.fixture
 def bfloat16_model(tiny_model: Path, tmp_path: Path) -> Path:
-    """Its configuration says so, which is what is looked at."""
+    """A model whose configuration names bfloat16; its weights are unchanged."""
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     path = folder / "config.json"
     config = json.loads(path.read_text()) | {"dtype": "bfloat16"}
@@ -51,7 +51,7 @@ def bfloat16_model(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.processes
-def test_a_pair_that_serves_is_fine(tiny_pair: Pair) -> None:
+def test_a_serving_pair_has_no_problem(tiny_pair: Pair) -> None:
     prefill, decode = tiny_pair
     result = _doctor("--target", prefill.target, "--target", decode.target)
     assert result.exit_code == 0, result.output
@@ -64,7 +64,7 @@ def test_a_pair_that_serves_is_fine(tiny_pair: Pair) -> None:
 
 
 @pytest.mark.processes
-def test_a_port_where_a_service_of_ours_is_found_tells_which(
+def test_a_port_in_use_by_headwise_names_the_service(
     tiny_pair: Pair, tiny_model: Path, free_port: int
 ) -> None:
     ports = ["--port", str(tiny_pair[1].port), "--port", str(free_port)]
@@ -76,7 +76,7 @@ def test_a_port_where_a_service_of_ours_is_found_tells_which(
     assert f"of {os.cpu_count()} cores" in result.output
 
 
-def test_nobody_at_the_target_is_a_problem(free_port: int) -> None:
+def test_a_target_that_does_not_answer_is_a_problem(free_port: int) -> None:
     result = _doctor("--target", f"127.0.0.1:{free_port}")
     assert result.exit_code == 1
     assert "UNAVAILABLE" in result.output
@@ -107,7 +107,7 @@ def test_a_token_file_without_a_token_is_named(tmp_path: Path, stranger: str) ->
         (("--host", "192.0.2.1"), "cannot be listened on"),
     ],
 )
-def test_what_does_not_exist_here_is_a_problem(
+def test_an_unusable_device_codec_or_address_is_a_problem(
     tiny_model: Path, free_port: int, arguments: tuple[str, ...], found: str
 ) -> None:
     result = _doctor("--model", str(tiny_model), "--port", str(free_port), *arguments)

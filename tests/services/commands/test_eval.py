@@ -1,4 +1,4 @@
-"""`headwise eval` measures what is missing, and reports what it has measured."""
+"""`headwise eval` takes the missing measurements and reports all of them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def cells(out: Path) -> list[str]:
     return path.read_text().splitlines()[1:] if path.exists() else []
 
 
-def test_a_run_that_was_killed_goes_on_where_it_was(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_after_its_last_measurement(tiny_model: Path, tmp_path: Path) -> None:
     wanted = arguments(tiny_model, tmp_path, *PARTS)
     command = [sys.executable, "-m", "services.cli", *wanted]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ) as process:
@@ -54,7 +54,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(tiny_model: Path, tmp_path: 
     assert page.index("<svg") < page.index("<table")
     rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
     assert [(row["part"], row["cases"]) for row in rows] == [("forced", 6)] * 2
-    # and once more there is nothing to do
+    # a third run has nothing to measure
     assert CliRunner().invoke(command_line, wanted).exit_code == 0
     assert cells(tmp_path) == after
 

@@ -107,7 +107,7 @@ _IDS = [f"{former.command}-{former.name}" for former in ALL]
 def _run(
     monkeypatch: pytest.MonkeyPatch, command: str, *arguments: str, **environment: str
 ) -> tuple[Result, dict[str, Any]]:
-    """What the command writes, its settings, and OpenTelemetry's variables that it sets."""
+    """The result of the command, its settings, and OpenTelemetry's variables that it sets."""
     found: dict[str, Any] = {}
 
     def show(_: type, values: dict[str, Any]) -> None:
@@ -232,9 +232,9 @@ def test_the_flags_of_ttl_have_earlier_spellings(
     earlier = CliRunner().invoke(command_line, [*command.split(), former, "7"])
     assert "Error: TTL 7.0" in earlier.output
     assert f"use {present} instead" in earlier.stderr
-    now = CliRunner().invoke(command_line, [*command.split(), present, "7"])
-    assert "Error: TTL 7.0" in now.output
-    assert "Warning" not in now.output
+    present_spelling = CliRunner().invoke(command_line, [*command.split(), present, "7"])
+    assert "Error: TTL 7.0" in present_spelling.output
+    assert "Warning" not in present_spelling.output
     both = CliRunner().invoke(command_line, [*command.split(), former, "7", present, "7"])
     assert both.exit_code == 2
     assert f"give {present} alone" in both.output

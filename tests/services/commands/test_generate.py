@@ -1,4 +1,4 @@
-"""`headwise generate`: the answer on standard output, figures beside it, errors in a line."""
+"""`headwise generate` writes the answer to standard output and figures to standard error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _generate(target: str, *arguments: str, stdin: str = "") -> Result:
 
 
 @pytest.mark.processes
-def test_standard_output_is_the_answer_and_nothing_else(tiny_pair: Pair) -> None:
+def test_standard_output_has_the_answer_alone(tiny_pair: Pair) -> None:
     target = tiny_pair[1].target
     with Client(target) as client:
         expected = client.generate(_PROMPT, policy="full", max_tokens=8).text()
@@ -58,7 +58,7 @@ def test_a_refusal_is_one_line_with_its_reason(tiny_pair: Pair) -> None:
     assert "UNKNOWN_POLICY" in result.output
 
 
-def test_nobody_there_is_one_line() -> None:
+def test_an_unreachable_service_is_one_line() -> None:
     result = _generate("127.0.0.1:1", "x", "--timeout", "5")
     assert result.exit_code == 1
     assert "UNAVAILABLE" in result.output
@@ -78,6 +78,6 @@ def test_parameters_are_json_values() -> None:
 
 
 @pytest.mark.parametrize("pair", ["recovery", "recovery=", "=1", "recovery=high", "strict=True"])
-def test_what_is_no_parameter_is_named(pair: str) -> None:
+def test_a_malformed_parameter_is_named(pair: str) -> None:
     with pytest.raises(click.BadParameter, match="name=value"):
         parse_parameters((pair,))

@@ -1,4 +1,4 @@
-"""`headwise inspect` shows a saved cache, and says of other files what is wrong."""
+"""`headwise inspect` shows a saved cache, and refuses other files with a reason."""
 
 from __future__ import annotations
 

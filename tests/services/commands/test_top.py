@@ -1,4 +1,4 @@
-"""`headwise top` shows what real services hold, and says why where it cannot."""
+"""`headwise top` shows the state of running services, and names those that do not answer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _metrics(service: Service) -> str:
 
 
 def _flags(pair: Pair) -> list[str]:
-    """Both services, and the sessions of decode."""
+    """Flags for the metrics of both services and the sessions of decode."""
     prefill, decode = pair
     return [
         *("--metrics", _metrics(prefill), "--metrics", _metrics(decode)),
@@ -49,7 +49,7 @@ def _flags(pair: Pair) -> list[str]:
 
 @pytest.fixture
 def session(tiny_pair: Pair) -> Iterator[SessionInfo]:
-    """One that is kept while a test looks."""
+    """A session that decode keeps during a test."""
     with Client(tiny_pair[1].target) as client:
         options = {"max_tokens": 4, "ignore_eos": True, "keep_session_seconds": 120.0}
         session_id = client.generate(_PROMPT, **options).result.session_id
@@ -106,7 +106,7 @@ def test_once_is_a_table_that_fits_a_terminal(tiny_pair: Pair, session: SessionI
 
 
 @processes
-def test_rates_are_what_was_done_between_two_looks(tiny_pair: Pair) -> None:
+def test_rates_are_averages_between_two_updates(tiny_pair: Pair) -> None:
     prefill, decode = tiny_pair
     with (
         Client(decode.target) as client,
@@ -133,7 +133,7 @@ def test_rates_are_what_was_done_between_two_looks(tiny_pair: Pair) -> None:
     assert looked["decode"].failures_per_second == 0
 
 
-def test_a_process_that_was_started_anew_has_no_rates_yet() -> None:
+def test_a_restarted_process_has_no_rates_at_first() -> None:
     def page(at_seconds: float, started: float, tokens: float) -> MetricsPage:
         values = {
             "headwise_kv_capacity_bytes": 1.0,
@@ -150,7 +150,7 @@ def test_a_process_that_was_started_anew_has_no_rates_yet() -> None:
 
 
 @processes
-def test_what_cannot_be_seen_is_named_beside_what_can(tiny_pair: Pair) -> None:
+def test_a_service_that_does_not_answer_is_named_beside_the_others(tiny_pair: Pair) -> None:
     prefill, decode = tiny_pair
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -168,14 +168,14 @@ def test_what_cannot_be_seen_is_named_beside_what_can(tiny_pair: Pair) -> None:
         assert result.output.count(_metrics(decode)) == 1
         assert f"{flags[1]}: " in result.output
         assert all(words in result.output for words in said), result.output
-        assert "Error: 1 address told nothing" in result.output
+        assert "Error: 1 address did not answer" in result.output
         problems = json.loads(_top(*command, "--json").stdout.splitlines()[0])["problems"]
         assert [one["address"] for one in problems] == [flags[1]]
 
 
 @processes
 @pytest.mark.parametrize("form", ["--json", ""])
-def test_it_goes_on_until_it_is_interrupted(tiny_pair: Pair, form: str) -> None:
+def test_updates_continue_until_an_interrupt(tiny_pair: Pair, form: str) -> None:
     listed = "headwise_requests_total{code=OK,method=ListSessions}"
 
     def looks() -> float:

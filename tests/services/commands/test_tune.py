@@ -1,4 +1,4 @@
-"""`headwise tune` finds a setting that keeps within the bound, and says how to use it."""
+"""`headwise tune` finds a setting within the bound, and prints the flags that use it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run(model: Path, cache: Path, *more: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(("bound", "most"), [("--max-kl", 0.3), ("--max-bytes", 0.5)])
-def test_what_is_found_keeps_within_the_bound(
+def test_the_setting_found_is_within_the_bound(
     tiny_model: Path, tmp_path: Path, bound: str, most: float
 ) -> None:
     more = ["--policy", "snapkv:retrieval_ratio=.25", bound, str(most)]
@@ -41,10 +41,10 @@ def test_what_is_found_keeps_within_the_bound(
         (["--max-kl", ".1", "--max-bytes", ".5"], "either --max-kl or --max-bytes"),
         (["--max-kl", ".1", "--policy", "full"], "neither recovery nor budget"),
         (["--max-kl", ".1", "--policy", "h3o"], "h3o"),
-        (["--max-bytes", "0.0001"], "keeps within"),
+        (["--max-bytes", "0.0001"], "within the bound"),
     ],
 )
-def test_what_cannot_be_found_is_said(
+def test_a_search_without_a_result_fails(
     tiny_model: Path, tmp_path: Path, more: list[str], said: str
 ) -> None:
     code, output = run(tiny_model, tmp_path, *more)

@@ -1,15 +1,17 @@
-"""Flag over environment over default; what is unknown or bad is refused by name."""
+"""A flag overrides a variable, and a bad or unknown name or value is refused by name."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
 from services.commands import command_line
+from services.commands.cache import cache
 from services.commands.variables import KNOWN_VARIABLES
 from services.decode.options import DecodeOptions
 from services.prefill.options import PrefillOptions
@@ -24,38 +26,38 @@ from services.runtime.process.configuration import (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Part:
-    depth: int = setting(3, "How deep.", minimum=1, maximum=9)
-    folder: pathlib.Path = setting(pathlib.Path("here"), "Where.")
+    depth: int = setting(3, "Depth.", minimum=1, maximum=9)
+    folder: pathlib.Path = setting(pathlib.Path("here"), "Folder.")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Whole:
+class Complete:
     part: Part
-    colour: str = setting("red", "Which.", choices=("red", "blue"))
-    share: float = setting(0.5, "How much.", minimum=0, maximum=1)
-    loud: bool = setting(False, "Whether.")
+    colour: str = setting("red", "Colour.", choices=("red", "blue"))
+    share: float = setting(0.5, "Share.", minimum=0, maximum=1)
+    loud: bool = setting(False, "Loud.")
 
 
-def _run(*arguments: str, **environment: str) -> tuple[Result, Whole | None]:
-    built: list[Whole] = []
+def _run(*arguments: str, **environment: str) -> tuple[Result, Complete | None]:
+    built: list[Complete] = []
 
     @click.command()
-    @options_of(Whole)
+    @options_of(Complete)
     def command(**values: object) -> None:
-        built.append(build(Whole, values))
+        built.append(build(Complete, values))
 
     result = CliRunner().invoke(command, arguments, env=environment)
     return result, built[0] if built else None
 
 
 def test_defaults() -> None:
-    assert _run()[1] == Whole(Part(3, pathlib.Path("here")), "red", 0.5, False)
+    assert _run()[1] == Complete(Part(3, pathlib.Path("here")), "red", 0.5, False)
 
 
 def test_flag_over_environment_over_default() -> None:
     environment = {"HEADWISE_DEPTH": "7", "HEADWISE_COLOUR": "blue", "HEADWISE_LOUD": "true"}
-    _, whole = _run("--depth", "8", "--folder", "there", **environment)
-    assert whole == Whole(Part(8, pathlib.Path("there")), "blue", 0.5, True)
+    _, complete = _run("--depth", "8", "--folder", "there", **environment)
+    assert complete == Complete(Part(8, pathlib.Path("there")), "blue", 0.5, True)
 
 
 @pytest.mark.parametrize(
@@ -69,10 +71,10 @@ def test_flag_over_environment_over_default() -> None:
     ],
 )
 def test_a_bad_flag_is_named(arguments: tuple[str, ...], named: str) -> None:
-    result, whole = _run(*arguments)
+    result, complete = _run(*arguments)
     assert result.exit_code == 2
     assert named in result.output
-    assert whole is None
+    assert complete is None
 
 
 def test_a_bad_variable_is_named() -> None:
@@ -82,7 +84,7 @@ def test_a_bad_variable_is_named() -> None:
     assert "lots" in result.output
 
 
-def test_an_unknown_variable_is_named_and_others_are_let_be() -> None:
+def test_an_unknown_variable_is_named_and_other_programs_variables_are_ignored() -> None:
     refuse_unknown_variables({"PATH": "x", "HEADWISE_DEPTH": "1"}, {"HEADWISE_DEPTH"})
     with pytest.raises(click.UsageError, match="HEADWISE_DEPHT"):
         refuse_unknown_variables({"HEADWISE_DEPHT": "1"}, {"HEADWISE_DEPTH"})
@@ -97,8 +99,16 @@ def test_every_setting_is_described_known_and_has_one_name(kind: type) -> None:
         assert f"HEADWISE_{name.upper()}" in KNOWN_VARIABLES
 
 
-@pytest.mark.parametrize("command", [[], ["prefill"], ["decode"], ["generate"], ["inspect"]])
-def test_help_is_there(command: list[str]) -> None:
-    result = CliRunner().invoke(command_line, [*command, "--help"])
+_COMMANDS = [command_line, cache, *command_line.commands.values(), *cache.commands.values()]
+
+
+@pytest.mark.parametrize("command", _COMMANDS, ids=lambda command: str(command.name))
+def test_help_is_complete_sentences(command: click.Command) -> None:
+    result = CliRunner().invoke(command, ["--help"])
     assert result.exit_code == 0
-    assert "Usage:" in result.output
+    assert command.help
+    assert command.help.strip().endswith(".")
+    for option in command.params:
+        if isinstance(option, click.Option) and not option.hidden:
+            assert re.search(r"\w{3}.*\.(  \[.*\])?$", str(option.help)), option.opts
+            assert str(option.help)[0].isupper()
