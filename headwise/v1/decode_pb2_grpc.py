@@ -72,42 +72,44 @@ class DecodeServiceServicer(object):
     """
 
     def Generate(self, request, context):
-        """Text and tokens as they are made, then one result. Cancelling the call frees everything.
+        """Stream text and tokens while they are generated, then one result per answer. Cancelling the call
+        frees everything that it holds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Describe(self, request, context):
-        """What this server serves, and within which limits.
+        """Describe the model, the policies and the limits of this server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ForkSession(self, request, context):
-        """Another session in the same state; the two share memory until they differ.
+        """Create a second session in the same state. The two share memory until they differ.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSessions(self, request, context):
-        """All sessions, the least recently used first.
+        """List the tenant's sessions, the least recently used first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DescribeSession(self, request, context):
-        """One session. NOT_FOUND tells whether it was evicted, expired, released or never here.
+        """Describe one session. The reason of NOT_FOUND says whether the session was evicted, expired,
+        released or unknown.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseSession(self, request, context):
-        """Give a session's memory back. FAILED_PRECONDITION while a generation runs on it.
+        """Free a session's memory. FAILED_PRECONDITION while a generation runs on the session.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

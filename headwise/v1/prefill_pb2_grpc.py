@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class PrefillServiceStub(object):
-    """Runs prompts, profiles every attention head and streams what each head reads.
+    """Runs prompts, profiles every attention head and streams the rows that each head reads.
     """
 
     def __init__(self, channel):
@@ -48,19 +48,19 @@ class PrefillServiceStub(object):
 
 
 class PrefillServiceServicer(object):
-    """Runs prompts, profiles every attention head and streams what each head reads.
+    """Runs prompts, profiles every attention head and streams the rows that each head reads.
     """
 
     def Prefill(self, request, context):
-        """The cache of exactly the tokens given, layer by layer: header, frames, trailer. The stream is the
-        lease: cancelling it stops the computation and frees everything.
+        """Compute the cache of exactly the given tokens and stream it layer by layer: header, frames,
+        trailer. The stream is the lease: cancelling it stops the computation and frees everything.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Describe(self, request, context):
-        """What this server serves, and within which limits.
+        """Describe the model, the policies and the limits of this server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,7 +88,7 @@ def add_PrefillServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PrefillService(object):
-    """Runs prompts, profiles every attention head and streams what each head reads.
+    """Runs prompts, profiles every attention head and streams the rows that each head reads.
     """
 
     @staticmethod

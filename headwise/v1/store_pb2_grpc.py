@@ -26,9 +26,9 @@ if _version_not_supported:
 
 
 class CacheServiceStub(object):
-    """Served by prefill, which owns the store. Decode passes all but FetchCache on to its prefill.
-    Handles and keys are of one tenant, named by the request metadata x-headwise-tenant: 1 to 64
-    letters, digits, "_", "-" or ".", no "." first; "default" where there is none.
+    """Prefill serves this service and owns the store. Decode forwards all calls but FetchCache to
+    prefill. Handles and keys belong to one tenant, named by the request metadata x-headwise-tenant:
+    1 to 64 letters, digits, "_", "-" or ".", not beginning with "."; "default" if absent.
     """
 
     def __init__(self, channel):
@@ -65,41 +65,42 @@ class CacheServiceStub(object):
 
 
 class CacheServiceServicer(object):
-    """Served by prefill, which owns the store. Decode passes all but FetchCache on to its prefill.
-    Handles and keys are of one tenant, named by the request metadata x-headwise-tenant: 1 to 64
-    letters, digits, "_", "-" or ".", no "." first; "default" where there is none.
+    """Prefill serves this service and owns the store. Decode forwards all calls but FetchCache to
+    prefill. Handles and keys belong to one tenant, named by the request metadata x-headwise-tenant:
+    1 to 64 letters, digits, "_", "-" or ".", not beginning with "."; "default" if absent.
     """
 
     def KeepCache(self, request, context):
-        """Prefill a prompt, keep its cache under a lease, and send none of it.
+        """Prefill a prompt and keep the cache under a lease. The cache is not sent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FetchCache(self, request, context):
-        """A stored cache in the frames that Prefill would have sent. NOT_FOUND tells why there is none.
+        """Stream a stored cache in the frames that Prefill would have sent. The reason of NOT_FOUND says
+        why there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DescribeCache(self, request, context):
-        """What a handle or a key stands for.
+        """Describe the stored cache of a handle or a content key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RenewLease(self, request, context):
-        """Let a lease run for so long from now on.
+        """Renew a lease: its TTL begins again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseLease(self, request, context):
-        """End a lease. With its last lease the cache's memory is given back.
+        """End a lease. When the last lease of a cache ends, the cache's memory is freed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,9 +143,9 @@ def add_CacheServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CacheService(object):
-    """Served by prefill, which owns the store. Decode passes all but FetchCache on to its prefill.
-    Handles and keys are of one tenant, named by the request metadata x-headwise-tenant: 1 to 64
-    letters, digits, "_", "-" or ".", no "." first; "default" where there is none.
+    """Prefill serves this service and owns the store. Decode forwards all calls but FetchCache to
+    prefill. Handles and keys belong to one tenant, named by the request metadata x-headwise-tenant:
+    1 to 64 letters, digits, "_", "-" or ".", not beginning with "."; "default" if absent.
     """
 
     @staticmethod
