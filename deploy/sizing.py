@@ -1,4 +1,4 @@
-"""How much memory, how many replicas, how much network: the formulas of docs/sizing.md.
+"""Memory, replicas and network bandwidth: the formulas of docs/sizing.md.
 
 `python -m deploy.sizing` prints its tables.
 """
@@ -13,7 +13,7 @@ GIB = 1 << 30
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Model:
-    """What of a model decides sizes; `value_bytes` of one number of the cache."""
+    """The shape of a model; `value_bytes` are the bytes of one number of the cache."""
 
     name: str
     layers: int
@@ -41,11 +41,11 @@ class Load:
     kept: float = 1.0
 
     def resident_bytes(self, model: Model, page_rows: int = 16) -> int:
-        """What one sequence takes of `--pool-bytes` at its end, every head grown by the answer.
+        """Bytes of `--pool-bytes` that one sequence takes at its end.
 
-        Heads with a window or a budget grow less, so this is a bound from above. Heads keep
-        different shares: the mean one's last page is half empty, where none is evicted all are
-        alike.
+        Every head is taken to grow by the answer. Heads with a window or a budget grow less, so
+        the result is an upper bound. Where rows are dropped, heads keep different shares, and the
+        last page of a head is half empty on average; otherwise all heads are alike.
         """
         rows = self.kept * self.prompt_tokens + self.answer_tokens
         pages = rows / page_rows + 0.5 if self.kept < 1 else math.ceil(rows / page_rows)
@@ -62,7 +62,7 @@ _MARK_BYTES = 9
 
 
 def pool_bytes(device_bytes: float, model: Model, headroom_bytes: float = 6 * GIB) -> float:
-    """What a device has left for pages: 90 % of it, less weights, activations and graphs."""
+    """Bytes of a device for pages: 90 % of it, less weights, activations and graphs."""
     return 0.9 * device_bytes - model.weight_bytes - headroom_bytes
 
 
@@ -83,7 +83,7 @@ def prefills_per_decode(
 
 
 def network_bytes_per_second(model: Model, load: Load, requests_per_second: float) -> float:
-    """What crosses between prefill and decode."""
+    """Bytes per second from prefill to decode."""
     return requests_per_second * load.wire_bytes(model)
 
 
@@ -104,7 +104,7 @@ COMPACT = Load(8192, 256, kept=0.48)
 
 
 def table(device_bytes: int = 80 * GIB) -> str:
-    """A line a model, in Markdown."""
+    """The table of models in Markdown, one line per model."""
     lines = [
         "| model | bytes a token | cache of 8,192 tokens | sequences, dense | sequences, compact |",
         "|---|---|---|---|---|",
@@ -122,7 +122,7 @@ def table(device_bytes: int = 80 * GIB) -> str:
 
 
 def network_table(model: Model, requests_per_second: float = 1.0) -> str:
-    """What one request a second moves, dense and compact, in Markdown."""
+    """The table of bandwidth at one request per second, dense and compact, in Markdown."""
     lines = ["| prompt | dense | compact |", "|---|---|---|"]
     for tokens in (1024, 8192, 32768):
         cells = [

@@ -1,4 +1,4 @@
-"""Which files are generated, and what is in them."""
+"""The generated files of the dashboards and of the Prometheus rules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RULE_FILES = ("recording.yaml", "alerts.yaml")
 
 
 def generated_files() -> dict[pathlib.Path, str]:
-    """Path and text of each."""
+    """The text of each generated file, by its path."""
     grafana = _DEPLOY / "grafana" / "dashboards"
     files = {
         grafana / f"{dashboard.name}.json": json.dumps(

@@ -1,11 +1,11 @@
-"""What a dashboard is made of; `grafana.py` turns it into Grafana's JSON."""
+"""The parts of a dashboard, which `grafana.py` turns into Grafana's JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
 
-# what every expression is narrowed to, by the dashboard's variables
+# the label matchers of every expression, from the dashboard's variables
 SELECTION = 'namespace=~"$namespace", instance=~"$instance"'
 
 
@@ -20,7 +20,7 @@ class Kind(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Target:
-    """One expression and what its series are called; `{{label}}` is filled in."""
+    """One expression and the name of its series, in which Grafana fills in `{{label}}`."""
 
     expr: str
     legend: str = ""

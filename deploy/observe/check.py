@@ -18,7 +18,7 @@ _NAME = re.compile(r"\bheadwise_[a-z_]+")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Interval:
-    """What is looked at: from, to, and between two points; seconds."""
+    """The time range of a query, and the time between two points, in seconds."""
 
     start: float
     end: float

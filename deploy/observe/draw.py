@@ -129,7 +129,7 @@ def _heat_map(axes: Axes, series: dict[str, list[tuple[float, float]]]) -> None:
 
 
 def _formatter(unit: str) -> Callable[[float], str]:
-    """What a number of the unit looks like."""
+    """A function that writes a number in the unit of a panel."""
     match unit:
         case "percentunit":
             return lambda value: f"{value:.0%}"

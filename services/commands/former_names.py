@@ -41,7 +41,10 @@ _REDIS_QUERY = {
 
 def _redis_url(values: Values, given: Values) -> Values:
     url = values["store_redis"]
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise click.UsageError(f"--store-redis: {error}") from error
     added = {_REDIS_QUERY[name]: value for name, value in given.items() if value}
     twice = added.keys() & urllib.parse.parse_qs(parts.query).keys()
     if twice:

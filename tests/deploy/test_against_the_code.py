@@ -33,7 +33,7 @@ _EACH = [(overlay, service) for overlay in OVERLAYS for service in SERVICES]
 
 
 def parsed(service: str, arguments: list[str]) -> Any:
-    """The configuration that these arguments give; click refuses what it does not know."""
+    """The configuration that the arguments give; click refuses an unknown flag."""
     assert arguments[0] == service
     context = _COMMANDS[service].make_context(service, arguments[1:])
     return build(_KINDS[service], context.params)
@@ -68,7 +68,7 @@ def _default_port(service: str) -> int:
 
 
 @pytest.mark.parametrize(("overlay", "service"), _EACH)
-def test_a_pod_is_given_the_time_its_drain_takes(overlay: str, service: str) -> None:
+def test_a_pod_has_time_for_its_drain(overlay: str, service: str) -> None:
     spec = container(overlay, service)
     pause = int(spec["lifecycle"]["preStop"]["exec"]["command"][1])
     pod = one(overlay, "Deployment", f"headwise-{service}")["spec"]["template"]["spec"]
@@ -201,7 +201,7 @@ def _deploy_texts() -> list[str]:
     return [p.read_text() for folder in folders for p in sorted(folder.rglob("*")) if p.is_file()]
 
 
-def test_autoscalers_ask_for_what_the_adapter_makes_of_declared_metrics() -> None:
+def test_autoscalers_use_metrics_that_the_adapter_derives_from_declared_ones() -> None:
     rules = yaml.safe_load((ROOT / "deploy/prometheus/adapter-rules.yaml").read_text())["rules"]
     offered: set[str] = set()
     for rule in rules:
@@ -218,7 +218,7 @@ def test_autoscalers_ask_for_what_the_adapter_makes_of_declared_metrics() -> Non
 
 
 @pytest.mark.processes
-def test_the_probe_of_a_living_process(tiny_pair: Pair) -> None:
+def test_the_liveness_probe_of_a_running_process(tiny_pair: Pair) -> None:
     for service in tiny_pair:
         with grpc.insecure_channel(service.target) as channel:
             stub = health_pb2_grpc.HealthStub(channel)

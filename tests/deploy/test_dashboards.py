@@ -50,7 +50,7 @@ def schema() -> Path:
 
 
 def _compile(schema: Path, dashboards: dict[str, Any]) -> str:
-    """What the compiler has to say about them."""
+    """Compile the dashboards against Grafana's types, and return what the compiler writes."""
     for name, dashboard in dashboards.items():
         text = 'import type { Dashboard } from "@grafana/schema";\nexport const it: Dashboard = '
         (schema / f"{name}.ts").write_text(text + json.dumps(dashboard) + ";\n")

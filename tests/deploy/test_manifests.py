@@ -1,4 +1,4 @@
-"""What kustomize renders is valid for every version served, and hardened."""
+"""Rendered manifests are valid for every supported Kubernetes version, and hardened."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.deploy.rendered import OVERLAYS, ROOT, one, resources, text_of
 from tests.parts import part_is_missing
 
 _VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
-# of operators' own: their schemas are not among Kubernetes's
+# kinds of operators, whose schemas are not among those of Kubernetes
 _CUSTOM = {
     "BackendTLSPolicy",
     "Certificate",
@@ -34,7 +34,7 @@ def test_every_resource_is_valid(overlay: str, version: str) -> None:
             kubernetes_validate.validate(resource, version, strict=True)
 
 
-def test_strict_validation_would_find_a_misspelt_field() -> None:
+def test_strict_validation_finds_a_misspelt_field() -> None:
     deployment = one("laptop", "Deployment", "headwise-decode")
     deployment["spec"]["template"]["spec"]["enableServiceLink"] = False
     with pytest.raises(kubernetes_validate.ValidationError):
@@ -60,7 +60,7 @@ def test_checkov_finds_nothing_but_the_listed_exceptions(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_pods_are_confined(overlay: str) -> None:
+def test_pods_have_a_restricted_security_context(overlay: str) -> None:
     for resource in resources(overlay):
         if resource["kind"] not in {"Deployment", "StatefulSet", "Job"}:
             continue
@@ -81,7 +81,7 @@ def test_pods_are_confined(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_workload_has_what_keeps_it_up(overlay: str) -> None:
+def test_every_workload_has_its_policies_and_is_spread_over_nodes(overlay: str) -> None:
     kinds = {(r["kind"], r["metadata"]["name"]) for r in resources(overlay)}
     for name in ("headwise-prefill", "headwise-decode"):
         for kind in (
@@ -98,9 +98,7 @@ def test_every_workload_has_what_keeps_it_up(overlay: str) -> None:
         assert keys == ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]
 
 
-def test_whoever_speaks_to_a_private_port_in_production_has_a_certificate_of_its_authority() -> (
-    None
-):
+def test_every_client_of_a_tls_port_in_production_has_a_certificate_of_its_authority() -> None:
     issued = {
         r["spec"]["secretName"]: r["spec"]["issuerRef"]["name"]
         for r in resources("production")

@@ -1,4 +1,4 @@
-"""The production overlay's Valkey, run as its pods would run it: six nodes that speak TLS alone."""
+"""The production overlay's Valkey, run with the commands of its pods: six nodes, TLS alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NAMES = [f"headwise-valkey-{number}" for number in range(6)]
 _PASSWORD = "valkey-password-5af210"
 _CACHE, _ = two_layers("float16")
 _KEY = ContentKey.of(_CACHE.fingerprint, "overlay")
-# of Valkey 9.1 alone
+# a setting that Valkey has since 9.1
 _NEWER = "tls-auto-reload-interval"
 
 
@@ -41,7 +41,7 @@ def _pod(kind: str, name: str) -> dict[str, Any]:
 
 
 def _files() -> dict[str, str]:
-    """What the nodes find in /etc/valkey."""
+    """The files that the nodes have in /etc/valkey, by name."""
     volumes = {
         volume["name"]: volume for volume in _pod("StatefulSet", "headwise-valkey")["volumes"]
     }
@@ -73,7 +73,7 @@ class Machine:
             (folder / "etc/valkey" / name).write_text(self.here("\n".join(lines) + "\n"))
 
     def here(self, text: str) -> str:
-        """A pod's paths and addresses are this machine's."""
+        """The text of a pod, with paths and addresses of this machine."""
         for name in ("/etc/valkey", "/tls/", "/auth/"):
             text = text.replace(name, f"{self._folder}{name}")
         text = text.replace('"$POD_NAME.headwise-valkey"', "localhost --tls-port $PORT --dir $DATA")
@@ -93,7 +93,7 @@ class Machine:
 
     @contextlib.contextmanager
     def node(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
-        """What the StatefulSet's container runs."""
+        """A process with the command of the StatefulSet's container."""
         home = self._folder / name
         home.mkdir()
         [only] = _pod("StatefulSet", "headwise-valkey")["containers"]
@@ -113,7 +113,7 @@ class Machine:
             process.wait(10)
 
     def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        """What a job or a probe runs."""
+        """Run the command of a job or a probe, and return its result."""
         functions = "\n".join(f"{name}) echo {port};;" for name, port in self.ports.items())
         script = f"port() {{ case $1 in {functions} esac; }}; export -f port; {shlex.join(command)}"
         return subprocess.run(
@@ -141,7 +141,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def nodes(
     authority: Authority, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Machine, list[subprocess.Popen[bytes]]]]:
-    """The six, not yet joined."""
+    """Six running nodes that have not joined a cluster yet."""
     machine = Machine(tmp_path_factory.mktemp("valkey"), authority)
     with contextlib.ExitStack() as stack:
         processes = [stack.enter_context(machine.node(name)) for name in _NAMES]
@@ -200,7 +200,7 @@ def test_the_job_joins_the_nodes_and_prefill_keeps_caches_in_them(
     assert _PASSWORD not in logs + done.stdout + done.stderr
 
 
-def test_nobody_is_let_in_without_certificate_and_password(
+def test_a_client_without_certificate_or_password_is_refused(
     nodes: tuple[Machine, list[subprocess.Popen[bytes]]], tmp_path: Path
 ) -> None:
     machine, _ = nodes
@@ -215,7 +215,7 @@ def test_nobody_is_let_in_without_certificate_and_password(
         assert "(integer)" not in ended.stdout
 
 
-def test_the_valkey_of_the_overlay_knows_what_older_ones_do_not(tmp_path: Path) -> None:
+def test_the_valkey_of_the_overlay_has_settings_that_older_ones_lack(tmp_path: Path) -> None:
     [line] = [line for line in _files()["valkey.conf"].splitlines() if line.startswith(_NEWER)]
     name, value = line.split()
     with running_valkey(tmp_path, f"--{name}", value) as server:

@@ -1,4 +1,4 @@
-"""Export of spans to an OpenTelemetry collector, configured by OpenTelemetry's own variables.
+"""Export of spans by OTLP over gRPC, configured by OpenTelemetry's own variables.
 
 `OTEL_EXPORTER_OTLP_ENDPOINT` (or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`) names the collector and
 turns the export on; `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG` choose the traced share.
