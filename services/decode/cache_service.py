@@ -1,4 +1,4 @@
-"""Stored caches belong to prefill: what clients ask about them is passed on."""
+"""Decode's CacheService: requests about stored caches are forwarded to prefill."""
 
 from __future__ import annotations
 
@@ -11,52 +11,43 @@ from headwise.v1 import store_pb2, store_pb2_grpc
 from services.decode.link.prefill_source import PrefillSource
 from services.decode.memory.resident_caches import Contexts
 from services.runtime.security.identity import current_namespace
+from services.runtime.serving.handles import Handle
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class CacheForwarder(store_pb2_grpc.CacheServiceServicer):
-    """Implements headwise.v1.CacheService, but for FetchCache, by asking prefill."""
+    """Implements headwise.v1.CacheService, except FetchCache, by calls to prefill."""
 
     def __init__(self, source: PrefillSource, contexts: Contexts) -> None:
-        self._source = source
+        self._calls = source.stored_caches
         self._contexts = contexts
 
     async def KeepCache(  # noqa: N802
         self, request: store_pb2.KeepCacheRequest, context: _Context
     ) -> store_pb2.KeepCacheResponse:
-        answer: store_pb2.KeepCacheResponse = await self._pass_on("KeepCache", request, context)
-        return answer
+        return await self._calls.keep(request, current_namespace(), context.time_remaining())
 
     async def DescribeCache(  # noqa: N802
         self, request: store_pb2.DescribeCacheRequest, context: _Context
     ) -> store_pb2.DescribeCacheResponse:
-        answer: store_pb2.DescribeCacheResponse = await self._pass_on(
-            "DescribeCache", request, context
-        )
-        return answer
+        return await self._calls.describe(request, current_namespace(), context.time_remaining())
 
     async def RenewLease(  # noqa: N802
         self, request: store_pb2.RenewLeaseRequest, context: _Context
     ) -> store_pb2.RenewLeaseResponse:
-        answer: store_pb2.RenewLeaseResponse = await self._pass_on("RenewLease", request, context)
-        return answer
+        return await self._calls.renew(request, current_namespace(), context.time_remaining())
 
     async def ReleaseLease(  # noqa: N802
         self, request: store_pb2.ReleaseLeaseRequest, context: _Context
     ) -> store_pb2.ReleaseLeaseResponse:
-        answer: store_pb2.ReleaseLeaseResponse = await self._pass_on(
-            "ReleaseLease", request, context
-        )
-        # another lease may still run; who asks by that one has it fetched again
-        self._contexts.release((current_namespace(), request.handle.partition(".")[0]))
+        namespace = current_namespace()
+        answer = await self._calls.release(request, namespace, context.time_remaining())
+        # if another lease on the cache still runs, the next request with it fetches the cache again
+        self._contexts.release((namespace, Handle.parse(request.handle).digest))
         return answer
 
     async def FetchCache(  # noqa: N802
         self, request: store_pb2.FetchCacheRequest, context: _Context
     ) -> None:
         raise NotSupported("decode sends no caches: ask prefill", "ASK_PREFILL")
-
-    async def _pass_on(self, method: str, request: Any, context: _Context) -> Any:
-        namespace, timeout = current_namespace(), context.time_remaining()
-        return await self._source.ask(method, request, namespace, timeout)

@@ -112,8 +112,8 @@ class GenerateCall:
             message = "cache_handle: a session cannot begin again on a stored cache"
             raise InvalidRequest(message, "HANDLE_ON_SESSION", {"field": "cache_handle"})
         request = store_pb2.DescribeCacheRequest(handle=handle)
-        answer: store_pb2.DescribeCacheResponse = await self._parts.source.ask(
-            "DescribeCache", request, self._namespace, self._context.time_remaining()
+        answer = await self._parts.source.stored_caches.describe(
+            request, self._namespace, self._context.time_remaining()
         )
         return answer.cache
 

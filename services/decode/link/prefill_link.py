@@ -1,4 +1,4 @@
-"""The channel to prefill, opened anew when its certificates change."""
+"""The channel to prefill, opened again when its certificates change."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from services.runtime.process.logs import request_id
 from services.runtime.process.serve_error import ServeError
 from services.runtime.process.watched_files import WatchedFiles
 
-# a channel with old certificates is closed when its calls have ended, at the latest after this
+# the longest that calls on a channel with old certificates may run before it is closed
 _OLD_CHANNEL_SECONDS = 600.0
 
 
 class PrefillLink:
-    """Used on the event loop alone. Raises `ServeError` for files that cannot be used."""
+    """A connection to prefill, for use on the event loop.
+
+    Raises `ServeError` for a certificate or token file that cannot be used.
+    """
 
     def __init__(self, target: str, options: LinkOptions) -> None:
         self._target = target
@@ -33,7 +36,7 @@ class PrefillLink:
 
     @property
     def channel(self) -> grpc.aio.Channel:
-        """For one call; the next may need another."""
+        """The channel for one call; a later call may get another one."""
         current = self._tls.current() if self._tls else None
         if current is not self._connection.credentials:
             closing = asyncio.create_task(self._channel.close(_OLD_CHANNEL_SECONDS))
@@ -44,12 +47,12 @@ class PrefillLink:
         return self._channel
 
     def metadata(self, tenant: str = "") -> Metadata:
-        """Who is asking, for whom, and in which request's course."""
+        """Return decode's token, the request id, the trace and the tenant as gRPC metadata."""
         pairs = (*self._connection.metadata(request_id.get()), *outgoing())
         return (*pairs, (TENANT_KEY, tenant)) if tenant else pairs
 
     async def close(self) -> None:
-        """Running calls are cancelled."""
+        """Close all channels; running calls are cancelled."""
         for closing in self._closing:
             closing.cancel()
         await self._channel.close()
@@ -81,15 +84,15 @@ def _token(options: LinkOptions) -> WatchedFiles[str] | None:
 
 
 def _tls(options: LinkOptions) -> WatchedFiles[grpc.ChannelCredentials] | None:
-    own = options.prefill_certificate, options.prefill_key
-    if bool(own[0]) != bool(own[1]):
+    certificate, key = options.prefill_certificate, options.prefill_key
+    if bool(certificate) != bool(key):
         raise ServeError("--prefill-certificate and --prefill-key belong together: give both")
     if not options.prefill_ca:
-        if own[0]:
+        if certificate:
             raise ServeError("--prefill-certificate needs --prefill-ca")
         return None
-    tls = Tls(options.prefill_ca, own[0] or None, own[1] or None)
-    names = [name for name in (options.prefill_ca, *own) if name]
+    tls = Tls(options.prefill_ca, certificate or None, key or None)
+    names = [name for name in (options.prefill_ca, certificate, key) if name]
     try:
         return WatchedFiles([pathlib.Path(name) for name in names], tls.credentials)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Puts one arriving cache together, message by message."""
+"""Assembles one arriving cache from the messages of its stream."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from services.runtime.serving.wire_watch import WireWatch
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ExpectedTokens:
-    """What a cache must be one of; of a stored one the tokens themselves are not known here."""
+    """Token count, and digest if known, that the header of an arriving cache must state.
+
+    The tokens of a stored cache are not known to decode; its digest is None.
+    """
 
     tokens: int
     token_digest: str | None
@@ -33,14 +36,16 @@ class ExpectedTokens:
 
 
 class Reception:
-    """Checks the messages of a Prefill stream and fills `pages` layer by layer.
+    """Checks the messages of a cache stream and fills `pages` layer by layer.
 
-    What was filled may be used once `complete`: not before the trailer has agreed.
+    The pages may be used once `complete` is true, which the stream's trailer decides.
     """
 
-    def __init__(self, decoder: CacheDecoder, wanted: ExpectedTokens, pages: SequencePages) -> None:
+    def __init__(
+        self, decoder: CacheDecoder, expected: ExpectedTokens, pages: SequencePages
+    ) -> None:
         self._decoder = decoder
-        self._wanted = wanted
+        self._expected = expected
         self._pages = pages
         self._layers = 0
         self._heads: list[Head] = []
@@ -54,7 +59,7 @@ class Reception:
         return self._decoder.complete
 
     def take(self, message: bytes) -> RaggedLayer | None:
-        """The layer that is whole with this message, to be loaded before the next is taken.
+        """Return the layer that this message completes; `load` it before the next message.
 
         Raises `CorruptCache`, `LimitExceeded` or `FingerprintMismatch`.
         """
@@ -72,13 +77,13 @@ class Reception:
         return None
 
     def load(self, layer: RaggedLayer) -> None:
-        """Put the next layer into the pages, which have been promised."""
+        """Copy the next layer into the pages, which must be reserved."""
         self._pages.load(self._layers, layer)
         self._heads += heads_of(self._layers, layer)
         self._layers += 1
 
     def finish(self) -> TransferReport:
-        """What arrived. Raises `CorruptCache` if the trailer has not."""
+        """Return the report of the transfer. Raises `CorruptCache` without a trailer."""
         self._decoder.finish()
         seconds = time.perf_counter() - (self._began or 0.0)
         policy = recorded_policy(self._decoder.header.fingerprint)
@@ -94,11 +99,11 @@ class Reception:
         frame = frame_from_proto(message)
         layer = self._decoder.feed(frame)
         if frame.kind is FrameKind.HEADER:
-            # before any layer: what the layers may claim is bounded by the header's tokens
+            # checked before any layer: the header's token count bounds the size of the layers
             self._require_tokens(self._decoder.header)
         return layer
 
     def _require_tokens(self, header: CacheHeader) -> None:
-        same = self._wanted.token_digest in (None, header.fingerprint.token_digest)
-        if header.tokens != self._wanted.tokens or not same:
+        same = self._expected.token_digest in (None, header.fingerprint.token_digest)
+        if header.tokens != self._expected.tokens or not same:
             raise CorruptCache("the cache is one of other tokens than were asked for")
