@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from services.commands.eval_options import EvalOptions, eval_options
 from services.runtime.process.configuration import build, options_of
 from services.runtime.process.options import ModelOptions
 
@@ -22,83 +23,11 @@ if TYPE_CHECKING:
     from services.evaluation.settings import Setting
     from services.evaluation.summary import Summary
 
-_READ = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
-_PARTS = ("forced", "needles", "ruler", "conversation", "long")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class EvalOptions:
-    """The measurements to take, and the folder for them."""
-
-    policies: tuple[str, ...]
-    settings_file: pathlib.Path | None
-    parts: tuple[str, ...]
-    quick: bool
-    contexts: tuple[int, ...]
-    passages: int
-    text_file: pathlib.Path | None
-    out: pathlib.Path
-
-    @property
-    def written(self) -> list[str]:
-        """The settings as the user wrote them; the full cache and the presets by default."""
-        lines = self.settings_file.read_text().splitlines() if self.settings_file else []
-        return [*self.policies, *lines] or ["full", "quality", "balanced", "small"]
-
 
 @click.command("eval")
-@click.option(
-    "--policy",
-    "policies",
-    multiple=True,
-    help="Setting to measure, as POLICY:NAME=VALUE,NAME=VALUE; repeatable.",
-)
-@click.option("--settings", "settings_file", type=_READ, help="File with one setting per line.")
-@click.option(
-    "--part",
-    "parts",
-    multiple=True,
-    type=click.Choice(_PARTS),
-    help="Part to measure; repeatable. All parts by default.",
-)
-@click.option(
-    "--quick", is_flag=True, help="Take few and short texts, for a run of minutes instead of hours."
-)
-@click.option(
-    "--context",
-    "contexts",
-    multiple=True,
-    type=click.IntRange(16),
-    help="Tokens of the prompts of the part forced; repeatable.",
-)
-@click.option(
-    "--passages",
-    default=0,
-    type=click.IntRange(0),
-    help="Number of texts of each kind; 0 for all.",
-)
-@click.option(
-    "--text", "text_file", type=_READ, help="Text file to use instead of Python's manual."
-)
-@click.option(
-    "--out",
-    default="evaluation",
-    show_default=True,
-    type=click.Path(file_okay=False, path_type=pathlib.Path),
-    help="Folder for cells.jsonl, report.html and figures.json.",
-)
+@eval_options
 @options_of(ModelOptions)
-def evaluate_policies(
-    policies: tuple[str, ...],
-    settings_file: pathlib.Path | None,
-    parts: tuple[str, ...],
-    quick: bool,
-    contexts: tuple[int, ...],
-    passages: int,
-    text_file: pathlib.Path | None,
-    out: pathlib.Path,
-    **values: object,
-) -> None:
+def evaluate_policies(options: EvalOptions, **values: object) -> None:
     """Measure the cost of policies: quality on several kinds of text, bytes, and time.
 
     Every finished measurement is a line of OUT/cells.jsonl. Run again after an interruption, the
@@ -107,9 +36,6 @@ def evaluate_policies(
     from kvstore.errors import KVStoreError
     from services.runtime.model.model_errors import ModelError
 
-    options = EvalOptions(
-        policies, settings_file, parts or _PARTS, quick, contexts, passages, text_file, out
-    )
     try:
         _run(options, build(ModelOptions, values))
     except (ModelError, KVStoreError, OSError, UnicodeError) as error:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import pathlib
 from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from services.commands.tune_options import TuneOptions, tune_options
 from services.runtime.process.configuration import build, options_of
 from services.runtime.process.options import ModelOptions
 
@@ -18,74 +17,11 @@ if TYPE_CHECKING:
     from services.evaluation.settings import Setting
     from services.evaluation.tuning import Family, Trials, Tried
 
-_READ = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TuneOptions:
-    """One of the two bounds, the family of settings, and the texts to measure it on."""
-
-    max_kl: float | None
-    max_bytes: float | None
-    policy: str
-    text_file: pathlib.Path | None
-    context: int
-    fed: int
-    passages: int
-
 
 @click.command()
-@click.option(
-    "--max-kl",
-    type=click.FloatRange(0, min_open=True),
-    help="Largest mean KL divergence per token, in nats.",
-)
-@click.option(
-    "--max-bytes",
-    type=click.FloatRange(0, 1, min_open=True),
-    help="Most bytes of the cache, as a share of the dense cache's.",
-)
-@click.option(
-    "--policy",
-    default="lookback:retrieval_ratio=.1",
-    show_default=True,
-    help="Settings to search: a policy without its recovery or budget, and @CODEC if wanted.",
-)
-@click.option(
-    "--text", "text_file", type=_READ, help="Text file to use instead of Python's manual."
-)
-@click.option(
-    "--context",
-    default=1536,
-    show_default=True,
-    type=click.IntRange(16),
-    help="Tokens of each prompt.",
-)
-@click.option(
-    "--fed",
-    default=128,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Tokens of each text that are predicted after its prompt.",
-)
-@click.option(
-    "--passages",
-    default=3,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Number of texts to measure on.",
-)
+@tune_options
 @options_of(ModelOptions)
-def tune(
-    max_kl: float | None,
-    max_bytes: float | None,
-    policy: str,
-    text_file: pathlib.Path | None,
-    context: int,
-    fed: int,
-    passages: int,
-    **values: object,
-) -> None:
+def tune(options: TuneOptions, **values: object) -> None:
     """Find the smallest cache within --max-kl, or the closest one within --max-bytes.
 
     A setting is measured as it is served: the retention rules are applied while the continuation of
@@ -94,9 +30,8 @@ def tune(
     from kvstore.errors import KVStoreError
     from services.runtime.model.model_errors import ModelError
 
-    if (max_kl is None) == (max_bytes is None):
+    if (options.max_kl is None) == (options.max_bytes is None):
         raise click.UsageError("give either --max-kl or --max-bytes")
-    options = TuneOptions(max_kl, max_bytes, policy, text_file, context, fed, passages)
     try:
         found = _search(options, build(ModelOptions, values))
     except (ModelError, KVStoreError, OSError, UnicodeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,6 +130,16 @@ def test_without_an_endpoint_nothing_is_set_up() -> None:
     before = trace.get_tracer_provider()
     with exported_spans("x", {}):
         assert trace.get_tracer_provider() is before
+
+
+def test_without_the_extra_a_warning_names_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    before = trace.get_tracer_provider()
+    with exported_spans("x", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}):
+        assert trace.get_tracer_provider() is before
+    assert "headwise[tracing]" in caplog.text
 
 
 def test_without_the_api_calls_carry_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
