@@ -29,7 +29,7 @@ $(SERVING): pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 $(READY): $(SERVING)
-	@echo "adding to $(VENV) what development and tests need (once; 400 MB of wheels more, 3.2 GB installed in all)"
+	@echo "adding to $(VENV) what development and tests need (once; 480 MB of wheels more, 3.2 GB installed in all)"
 	$(BIN)/pip install --only-binary :all: -c $(CONSTRAINTS) $(PIP_ARGS) -e '.[serve,eval,redis,mooncake,tracing,dev]'
 	@touch $@
 
