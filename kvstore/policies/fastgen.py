@@ -4,7 +4,7 @@ Source: Ge et al., Model Tells You What to Discard (arXiv 2310.01801). What the 
 is decided so: one rule per KV head, on the mean over its G query heads. Sinks belong to every set
 and count in what it recovers. The floor of recent rows is kept as well but makes no set pass:
 recent rows hold so much of the mass that with them S alone passes in many heads, which then lose
-the rest of the prompt (docs/fidelity.md).
+the rest of the prompt (docs/results/fidelity.md).
 """
 
 from __future__ import annotations

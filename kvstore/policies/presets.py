@@ -19,7 +19,7 @@ class Preset:
     parameters: Mapping[str, object]
 
 
-# what each costs, and of what these were chosen, is in docs/policies.md
+# what each costs, and of what these were chosen, is in docs/results/policies.md
 PRESETS = (
     Preset("quality", "lookback", {"budget": 0.45, "retrieval_ratio": 0.12}),
     Preset("balanced", "lookback", {"budget": 0.3, "retrieval_ratio": 0.1}),
