@@ -47,19 +47,24 @@ def pages() -> dict[str, str]:
 
 def commands_page() -> str:
     """Every command of `headwise` with every option."""
-    from services.commands import command_line
-
     parts = [
         NOTE,
         "# Commands and options\n",
         "The options of `prefill` and `decode` are environment variables too: a flag wins over "
-        "its `HEADWISE_…` variable, which wins over the default. Show what is in force, and where "
-        "each value comes from:\n",
+        "its `HEADWISE_…` variable, that over a configuration file in TOML or YAML, and that over "
+        "the default. Show what is in force, and where each value comes from:\n",
         "```console\n$ headwise decode --print-config\n```\n",
     ]
-    for path, command in _commands("headwise", command_line):
+    for path, command in commands():
         parts += _command_section(path, command)
     return "\n".join(parts)
+
+
+def commands() -> list[tuple[str, click.Command]]:
+    """Every command with its whole name, such as `headwise cache keep`."""
+    from services.commands import command_line
+
+    return list(_commands("headwise", command_line))
 
 
 def _commands(path: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
@@ -171,10 +176,13 @@ def _collect(tree: ast.AST, classes: set[str], found: dict[str, set[str]]) -> No
             name = getattr(node.func, "id", getattr(node.func, "attr", ""))
             for reason in _reasons(node.args[1:]):
                 kinds = {makers.get(name, name)} & classes
-                found[reason] |= {"NotFound"} if reason.startswith(_GONE) and not kinds else kinds
-        elif isinstance(node, ast.Tuple) and isinstance(node.elts[0] if node.elts else 0, ast.Name):
-            for reason in _reasons(node.elts[1:]):
-                found[reason] |= {typing.cast(ast.Name, node.elts[0]).id} & classes
+                kinds |= {"NotFound"} if reason.startswith(_GONE) else set()
+                if kinds or reason in MEANINGS:
+                    found[reason] |= kinds
+        elif isinstance(node, ast.Tuple):
+            for kind in {getattr(element, "id", "") for element in node.elts[:1]} & classes:
+                for reason in _reasons(node.elts[1:]):
+                    found[reason].add(kind)
 
 
 def _makers(tree: ast.AST, classes: set[str]) -> dict[str, str]:
@@ -268,7 +276,7 @@ def client_page() -> str:
         '```python\nfrom headwise import Client\n\nwith Client("127.0.0.1:7080") as client:\n'
         '    print(client.generate("The capital of France is", max_tokens=8).text())\n```\n',
     ]
-    errors = set(vars(headwise)[n] for n in headwise.__all__ if _is_error(vars(headwise)[n]))
+    errors = {vars(headwise)[n] for n in headwise.__all__ if _is_error(vars(headwise)[n])}
     calls: list[typing.Any] = [headwise.Client, Generation, CacheCalls, SessionCalls]
     calls += [headwise.AsyncClient, AsyncGeneration, AsyncCacheCalls, AsyncSessionCalls]
     public = [vars(headwise)[name] for name in headwise.__all__]
