@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import enum
 import inspect
+import json
 import pathlib
 import re
 import sys
@@ -308,7 +309,7 @@ def _class_section(kind: type) -> list[str]:
 
 def _declaration(kind: type) -> str:
     if issubclass(kind, enum.Enum):
-        members = "\n".join(f"    {m.name} = {m.value!r}" for m in kind)
+        members = "\n".join(f"    {m.name} = {_value(m.value)}" for m in kind)
         return f"class {kind.__name__}:\n{members}"
     if typing.is_typeddict(kind):
         fields = "\n".join(f"    {n}: {_type(t)}" for n, t in kind.__annotations__.items())
@@ -344,6 +345,8 @@ def _type(annotation: object) -> str:
 
 
 def _value(value: object) -> str:
+    if isinstance(value, str):
+        return json.dumps(str(value))
     return "…" if type(value).__name__ == "_HAS_DEFAULT_FACTORY_CLASS" else repr(value)
 
 
