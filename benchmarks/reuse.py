@@ -66,7 +66,7 @@ def reuse(
         prefilled = [
             first_token_seconds(client, document + question) for _ in range(options.prefills)
         ]
-        stored = client.caches.keep(document, keep_for_seconds=3600)
+        stored = client.caches.keep(document, ttl_seconds=3600)
         fetched = [
             first_token_seconds(client, question, cache_handle=stored.handle)
             for _ in range(options.rounds)

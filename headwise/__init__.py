@@ -1,4 +1,4 @@
-"""Client for Headwise, a KV cache service for LLM serving. Needs no torch.
+"""Client for Headwise, a KV cache service for LLM serving; it does not need torch.
 
 >>> from headwise import Client
 >>> with Client("localhost:7080") as client:
@@ -8,6 +8,7 @@
 
 from headwise.async_client import AsyncClient
 from headwise.client import Client
+from headwise.descriptions import ServiceDescription
 from headwise.errors import (
     Cancelled,
     CorruptStream,
@@ -63,6 +64,7 @@ __all__ = [
     "Refused",
     "Result",
     "Sampling",
+    "ServiceDescription",
     "SessionInfo",
     "StoredCache",
     "Timings",

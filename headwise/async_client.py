@@ -1,4 +1,4 @@
-"""The asyncio client; the same calls as `headwise.client`, awaited."""
+"""The client for asyncio; the calls of `headwise.client` as coroutines."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import grpc
 
 from headwise.caches import AsyncCacheCalls
 from headwise.connection import Connection, Token
+from headwise.descriptions import ServiceDescription, description_from_proto
 from headwise.errors import Cancelled, InternalError, from_rpc_error
 from headwise.reading import messages
 from headwise.requests import GenerateOptions, Prompt, generate_request
@@ -33,7 +34,7 @@ class AsyncGeneration:
     async def __aiter__(self) -> AsyncIterator[Delta]:
         try:
             async for response in messages(self._call):
-                # a newer server's answer may have parts that say nothing to this client
+                # parts that only a newer client knows are passed over
                 match response.WhichOneof("part"):
                     case "result":
                         result = result_from_proto(response.result)
@@ -52,11 +53,11 @@ class AsyncGeneration:
             self._call.cancel()
 
     async def result(self) -> Result:
-        """How the first answer ended. Reads the rest of the stream if that has not happened yet."""
+        """The first answer's result. Reads the rest of the stream first if need be."""
         return (await self.results())[0]
 
     async def results(self) -> tuple[Result, ...]:
-        """How every answer ended, by index; likewise."""
+        """Results of all answers, by index. Reads the rest of the stream first if need be."""
         if not self._results:
             async for _ in self:
                 pass
@@ -65,18 +66,18 @@ class AsyncGeneration:
         return tuple(self._results[index] for index in sorted(self._results))
 
     async def text(self) -> str:
-        """The whole remaining text of the first answer."""
+        """Return the remaining text of the first answer."""
         return "".join([delta.text async for delta in self if delta.index == 0])
 
     def cancel(self) -> None:
-        """Stop the generation; harmless when it has ended."""
+        """Stop the generation; does nothing if it has ended."""
         self._call.cancel()
 
 
 class AsyncClient:
     """Generates text through a Headwise decode service at `target` ("host:port").
 
-    See `headwise.Client` for what the arguments mean.
+    The arguments are those of `headwise.Client`.
     """
 
     def __init__(
@@ -113,10 +114,8 @@ class AsyncClient:
             call.add_done_callback(lambda ended: _end_span(ended, end))
         return AsyncGeneration(call)
 
-    async def describe(
-        self, timeout_seconds: float | None = 10.0
-    ) -> decode_pb2.DecodeServiceDescribeResponse:
-        """What the service serves, and within which limits."""
+    async def describe(self, timeout_seconds: float | None = 10.0) -> ServiceDescription:
+        """Describe the service: its model, policies, limits and versions."""
         try:
             response: decode_pb2.DecodeServiceDescribeResponse = await self._stub.Describe(
                 decode_pb2.DecodeServiceDescribeRequest(),
@@ -125,10 +124,10 @@ class AsyncClient:
             )
         except grpc.RpcError as rpc_error:
             raise from_rpc_error(rpc_error) from rpc_error
-        return response
+        return description_from_proto(response)
 
     async def close(self) -> None:
-        """Close the channel; running generations are cancelled."""
+        """Close the channel. Running generations are cancelled."""
         await self._channel.close()
 
     async def __aenter__(self) -> Self:
@@ -144,6 +143,6 @@ class AsyncClient:
 
 
 def _end_span(call: Any, end: Callable[[str], None]) -> None:
-    """An ended call has its status at hand, but only to await."""
+    """Call `end` with the name of an ended call's status, which can only be awaited."""
     code: asyncio.Task[grpc.StatusCode] = asyncio.ensure_future(call.code())
     code.add_done_callback(lambda ended: end(ended.result().name))

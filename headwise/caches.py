@@ -1,14 +1,15 @@
-"""Stored caches, from the client's side."""
+"""Calls of a client that keep, describe, renew and release stored caches."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypedDict, TypeVar, Unpack, cast
 
 import grpc
 
 from headwise.connection import Connection, Metadata
 from headwise.errors import from_rpc_error
+from headwise.former_names import LEASE, renamed
 from headwise.requests import Policy, Prompt, keep_request
 from headwise.results import StoredCache, stored_from_proto
 from headwise.v1 import store_pb2, store_pb2_grpc
@@ -17,10 +18,16 @@ _Response = TypeVar("_Response")
 _TIMEOUT_SECONDS = 10.0
 
 
-class CacheCalls:
-    """Stored caches are what `generate(..., cache_handle=...)` goes on from.
+class LeaseOptions(TypedDict, total=False):
+    """Keywords of `keep` that concern the lease: `ttl_seconds`, more than 0."""
 
-    Of one that is gone every method raises `NotFound`, whose reason tells why.
+    ttl_seconds: float
+
+
+class CacheCalls:
+    """Calls for stored caches, whose handles `generate(..., cache_handle=...)` takes.
+
+    Every method raises `NotFound` for a cache that is gone; the error's reason says why.
     """
 
     def __init__(self, stub: store_pb2_grpc.CacheServiceStub, connection: Connection) -> None:
@@ -31,31 +38,32 @@ class CacheCalls:
         self,
         context: Prompt,
         *,
-        keep_for_seconds: float,
         policy: Policy | str = "",
         codec: str = "",
         timeout_seconds: float | None = None,
+        **lease: Unpack[LeaseOptions],
     ) -> StoredCache:
-        """Prefill a document or the messages a conversation begins with, and keep the cache.
+        """Prefill a document, or the first messages of a conversation, and keep the cache.
 
-        What will be asked about it is not known yet: the policy `full` forgets nothing. Raises
-        `Overloaded` if no store has room.
+        `ttl_seconds`, required: how long the lease runs unless it is renewed. Later questions are
+        unknown at this point; the policy `full` keeps every row. Raises `Overloaded` if no tier has
+        room.
         """
-        request = keep_request(context, policy, codec, keep_for_seconds)
+        request = keep_request(context, policy, codec, _ttl_seconds(lease))
         return self._ask(self._stub.KeepCache, request, timeout_seconds)
 
     def describe(self, handle: str) -> StoredCache:
-        """What a handle or a content key stands for. Looking does not keep it longer."""
+        """Describe the cache of a handle or a content key. The lease is not renewed."""
         request = store_pb2.DescribeCacheRequest(handle=handle)
         return self._ask(self._stub.DescribeCache, request)
 
-    def renew(self, handle: str, keep_for_seconds: float = 0.0) -> StoredCache:
-        """Let the lease run for so long from now; 0 for as long as at first."""
-        request = store_pb2.RenewLeaseRequest(handle=handle, keep_for_seconds=keep_for_seconds)
+    def renew(self, handle: str, ttl_seconds: float = 0.0) -> StoredCache:
+        """Let the lease run for `ttl_seconds` from this moment; 0 means its first TTL."""
+        request = store_pb2.RenewLeaseRequest(handle=handle, keep_for_seconds=ttl_seconds)
         return self._ask(self._stub.RenewLease, request)
 
     def release(self, handle: str) -> None:
-        """End the lease; with the last one the cache's memory is given back."""
+        """End the lease. When the last lease of a cache ends, the cache's memory is freed."""
         request = store_pb2.ReleaseLeaseRequest(handle=handle)
         _call(self._stub.ReleaseLease, request, _TIMEOUT_SECONDS, self._connection.metadata())
 
@@ -71,7 +79,7 @@ class CacheCalls:
 
 
 class AsyncCacheCalls:
-    """As `CacheCalls`, to be awaited."""
+    """The calls of `CacheCalls`, as coroutines."""
 
     def __init__(self, stub: store_pb2_grpc.CacheServiceStub, connection: Connection) -> None:
         self._stub: Any = stub
@@ -81,23 +89,27 @@ class AsyncCacheCalls:
         self,
         context: Prompt,
         *,
-        keep_for_seconds: float,
         policy: Policy | str = "",
         codec: str = "",
         timeout_seconds: float | None = None,
+        **lease: Unpack[LeaseOptions],
     ) -> StoredCache:
-        request = keep_request(context, policy, codec, keep_for_seconds)
+        """Prefill and keep a cache; see `CacheCalls.keep`."""
+        request = keep_request(context, policy, codec, _ttl_seconds(lease))
         return await self._ask(self._stub.KeepCache, request, timeout_seconds)
 
     async def describe(self, handle: str) -> StoredCache:
+        """Describe a cache; see `CacheCalls.describe`."""
         request = store_pb2.DescribeCacheRequest(handle=handle)
         return await self._ask(self._stub.DescribeCache, request)
 
-    async def renew(self, handle: str, keep_for_seconds: float = 0.0) -> StoredCache:
-        request = store_pb2.RenewLeaseRequest(handle=handle, keep_for_seconds=keep_for_seconds)
+    async def renew(self, handle: str, ttl_seconds: float = 0.0) -> StoredCache:
+        """Renew a lease; see `CacheCalls.renew`."""
+        request = store_pb2.RenewLeaseRequest(handle=handle, keep_for_seconds=ttl_seconds)
         return await self._ask(self._stub.RenewLease, request)
 
     async def release(self, handle: str) -> None:
+        """End a lease; see `CacheCalls.release`."""
         request = store_pb2.ReleaseLeaseRequest(handle=handle)
         await _await(
             self._stub.ReleaseLease, request, _TIMEOUT_SECONDS, self._connection.metadata()
@@ -111,6 +123,17 @@ class AsyncCacheCalls:
     ) -> StoredCache:
         answer = await _await(method, request, timeout_seconds, self._connection.metadata())
         return stored_from_proto(answer.cache)
+
+
+def _ttl_seconds(lease: LeaseOptions) -> float:
+    """Return the TTL. Raises `TypeError` for an unknown keyword, or if there is no TTL."""
+    options = renamed(cast(Mapping[str, Any], lease), LEASE)
+    unknown = options.keys() - LeaseOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"keep() got an unexpected keyword argument {min(unknown)!r}")
+    if not options:
+        raise TypeError("keep() needs the keyword argument 'ttl_seconds'")
+    return float(options["ttl_seconds"])
 
 
 def _call(

@@ -1,4 +1,4 @@
-"""Channel options both ends agree on: how a frozen or vanished peer is noticed."""
+"""Options of gRPC channels and servers; they detect a peer that is frozen or gone."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 
 ChannelOptions = tuple[tuple[str, int | str], ...]
 
-# a stopped process still holds its sockets open, so only an unanswered ping tells. Measured with
-# SIGSTOP: noticed after 8.1 s on a quiet connection, after 3 to 5 s while a cache is on its way, a
-# writer that waits for its window included; without ping_timeout_ms 27 s were not enough
+# a stopped process keeps its sockets open; an unanswered ping is the only sign. Measured with
+# SIGSTOP: detected after 8.1 s on a quiet connection, after 3 to 5 s during a transfer, also
+# while a writer waits for its window. Without ping_timeout_ms, 27 s were not enough
 _KEEPALIVE: ChannelOptions = (
     ("grpc.keepalive_time_ms", 5_000),
     ("grpc.keepalive_timeout_ms", 3_000),
@@ -17,8 +17,8 @@ _KEEPALIVE: ChannelOptions = (
 )
 
 # the kernel of a stopped process still accepts connections: a first call waited 20 s (the default)
-# for the handshake, with this 5 s. Without the upper bound, a peer that was away for minutes is
-# tried again only two minutes after it is back
+# for the handshake; with this option it waits 5 s. Without the upper bound, a peer that was down
+# for minutes is tried again up to two minutes after its return
 _RECONNECT: ChannelOptions = (
     ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
@@ -42,16 +42,16 @@ _RETRY = {
 
 
 def channel_options(*, retries: bool) -> ChannelOptions:
-    """Options of a client's channel.
+    """Return the options of a client's channel.
 
-    gRPC itself retries, and only while nothing of the answer has arrived: a generation that has
-    begun is never silently begun again.
+    gRPC retries a call only while nothing of the answer has arrived, so a generation that has begun
+    is never repeated silently.
     """
     policy = (("grpc.service_config", json.dumps(_RETRY)),) if retries else ()
     return (
         *_KEEPALIVE,
         *_RECONNECT,
-        # over all addresses of a name: behind a headless Service each pod is one
+        # calls alternate between all addresses of a name: a headless Service has one per pod
         ("grpc.lb_policy_name", "round_robin"),
         ("grpc.enable_retries", int(retries)),
         *policy,
@@ -59,7 +59,7 @@ def channel_options(*, retries: bool) -> ChannelOptions:
 
 
 def server_options() -> ChannelOptions:
-    """Options of a server: it pings its clients too, and takes their pings every 5 s or slower."""
+    """Return the options of a server, which pings clients and accepts a ping every 5 s."""
     return (
         *_KEEPALIVE,
         ("grpc.keepalive_permit_without_calls", 1),

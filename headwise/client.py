@@ -1,4 +1,4 @@
-"""The synchronous client."""
+"""The client with blocking calls."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import grpc
 
 from headwise.caches import CacheCalls
 from headwise.connection import Connection, Token
+from headwise.descriptions import ServiceDescription, description_from_proto
 from headwise.errors import InternalError, from_rpc_error
 from headwise.requests import GenerateOptions, Prompt, generate_request
 from headwise.results import Delta, Result, delta_from_proto, result_from_proto
@@ -24,7 +25,7 @@ _GENERATE = "headwise.v1.DecodeService/Generate"
 class Generation:
     """A running generation: iterate over its deltas, then read `result`.
 
-    Leaving early (`cancel`, or the `with` block's end) stops the work in both services.
+    `cancel`, or the end of a `with` block, stops the work in both services.
     """
 
     def __init__(self, call: Any) -> None:
@@ -34,7 +35,7 @@ class Generation:
     def __iter__(self) -> Iterator[Delta]:
         try:
             for response in self._call:
-                # a newer server's answer may have parts that say nothing to this client
+                # parts that only a newer client knows are passed over
                 match response.WhichOneof("part"):
                     case "result":
                         result = result_from_proto(response.result)
@@ -48,12 +49,12 @@ class Generation:
 
     @property
     def result(self) -> Result:
-        """How the first answer ended. Reads the rest of the stream if that has not happened yet."""
+        """The first answer's result. Reads the rest of the stream first if need be."""
         return self.results[0]
 
     @property
     def results(self) -> tuple[Result, ...]:
-        """How every answer ended, by index; likewise."""
+        """Results of all answers, by index. Reads the rest of the stream first if need be."""
         if not self._results:
             for _ in self:
                 pass
@@ -62,11 +63,11 @@ class Generation:
         return tuple(self._results[index] for index in sorted(self._results))
 
     def text(self) -> str:
-        """The whole remaining text of the first answer."""
+        """Return the remaining text of the first answer."""
         return "".join(delta.text for delta in self if delta.index == 0)
 
     def cancel(self) -> None:
-        """Stop the generation; harmless when it has ended."""
+        """Stop the generation; does nothing if it has ended."""
         self._call.cancel()
 
     def __enter__(self) -> Self:
@@ -84,11 +85,16 @@ class Generation:
 class Client:
     """Generates text through a Headwise decode service at `target` ("host:port").
 
-    Errors are `headwise.errors`. With `retries`, gRPC begins a call again on UNAVAILABLE, up to
-    twice, as long as nothing of the answer has arrived. `tls` makes the channel private, or
-    `credentials` does, for what gRPC has beside TLS; without either it is plain text. `token` says
-    who is calling; a callable is asked before each call. Plain text to another machine takes none.
-    `tenant` is on whose behalf: another tenant's sessions and stored caches are never found.
+    - `tls`, or `credentials` for gRPC's other ways: encrypt the channel; without both, the channel
+      is plain text.
+    - `token`: the bearer token, or a callable that returns one and is called before each call. A
+      token on a plain-text channel to another machine raises `ValueError`.
+    - `retries`: let gRPC repeat a call up to twice on UNAVAILABLE, as long as nothing of the answer
+      has arrived.
+    - `tenant`: the tenant that calls belong to. Sessions and stored caches of other tenants are
+      never found.
+
+    Every call raises the errors of `headwise.errors`.
     """
 
     def __init__(
@@ -116,10 +122,10 @@ class Client:
         request_id: str | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Generation:
-        """Continue `prompt`: text, token ids, or `Message`s put into the model's chat template.
+        """Continue `prompt`: text, token ids, or messages for the model's chat template.
 
-        `timeout_seconds` bounds the whole call, `request_id` names it in the services' logs; the
-        rest is in `GenerateOptions`.
+        `timeout_seconds` limits the whole call. `request_id` names the call in the services' logs.
+        `GenerateOptions` lists the other keywords.
         """
         request = generate_request(prompt, **options)
         traced, end = begin_call(_GENERATE, request_id)
@@ -129,10 +135,8 @@ class Client:
             call.add_done_callback(lambda ended: end(ended.code().name))
         return Generation(call)
 
-    def describe(
-        self, timeout_seconds: float | None = 10.0
-    ) -> decode_pb2.DecodeServiceDescribeResponse:
-        """What the service serves, and within which limits."""
+    def describe(self, timeout_seconds: float | None = 10.0) -> ServiceDescription:
+        """Describe the service: its model, policies, limits and versions."""
         try:
             response: decode_pb2.DecodeServiceDescribeResponse = self._stub.Describe(
                 decode_pb2.DecodeServiceDescribeRequest(),
@@ -141,10 +145,10 @@ class Client:
             )
         except grpc.RpcError as rpc_error:
             raise from_rpc_error(rpc_error) from rpc_error
-        return response
+        return description_from_proto(response)
 
     def close(self) -> None:
-        """Close the channel; running generations are cancelled."""
+        """Close the channel. Running generations are cancelled."""
         self._channel.close()
 
     def __enter__(self) -> Self:

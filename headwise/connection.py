@@ -1,4 +1,4 @@
-"""What a client's calls have in common: a private channel, and who is calling."""
+"""The channel of a client, and the metadata that its calls carry."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import grpc
 from headwise.channel import ChannelOptions, channel_options
 from headwise.tls import Tls
 
-# a token, or what gives one for each call, so that it may be renewed
+# a token, or a callable that returns one for each call, so that tokens can be renewed
 Token = str | Callable[[], str]
 Metadata = tuple[tuple[str, str], ...]
 
 AUTHORIZATION_KEY = "authorization"
 REQUEST_ID_KEY = "x-request-id"
-# on whose behalf a call is made; whoever is authenticated as a tenant may only name that one
+# the tenant that a call belongs to; an authenticated caller may only name its own tenant
 TENANT_KEY = "x-headwise-tenant"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Connection:
-    """Where to, how privately, and as whom; the same for both clients.
+    """Target, encryption and identity of a client's calls.
 
     Raises `ValueError` for a token that would cross a network in plain text.
     """
@@ -38,32 +38,34 @@ class Connection:
     def __post_init__(self) -> None:
         if self.tls is not None and self.credentials is not None:
             raise ValueError("give tls or credentials, not both")
-        plain = self.tls is None and self.credentials is None
-        if self.token is not None and plain and not _is_local(self.target):
+        plain_text = self.tls is None and self.credentials is None
+        if self.token is not None and plain_text and not _is_local(self.target):
             raise ValueError(f"a token would go to {self.target} in plain text: give tls")
 
     def open(self) -> grpc.Channel:
+        """Open a channel for blocking calls."""
         credentials, options = self._credentials(), self._options()
         if credentials is None:
             return grpc.insecure_channel(self.target, options)
         return grpc.secure_channel(self.target, credentials, options)
 
     def open_async(self) -> grpc.aio.Channel:
+        """Open a channel for asyncio."""
         credentials, options = self._credentials(), self._options()
         if credentials is None:
             return grpc.aio.insecure_channel(self.target, options)
         return grpc.aio.secure_channel(self.target, credentials, options)
 
     def metadata(self, request_id: str | None = None) -> Metadata:
-        """What a call carries beside its request.
+        """Return the metadata of one call: token, tenant and request id.
 
-        Raises what a token's callable raises, and `ValueError` for what cannot be a token.
+        Raises whatever the token's callable raises, and `ValueError` for an invalid token.
         """
         pairs: Metadata = ()
         if self.token is not None:
             token = self.token if isinstance(self.token, str) else self.token()
             if not is_token(token):
-                # gRPC would refuse it too, and quote it
+                # gRPC would refuse the token too, and its message would quote the token
                 raise ValueError("the token is not printable ASCII without spaces")
             pairs = ((AUTHORIZATION_KEY, f"Bearer {token}"),)
         if self.tenant:
@@ -81,12 +83,12 @@ class Connection:
 
 
 def is_token(text: str) -> bool:
-    """Whether it could be one: printable ASCII without spaces, and not empty."""
+    """Whether `text` can be a token: printable ASCII without spaces, and not empty."""
     return bool(text) and text.isascii() and text.isprintable() and " " not in text
 
 
 def _is_local(target: str) -> bool:
-    """Whether calls to it stay on this machine."""
+    """Whether calls to the target stay on this machine."""
     if target.startswith("unix:"):
         return True
     host = target.removeprefix("dns:///").rpartition(":")[0].strip("[]")

@@ -1,21 +1,21 @@
 """Typed errors, one class a gRPC status, used both ways: services raise them, clients catch them.
 
     HeadwiseError
-    ├── InvalidRequest     INVALID_ARGUMENT     what was asked is wrong; `field` names it
-    ├── NotFound           NOT_FOUND            nothing here by that name
-    ├── NotSupported       UNIMPLEMENTED        understood, not served
-    ├── Unauthenticated    UNAUTHENTICATED      no token, or one that is not good
-    ├── Forbidden          PERMISSION_DENIED    a good token, for something else
+    ├── InvalidRequest     INVALID_ARGUMENT     a value of the request is invalid; `field` names it
+    ├── NotFound           NOT_FOUND            no session, lease or cache by that name
+    ├── NotSupported       UNIMPLEMENTED        the server does not support the call
+    ├── Unauthenticated    UNAUTHENTICATED      no token, or an invalid one
+    ├── Forbidden          PERMISSION_DENIED    a valid token that does not permit the call
     ├── Refused            FAILED_PRECONDITION  another model, tokenizer, dtype or format
-    ├── Overloaded         RESOURCE_EXHAUSTED   full; `retry_after_seconds` says when to come again
-    ├── CorruptStream      DATA_LOSS            bytes that disagree with their checksums
-    ├── Unavailable        UNAVAILABLE          a service is gone, going or unreachable: retry
-    ├── DeadlineExceeded   DEADLINE_EXCEEDED    the caller's own deadline
-    ├── Cancelled          CANCELLED            the caller went away
-    └── InternalError      INTERNAL             our fault; the log has the rest
+    ├── Overloaded         RESOURCE_EXHAUSTED   no room; `retry_after_seconds` says when to retry
+    ├── CorruptStream      DATA_LOSS            bytes that do not match their checksums
+    ├── Unavailable        UNAVAILABLE          a service is down, draining or unreachable: retry
+    ├── DeadlineExceeded   DEADLINE_EXCEEDED    the caller's deadline has passed
+    ├── Cancelled          CANCELLED            the call was cancelled
+    └── InternalError      INTERNAL             a fault of the service; its log has the details
 
-Every error carries a `reason` in upper case that programs may rely on, and `metadata`.
-On the wire both travel as google.rpc.ErrorInfo beside the status.
+Every error has a `reason` in upper case, which programs may rely on, and `metadata`.
+Both are sent as google.rpc.ErrorInfo beside the status.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _DETAILS_KEY = "grpc-status-details-bin"
 
 
 class HeadwiseError(Exception):
-    """Root of all errors a Headwise call can end in."""
+    """Base class of all errors that a Headwise call can raise."""
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
 
@@ -54,7 +54,7 @@ class HeadwiseError(Exception):
 
     @property
     def field(self) -> str | None:
-        """The dotted name of the request's or fingerprint's field at fault, where there is one."""
+        """The dotted name of the field at fault in the request or fingerprint, if there is one."""
         return self.metadata.get("field")
 
     def __str__(self) -> str:
@@ -62,50 +62,74 @@ class HeadwiseError(Exception):
 
 
 class InvalidRequest(HeadwiseError):
+    """A value of the request is invalid; `field` names it."""
+
     code = grpc.StatusCode.INVALID_ARGUMENT
 
 
 class NotFound(HeadwiseError):
+    """The session, lease or cache does not exist; the reason says why."""
+
     code = grpc.StatusCode.NOT_FOUND
 
 
 class NotSupported(HeadwiseError):
+    """The server does not support the call."""
+
     code = grpc.StatusCode.UNIMPLEMENTED
 
 
 class Unauthenticated(HeadwiseError):
+    """The call has no token, or an invalid one."""
+
     code = grpc.StatusCode.UNAUTHENTICATED
 
 
 class Forbidden(HeadwiseError):
+    """The token is valid and does not permit the call."""
+
     code = grpc.StatusCode.PERMISSION_DENIED
 
 
 class Refused(HeadwiseError):
+    """The call does not fit the state: another model, a busy session, an unread format."""
+
     code = grpc.StatusCode.FAILED_PRECONDITION
 
 
 class Overloaded(HeadwiseError):
+    """The server has no room; `retry_after_seconds` says when to retry."""
+
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 class CorruptStream(HeadwiseError):
+    """Received bytes do not match their checksums."""
+
     code = grpc.StatusCode.DATA_LOSS
 
 
 class Unavailable(HeadwiseError):
+    """A service is down, draining or unreachable; the call can be repeated."""
+
     code = grpc.StatusCode.UNAVAILABLE
 
 
 class DeadlineExceeded(HeadwiseError):
+    """The caller's deadline has passed."""
+
     code = grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 class Cancelled(HeadwiseError):
+    """The call was cancelled."""
+
     code = grpc.StatusCode.CANCELLED
 
 
 class InternalError(HeadwiseError):
+    """A fault of the service; its log has the details."""
+
     code = grpc.StatusCode.INTERNAL
 
 
@@ -115,7 +139,7 @@ BY_CODE: dict[grpc.StatusCode, type[HeadwiseError]] = {
 
 
 def to_trailing_metadata(error: HeadwiseError) -> tuple[tuple[str, bytes], ...]:
-    """The rich status of an error, ready for a server's trailing metadata."""
+    """Return an error's rich status as a server's trailing metadata."""
     status = Status(code=error.code.value[0], message=error.message)
     status.details.add().Pack(
         ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
@@ -128,7 +152,7 @@ def to_trailing_metadata(error: HeadwiseError) -> tuple[tuple[str, bytes], ...]:
 
 
 def from_rpc_error(rpc_error: grpc.RpcError) -> HeadwiseError:
-    """The typed error behind a failed call, whoever raised it."""
+    """Return the typed error of a failed call, blocking or asyncio."""
     # both the sync and the asyncio error offer these three
     code: grpc.StatusCode = rpc_error.code()
     message: str = rpc_error.details() or code.name.lower().replace("_", " ")
@@ -144,7 +168,7 @@ def from_rpc_error(rpc_error: grpc.RpcError) -> HeadwiseError:
             detail.Unpack(retry_info)
             retry = retry_info.retry_delay.ToMilliseconds() / 1000
     if code is grpc.StatusCode.INTERNAL and reason == code.name and "RST_STREAM" in message:
-        # a proxy's way to say that the server behind it has gone; ours would have a reason
+        # a proxy whose server has gone away sends this; a Headwise server would give a reason
         return Unavailable("the connection was lost on the way", "STREAM_RESET")
     return BY_CODE.get(code, HeadwiseError)(message, reason, metadata, retry)
 

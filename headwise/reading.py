@@ -1,4 +1,4 @@
-"""Reading the messages of a call so that leaving early frees everything."""
+"""Reads the messages of a streaming call so that cancellation frees everything."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import grpc
 
 
 async def read_message(call: Any) -> Any:
-    """The next message of a streaming call, or `grpc.aio.EOF`.
+    """Return the next message of a streaming call, or `grpc.aio.EOF`.
 
-    Whoever is cancelled meanwhile cancels the call and sees the read to its end: what a read has
-    received is freed only where it was awaited (grpcio 1.80 parses an operation's outcome after
-    the await), and a message that is not freed holds gRPC's whole receive buffer, up to 64 KiB.
+    If the task is cancelled meanwhile, the call is cancelled and the read is awaited to its end.
+    grpcio 1.80 parses a read's outcome after the await, so a read that is not awaited is never
+    freed, and it holds gRPC's receive buffer of up to 64 KiB.
     """
     reading = asyncio.ensure_future(call.read())
     try:
@@ -22,12 +22,12 @@ async def read_message(call: Any) -> Any:
     except asyncio.CancelledError:
         call.cancel()
         await asyncio.wait((reading,))
-        # looked at, or asyncio reports it as never retrieved
+        # asyncio reports an exception that nothing retrieves
         _ = reading.cancelled() or reading.exception()
         raise
 
 
 async def messages(call: Any) -> AsyncIterator[Any]:
-    """All messages of a streaming call to its end. Raises what the call ended with."""
+    """Yield all messages of a streaming call. Raises the error that the call ended with."""
     while (message := await read_message(call)) is not grpc.aio.EOF:
         yield message

@@ -1,4 +1,4 @@
-"""What a caller says, as plain values, and its form on the wire."""
+"""Arguments of a call as plain values, and their messages on the wire."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any, TypedDict, Unpack, cast
 from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.struct_pb2 import Struct
 
+from headwise.former_names import GENERATE, renamed
 from headwise.v1 import cache_pb2, decode_pb2, store_pb2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation; `role` in the template's words: system, user, assistant."""
+    """One message of a conversation; `role` as the template names it: system, user, assistant."""
 
     role: str
     content: str
@@ -26,7 +27,7 @@ Prompt = str | Sequence[int] | Sequence[Message]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Policy:
-    """How the prompt's cache is compacted: a name the server knows, and its parameters."""
+    """The policy that compacts the prompt's cache: a name that the server knows, and parameters."""
 
     name: str = ""
     parameters: Mapping[str, object] = dataclasses.field(default_factory=dict)
@@ -41,11 +42,11 @@ class Policy:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen. `temperature` 0 is greedy; a 0 elsewhere leaves that out.
+    """Sampling parameters. `temperature` 0 means greedy; any other parameter is off at 0.
 
-    `presence_penalty` and `frequency_penalty` count generated tokens, `repetition_penalty` the
-    prompt's too. `n` answers are made from one prompt, answer i with seed + i. `logprobs` asks for
-    the log-probability of each token and of so many of the likeliest.
+    `presence_penalty` and `frequency_penalty` count generated tokens; `repetition_penalty` counts
+    the prompt's tokens too. `n`: the number of answers to the prompt; answer i uses seed + i.
+    `logprobs`: return the log-probability of each token and of this many of the likeliest tokens.
     """
 
     temperature: float = 0.0
@@ -67,15 +68,20 @@ class Sampling:
 class GenerateOptions(TypedDict, total=False):
     """Keywords of `generate`, the same for both clients.
 
-    `policy`: a name or a `Policy`; absent, the server's default. `codec`: how the kept rows are
-    stored: "model", "fp8", "int8", "int4", or two of these for keys and values, "int8/int4";
-    absent, as the model computes them. `sampling`: absent, greedy.
-    `max_tokens`: absent or 0, the server's default. `stop`: texts that end the answer.
-    `stop_token_ids`: tokens that do, beside the model's own. `ignore_eos`: go on after those.
-    `report_heads`: add what every KV head kept to the result. `session_id`: go on from this
-    session; a chat prompt then has the messages since its last answer. `keep_session_seconds`: keep
-    what was generated as a session, for so long without use. `cache_handle`: the prompt follows
-    this stored cache, see `CacheCalls`.
+    - `policy`: a name or a `Policy`; absent means the server's default.
+    - `codec`: the codec of the kept rows: "model", "fp8", "int8", "int4", or two of these for keys
+      and values, as "int8/int4"; absent means "model", the model's own dtype.
+    - `sampling`: absent means greedy.
+    - `max_tokens`: tokens to generate at most; absent or 0 means the server's default.
+    - `stop`: texts that end the answer; the answer does not contain them.
+    - `stop_token_ids`: tokens that end the answer, besides the model's own end tokens.
+    - `ignore_eos`: continue after the model's end tokens.
+    - `report_heads`: add a report per KV head to the result.
+    - `session_id`: the session to continue; a chat prompt then holds the messages since the
+      session's last answer.
+    - `session_ttl_seconds`: keep prompt and answer as a session for this many seconds without use.
+    - `cache_handle`: the handle or content key of the stored cache that the prompt follows; see
+      `CacheCalls`.
     """
 
     policy: Policy | str
@@ -87,33 +93,39 @@ class GenerateOptions(TypedDict, total=False):
     ignore_eos: bool
     report_heads: bool
     session_id: str
-    keep_session_seconds: float
+    session_ttl_seconds: float
     cache_handle: str
 
 
 def generate_request(
     prompt: Prompt, **options: Unpack[GenerateOptions]
 ) -> decode_pb2.GenerateRequest:
-    """ValueError or TypeError where a value cannot even be written down."""
-    unknown = options.keys() - GenerateOptions.__annotations__.keys()
+    """Build the request of `generate`.
+
+    Raises `TypeError` for an unknown keyword, `ValueError` or `TypeError` for a value that its
+    field cannot hold.
+    """
+    values = renamed(cast(Mapping[str, Any], options), GENERATE)
+    unknown = values.keys() - GenerateOptions.__annotations__.keys()
     if unknown:
         raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
-    own_messages = ("policy", "codec", "sampling")
-    plain = {name: value for name, value in options.items() if name not in own_messages}
-    request = decode_pb2.GenerateRequest(**cast(Any, plain))
-    request.policy.CopyFrom(_policy(options.get("policy") or ""))
-    if options.get("codec"):
-        request.codec.CopyFrom(_codec(options["codec"]))
-    request.sampling.CopyFrom((options.get("sampling") or Sampling()).to_proto())
+    policy, codec = values.pop("policy", ""), values.pop("codec", "")
+    sampling = values.pop("sampling", None) or Sampling()
+    ttl_seconds = values.pop("session_ttl_seconds", 0.0)
+    request = decode_pb2.GenerateRequest(**values, keep_session_seconds=ttl_seconds)
+    request.policy.CopyFrom(_policy(policy or ""))
+    if codec:
+        request.codec.CopyFrom(_codec(codec))
+    request.sampling.CopyFrom(sampling.to_proto())
     _set_prompt(request, prompt)
     return request
 
 
 def keep_request(
-    context: Prompt, policy: Policy | str, codec: str, keep_for_seconds: float
+    context: Prompt, policy: Policy | str, codec: str, ttl_seconds: float
 ) -> store_pb2.KeepCacheRequest:
-    """ValueError or TypeError where a value cannot even be written down."""
-    request = store_pb2.KeepCacheRequest(keep_for_seconds=keep_for_seconds, policy=_policy(policy))
+    """Build the request of `caches.keep`; raises as `generate_request` does."""
+    request = store_pb2.KeepCacheRequest(keep_for_seconds=ttl_seconds, policy=_policy(policy))
     if codec:
         request.codec.CopyFrom(_codec(codec))
     _set_prompt(request, context)
@@ -121,7 +133,7 @@ def keep_request(
 
 
 def _codec(spelling: str) -> cache_pb2.RowCodec:
-    """Of "int8", or "int8/int4" for keys and values."""
+    """Parse "int8", or "int8/int4" for keys and values."""
     keys, _, values = spelling.partition("/")
     return cache_pb2.RowCodec(keys=keys, values=values)
 
@@ -142,5 +154,5 @@ def _set_prompt(
         ]
         request.chat.CopyFrom(decode_pb2.ChatMessages(messages=messages))
     else:
-        # protobuf itself refuses what is no token id
+        # protobuf refuses values that are not token ids
         request.tokens.CopyFrom(decode_pb2.TokenIds(ids=cast(Sequence[int], prompt)))

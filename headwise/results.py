@@ -1,9 +1,10 @@
-"""What a caller gets back, as plain values."""
+"""Results of calls, as plain values."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+import warnings
 from collections.abc import Mapping
 
 from google.protobuf.json_format import MessageToDict
@@ -12,14 +13,15 @@ from headwise.v1 import cache_pb2, decode_pb2
 
 
 class FinishReason(enum.StrEnum):
-    """Why a generation ended."""
+    """The reason why an answer ended."""
 
     STOP = "stop"
     LENGTH = "length"
-    # said by a server that is newer than this client
+    # a reason that a newer server knows and this client does not
     OTHER = "other"
 
 
+_RECOVERED_MASS = "recovered_mass is called attention_coverage"
 _FINISH_REASONS = {
     decode_pb2.FINISH_REASON_STOP: FinishReason.STOP,
     decode_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
@@ -28,7 +30,7 @@ _FINISH_REASONS = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """How likely a token was, and the likeliest tokens with theirs; natural logarithms."""
+    """Log-probability of a token, and `(token id, log-probability)` of the likeliest tokens."""
 
     logprob: float
     top: tuple[tuple[int, float], ...]
@@ -36,9 +38,9 @@ class TokenLogprobs:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Delta:
-    """What has been generated since the last delta; `index` says of which answer.
+    """Text and tokens generated since the last delta of answer `index`.
 
-    `logprobs` has an entry a token if they were asked for.
+    `logprobs` has one entry per token if log-probabilities were requested.
     """
 
     text: str
@@ -49,9 +51,10 @@ class Delta:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens read and made; the end token counts as made. On a session, those of this turn.
+    """Counts of tokens read and generated; the end token counts as generated.
 
-    `context_tokens` are of the stored cache that prompt, or session, followed.
+    With a session, `prompt_tokens` counts this turn, `session_tokens` what the session held before.
+    `context_tokens`: tokens of the stored cache that the prompt, or the session, followed.
     """
 
     prompt_tokens: int
@@ -62,24 +65,35 @@ class Usage:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MemoryReport:
-    """What a cache occupies, measured; bytes. `recovered_mass` is 0 where nothing was profiled."""
+    """Measured memory of a cache, in bytes.
+
+    `attention_coverage`: the share of attention probability on the kept rows, mean over all KV
+    heads; 0 if nothing was profiled.
+    """
 
     dense_bytes: int
     resident_bytes: int
     wire_bytes: int
     rows_kept: int
     rows_dense: int
-    recovered_mass: float
+    attention_coverage: float
     head_classes: Mapping[str, int]
 
     @property
     def rows_kept_ratio(self) -> float:
+        """Rows kept, as a share of the rows of a dense cache."""
         return self.rows_kept / self.rows_dense if self.rows_dense else 1.0
+
+    @property
+    def recovered_mass(self) -> float:
+        """The earlier name of `attention_coverage`."""
+        warnings.warn(_RECOVERED_MASS, DeprecationWarning, stacklevel=2)
+        return self.attention_coverage
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds by stage."""
+    """Seconds per stage of a generation."""
 
     queue_seconds: float
     prefill_seconds: float
@@ -94,21 +108,27 @@ class Timings:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HeadReport:
-    """What one KV head kept of the prompt."""
+    """Rows of the prompt that one KV head kept, and their attention coverage."""
 
     layer: int
     head: int
     head_class: str
     rows: int
-    recovered_mass: float
+    attention_coverage: float
+
+    @property
+    def recovered_mass(self) -> float:
+        """The earlier name of `attention_coverage`."""
+        warnings.warn(_RECOVERED_MASS, DeprecationWarning, stacklevel=2)
+        return self.attention_coverage
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """How an answer ended, and what it took.
+    """The end of an answer, with the memory and time that it took.
 
-    `session_id` is what a next turn may go on from; empty unless it was to be kept. `codec` is how
-    the rows are stored, `int8`, or `int8/int4` for keys and values.
+    `session_id`: the session that a next turn can continue; empty unless one was requested.
+    `codec`: the codec of the rows, `int8`, or `int8/int4` for keys and values.
     """
 
     finish_reason: FinishReason
@@ -126,7 +146,10 @@ class Result:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """A generation that can be gone on from. `expires_in_seconds` is 0 while it is busy."""
+    """A session: a generation that can be continued.
+
+    `expires_in_seconds` is 0 while a generation runs on the session (`busy`).
+    """
 
     session_id: str
     tokens: int
@@ -138,10 +161,10 @@ class SessionInfo:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoredCache:
-    """A cache that is kept, or that rests in a store.
+    """A stored cache: kept under a lease, or found in a tier.
 
-    `handle` names its lease, and is empty where there is none; `key` is the same for all caches of
-    this tenant that may stand in for each other. Either can be a `cache_handle`.
+    `handle` names the lease and is empty if there is none. `key` is equal for all caches of this
+    tenant that can replace each other. Both are accepted as `cache_handle`.
     """
 
     handle: str
@@ -154,14 +177,16 @@ class StoredCache:
 
 
 def delta_from_proto(delta: decode_pb2.Delta) -> Delta:
+    """Convert a message of the stream."""
     logprobs = tuple(
-        TokenLogprobs(one.logprob, tuple((top.token_id, top.logprob) for top in one.top))
-        for one in delta.logprobs
+        TokenLogprobs(entry.logprob, tuple((top.token_id, top.logprob) for top in entry.top))
+        for entry in delta.logprobs
     )
     return Delta(delta.text, tuple(delta.token_ids), delta.index, logprobs)
 
 
 def stored_from_proto(cache: cache_pb2.StoredCache) -> StoredCache:
+    """Convert the description of a stored cache."""
     return StoredCache(
         handle=cache.handle,
         key=cache.key,
@@ -174,6 +199,7 @@ def stored_from_proto(cache: cache_pb2.StoredCache) -> StoredCache:
 
 
 def session_from_proto(session: decode_pb2.Session) -> SessionInfo:
+    """Convert the description of a session."""
     return SessionInfo(
         session_id=session.session_id,
         tokens=session.tokens,
@@ -185,6 +211,7 @@ def session_from_proto(session: decode_pb2.Session) -> SessionInfo:
 
 
 def result_from_proto(result: decode_pb2.Result) -> Result:
+    """Convert the last message of an answer."""
     return Result(
         finish_reason=_FINISH_REASONS.get(result.finish_reason, FinishReason.OTHER),
         usage=Usage(*(getattr(result.usage, f.name) for f in dataclasses.fields(Usage))),
@@ -215,6 +242,6 @@ def _memory(report: decode_pb2.MemoryReport) -> MemoryReport:
         wire_bytes=report.wire_bytes,
         rows_kept=report.rows_kept,
         rows_dense=report.rows_dense,
-        recovered_mass=report.recovered_mass,
+        attention_coverage=report.recovered_mass,
         head_classes={c.head_class: c.heads for c in report.head_classes},
     )

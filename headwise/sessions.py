@@ -1,4 +1,4 @@
-"""Sessions of a decode service, from the client's side."""
+"""Calls of a client that list, describe, fork and release sessions."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _TIMEOUT_SECONDS = 10.0
 
 
 class SessionCalls:
-    """Sessions are kept by `generate(..., keep_session_seconds=...)` and named in its result.
+    """Calls for sessions, which `generate(..., session_ttl_seconds=...)` keeps and names.
 
-    Of one that is gone every method raises `NotFound`, whose reason tells why.
+    Every method raises `NotFound` for a session that is gone; the error's reason says why.
     """
 
     def __init__(self, stub: decode_pb2_grpc.DecodeServiceStub, connection: Connection) -> None:
@@ -25,22 +25,25 @@ class SessionCalls:
         self._connection = connection
 
     def list(self) -> list[SessionInfo]:
-        """All sessions, the least recently used first."""
+        """List the tenant's sessions, the least recently used first."""
         answer = self._call(self._stub.ListSessions, decode_pb2.ListSessionsRequest())
         return [session_from_proto(session) for session in answer.sessions]
 
     def describe(self, session_id: str) -> SessionInfo:
-        """One session. Looking at it does not keep it longer."""
+        """Describe one session. Describing a session does not count as use."""
         request = decode_pb2.DescribeSessionRequest(session_id=session_id)
         return session_from_proto(self._call(self._stub.DescribeSession, request).session)
 
     def fork(self, session_id: str) -> SessionInfo:
-        """Another session in the same state; `Refused` while a generation runs on it."""
+        """Create a second session in the same state.
+
+        Raises `Refused` while a generation runs on the session.
+        """
         request = decode_pb2.ForkSessionRequest(session_id=session_id)
         return session_from_proto(self._call(self._stub.ForkSession, request).session)
 
     def release(self, session_id: str) -> None:
-        """Give its memory back; `Refused` while a generation runs on it."""
+        """Free the session's memory. Raises `Refused` while a generation runs on the session."""
         request = decode_pb2.ReleaseSessionRequest(session_id=session_id)
         self._call(self._stub.ReleaseSession, request)
 
@@ -52,25 +55,29 @@ class SessionCalls:
 
 
 class AsyncSessionCalls:
-    """As `SessionCalls`, to be awaited."""
+    """The calls of `SessionCalls`, as coroutines."""
 
     def __init__(self, stub: decode_pb2_grpc.DecodeServiceStub, connection: Connection) -> None:
         self._stub: Any = stub
         self._connection = connection
 
     async def list(self) -> list[SessionInfo]:
+        """See `SessionCalls.list`."""
         answer = await self._call(self._stub.ListSessions, decode_pb2.ListSessionsRequest())
         return [session_from_proto(session) for session in answer.sessions]
 
     async def describe(self, session_id: str) -> SessionInfo:
+        """See `SessionCalls.describe`."""
         request = decode_pb2.DescribeSessionRequest(session_id=session_id)
         return session_from_proto((await self._call(self._stub.DescribeSession, request)).session)
 
     async def fork(self, session_id: str) -> SessionInfo:
+        """See `SessionCalls.fork`."""
         request = decode_pb2.ForkSessionRequest(session_id=session_id)
         return session_from_proto((await self._call(self._stub.ForkSession, request)).session)
 
     async def release(self, session_id: str) -> None:
+        """See `SessionCalls.release`."""
         request = decode_pb2.ReleaseSessionRequest(session_id=session_id)
         await self._call(self._stub.ReleaseSession, request)
 

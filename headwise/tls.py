@@ -1,4 +1,4 @@
-"""How a client makes its channel private."""
+"""TLS of a client's channel."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _File = str | os.PathLike[str]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tls:
-    """Whom to trust and who to be; files in PEM form, read when a channel is opened.
+    """Files of a TLS channel, in PEM form, read when a channel is opened.
 
-    `ca`: authorities that servers are checked against; None means those gRPC knows. `certificate`
-    and `key`: the client's own, where the server asks for them (mutual TLS). `server_name`: what
-    the server's certificate must be for, if not for the target.
+    - `ca`: certificate authorities for the server's certificate; None means those that gRPC knows.
+    - `certificate`, `key`: the client's own, for servers that require them (mutual TLS).
+    - `server_name`: the name in the server's certificate, if it is not the target's host.
     """
 
     ca: _File | None = None
@@ -35,7 +35,7 @@ class Tls:
             raise ValueError("certificate and key belong together: give both or none")
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Raises `OSError`, as `ssl.SSLError` where a file has not what it should."""
+        """Read the files. Raises `OSError`; `ssl.SSLError` for a file with the wrong content."""
         chain = key = None
         if self.certificate is not None and self.key is not None:
             chain, key = read_pair(self.certificate, self.key)
@@ -43,19 +43,21 @@ class Tls:
         return grpc.ssl_channel_credentials(authorities, key, chain)
 
     def channel_options(self) -> ChannelOptions:
+        """Return the channel options that TLS needs."""
         if self.server_name is None:
             return ()
         return (("grpc.ssl_target_name_override", self.server_name),)
 
 
 def read_pair(certificate: _File, key: _File) -> tuple[bytes, bytes]:
-    """A certificate's chain and its key. Raises `OSError`, as `ssl.SSLError` where they don't fit.
+    """Read a certificate chain and its key.
 
-    gRPC itself finds that out only at a handshake, and an empty file ends its process.
+    Raises `OSError`; `ssl.SSLError` if the two do not belong together. gRPC finds a mismatch only
+    at a handshake, and an empty file ends its process.
     """
 
     def load() -> None:
-        # without a password it would ask for one on the terminal
+        # without a password OpenSSL would ask for one on the terminal
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
 
     chain, secret = _checked((certificate, key), load)
@@ -63,7 +65,7 @@ def read_pair(certificate: _File, key: _File) -> tuple[bytes, bytes]:
 
 
 def read_authorities(file: _File) -> bytes:
-    """Raises `OSError`, as `ssl.SSLError` where there is no certificate in it."""
+    """Read certificate authorities. Raises `OSError`; `ssl.SSLError` if the file has none."""
 
     def load() -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)
@@ -72,7 +74,7 @@ def read_authorities(file: _File) -> bytes:
 
 
 def _checked(files: tuple[_File, ...], check: Callable[[], None]) -> list[bytes]:
-    """What is in the files, the same before and after a check that reads them by itself."""
+    """Return the files' bytes. Raises `OSError` if they change while `check` reads the files."""
     before = [pathlib.Path(file).read_bytes() for file in files]
     check()
     if before != [pathlib.Path(file).read_bytes() for file in files]:

@@ -1,7 +1,6 @@
-"""Spans of OpenTelemetry: made where its API is installed, and kept where its SDK is set up.
+"""OpenTelemetry spans, made if its API is installed and recorded if its SDK is configured.
 
-Without the API nothing happens; with it alone spans are empty. A span never holds what was said: no
-prompt, no answer, no error's text.
+A span never holds the text of a prompt, an answer or an error.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _SERVICE = {"rpc.system": "grpc"}
 
 
 def outgoing() -> Metadata:
-    """What a call carries so that its server goes on with this trace."""
+    """Return metadata that lets a call's server continue the current trace."""
     if not PRESENT:
         return ()
     carrier: dict[str, str] = {}
@@ -35,7 +34,11 @@ def outgoing() -> Metadata:
 def begin_call(
     method: str, request_id: str | None
 ) -> tuple[Metadata, Callable[[str], None] | None]:
-    """A client's span around a call: what it carries, and what ends it, given the call's status."""
+    """Begin a client's span around a call.
+
+    Returns the call's metadata, and a function that ends the span with the name of the call's
+    status; None if nothing records spans.
+    """
     if not PRESENT:
         return (), None
     known = {"headwise.request_id": request_id} if request_id else {}
@@ -60,7 +63,7 @@ def begin_call(
 def server_span(
     method: str, metadata: Iterable[tuple[str, str | bytes]], request_id: str
 ) -> Iterator[None]:
-    """A server's span around a call, part of its caller's trace."""
+    """Open a server's span around a call; it continues the caller's trace."""
     if not PRESENT:
         yield
         return
@@ -74,7 +77,7 @@ def server_span(
 def span(
     name: str, *, calls: bool = False, **attributes: str | int | float | bool
 ) -> Iterator[None]:
-    """A part of what is being done; `calls` if it is a call of another service."""
+    """Open a span for a part of the work; `calls` marks a call of another service."""
     if not PRESENT:
         yield
         return
@@ -85,7 +88,7 @@ def span(
 
 
 def annotate(attributes: Attributes, *, failed: bool = False) -> None:
-    """Tell the current span more."""
+    """Add attributes to the current span; `failed` marks it as failed."""
     if PRESENT:
         current = trace.get_current_span()
         current.set_attributes(dict(attributes))
@@ -97,7 +100,7 @@ def annotate(attributes: Attributes, *, failed: bool = False) -> None:
 def _current(
     name: str, kind: trace.SpanKind, attributes: Attributes, parent: context.Context | None
 ) -> Iterator[None]:
-    # an exception is marked and not recorded: its text may quote a request
+    # the exception's text is not recorded, since it may quote a request
     with trace.get_tracer(_NAME).start_as_current_span(
         name,
         context=parent,

@@ -56,7 +56,7 @@ def _ask(client: Client, kind: str, chance: random.Random, most_words: int) -> b
         codec=chance.choice(_CODECS),
         max_tokens=chance.randint(4, 24),
         ignore_eos=True,
-        keep_session_seconds=_SESSION_SECONDS if kind == "kept" else 0,
+        session_ttl_seconds=_SESSION_SECONDS if kind == "kept" else 0,
     )
     if kind == "left":
         threading.Timer(chance.uniform(0.05, 0.5), generation.cancel).start()
@@ -70,7 +70,7 @@ def _ask_about(client: Client, chance: random.Random, document: str) -> bool:
     """Several questions about one stored cache; of its two leases one is left to run out."""
     codec = chance.choice(_CODECS)
     first, second = (
-        client.caches.keep(document, keep_for_seconds=_LEASE_SECONDS, policy="full", codec=codec)
+        client.caches.keep(document, ttl_seconds=_LEASE_SECONDS, policy="full", codec=codec)
         for _ in range(2)
     )
     for question in _QUESTIONS:

@@ -52,7 +52,7 @@ def keep(
     with connection.client() as client:
         stored = client.caches.keep(
             [Message("system", text)] if system else text,
-            keep_for_seconds=ttl_seconds,
+            ttl_seconds=ttl_seconds,
             policy=policy.value(),
             codec=policy.codec,
         )

@@ -82,7 +82,7 @@ def generate(
             report_heads=heads,
             session_id=session_id,
             cache_handle=cache_handle,
-            keep_session_seconds=session_ttl_seconds,
+            session_ttl_seconds=session_ttl_seconds,
             timeout_seconds=timeout_seconds,
         )
         _print_text(generation, sampling.answers)

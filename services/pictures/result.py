@@ -28,7 +28,7 @@ def _rows(results: tuple[Result, ...]) -> dict[str, list[str]]:
         "answer tokens": [f"{r.usage.completion_tokens}" for r in results],
         "rows coded as": [r.codec for r in results],
         "rows kept": [f"{m.rows_kept_ratio:.1%}" for m in memories],
-        "attention mass covered": [f"{m.recovered_mass:.1%}" for m in memories],
+        "attention mass covered": [f"{m.attention_coverage:.1%}" for m in memories],
         "dense cache": [human_bytes(m.dense_bytes) for m in memories],
         "resident in decode": [_share(m.resident_bytes, m.dense_bytes) for m in memories],
         "over the wire": [_share(m.wire_bytes, m.dense_bytes) for m in memories],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 
 import grpc
@@ -217,9 +218,7 @@ def test_prefill_checks_its_tokens_itself(
 def test_prefill_refuses_a_caller_of_another_model(tiny_pair: Pair, field: str) -> None:
     with Client(tiny_pair[1].target) as client:
         expected = client.describe().model.fingerprint
-    other = ModelFingerprint()
-    other.CopyFrom(expected)
-    setattr(other, field, "another")
+    other = ModelFingerprint(**(dataclasses.asdict(expected) | {field: "another"}))
     error = _prefill_refusal(tiny_pair, PrefillRequest(token_ids=[5], expected_model=other))
     assert isinstance(error, Refused)
     assert (error.reason, error.field) == ("FINGERPRINT_MISMATCH", field)

@@ -100,7 +100,7 @@ def test_a_stored_cache_is_sent_only_to_who_can_read_it(
 ) -> None:
     store = store_pb2_grpc.CacheServiceStub(channel)
     with Client(tiny_pair[1].target) as client:
-        stored = client.caches.keep(_TOKENS, policy="attention_matching", keep_for_seconds=30)
+        stored = client.caches.keep(_TOKENS, policy="attention_matching", ttl_seconds=30)
         # decode reads it
         assert client.generate([5], cache_handle=stored.handle, max_tokens=2).text() is not None
         request = store_pb2.FetchCacheRequest(handle=stored.handle, release=True)

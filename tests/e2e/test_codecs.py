@@ -60,7 +60,7 @@ def test_int8_says_at_first_what_the_model_says(pair: Pair) -> None:
 
 def test_a_turn_goes_on_with_the_codec_of_its_session(pair: Pair) -> None:
     with Client(pair[1].target) as client:
-        first = _result(client, "int4", keep_session_seconds=60)
+        first = _result(client, "int4", session_ttl_seconds=60)
         turn = client.generate("And?", session_id=first.session_id, max_tokens=3).result
         assert turn.codec == "int4"
         with pytest.raises(InvalidRequest) as refusal:
@@ -105,7 +105,7 @@ def test_a_kept_cache_keeps_its_codec(pair: Pair) -> None:
 
     with Client(decode.target) as client:
         stored = {
-            codec: client.caches.keep(document, keep_for_seconds=60, policy="full", codec=codec)
+            codec: client.caches.keep(document, ttl_seconds=60, policy="full", codec=codec)
             for codec in ("", "int8")
         }
         plain, coded = stored[""], stored["int8"]

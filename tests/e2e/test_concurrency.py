@@ -84,7 +84,7 @@ async def _ask(target: str, request: _Request) -> _Answer:
     """One client's whole visit, over a connection of its own."""
     answer, began = _Answer(), time.monotonic()
     async with AsyncClient(target, retries=False) as client:
-        keep: dict[str, Any] = {"keep_session_seconds": 60.0} if request.turn else {}
+        keep: dict[str, Any] = {"session_ttl_seconds": 60.0} if request.turn else {}
         session_id = await _read(
             client, answer, request, request.prompt, policy=request.policy, **keep
         )

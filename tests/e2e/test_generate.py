@@ -41,7 +41,7 @@ def test_a_compact_policy_keeps_ships_and_holds_less(tiny_pair: Pair) -> None:
         result = client.generate(_PROMPT, policy=policy, max_tokens=4).result
     memory = result.prompt_memory
     assert memory.rows_kept < memory.rows_dense
-    assert memory.recovered_mass >= 0.5
+    assert memory.attention_coverage >= 0.5
     assert result.policy == "coverage"
     assert result.policy_parameters["recovery"] == 0.5
 
@@ -51,7 +51,7 @@ def test_a_preset_is_described_used_and_recorded_as_its_policy(tiny_pair: Pair) 
         (described,) = [p for p in client.describe().policies if p.name == "balanced"]
         result = client.generate(_PROMPT, policy="balanced", max_tokens=4).result
     assert described.preset_of == result.policy == "lookback"
-    assert dict(described.defaults.items()) == result.policy_parameters
+    assert described.defaults == result.policy_parameters
     assert result.policy_parameters["retrieval_ratio"] > 0
 
 

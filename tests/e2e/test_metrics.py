@@ -65,7 +65,7 @@ def _ask(client: Client, n: int) -> Result:
         max_tokens=5 + n,
         ignore_eos=True,
         report_heads=True,
-        keep_session_seconds=0 if n else 600,
+        session_ttl_seconds=0 if n else 600,
     ).result
 
 
@@ -146,7 +146,7 @@ def test_rows_by_layer_and_head_class(load: Load) -> None:
     for counted in (rows, dense, heads):
         assert {name: load.decode[name] for name in counted} == dict(counted)
     assert rows.total() < dense.total()
-    told = sum(r.prompt_memory.recovered_mass for r in load.results)
+    told = sum(r.prompt_memory.attention_coverage for r in load.results)
     assert load.decode["headwise_recovered_mass_ratio_sum"] == pytest.approx(told)
 
 

@@ -187,7 +187,7 @@ def test_kept_caches_and_what_they_spare_are_counted(pair: Pair) -> None:
 
     with Client(decode.target) as client:
         first, second = (
-            client.caches.keep(document, policy="full", keep_for_seconds=60) for _ in range(2)
+            client.caches.keep(document, policy="full", ttl_seconds=60) for _ in range(2)
         )
         assert first.key == second.key
         assert more(prefill, "headwise_leases") == 2

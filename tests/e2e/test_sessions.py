@@ -65,7 +65,7 @@ def test_three_turns_are_the_concatenated_conversation(
     tokenizer = load_tokenizer(str(tiny_model))
     seen: list[int] = []
     with Client(tiny_pair[1].target) as client:
-        session: dict[str, Any] = {"policy": "full", "keep_session_seconds": 60}
+        session: dict[str, Any] = {"policy": "full", "session_ttl_seconds": 60}
         for messages in _TURNS:
             told = [(message.role, message.content) for message in messages]
             turn = (
@@ -98,7 +98,7 @@ def test_a_turn_of_a_chat_ends_the_answer_as_the_template_does(tiny_model: Path)
 def test_a_fork_goes_its_own_way(tiny_pair: Pair, reference: Any) -> None:
     prompt = [5, 9, 33, 7, 100, 42]
     with Client(tiny_pair[1].target) as client:
-        answer, result = _ask(client, prompt, policy="full", keep_session_seconds=60)
+        answer, result = _ask(client, prompt, policy="full", session_ttl_seconds=60)
         fork = client.sessions.fork(result.session_id)
         assert fork.tokens == len(prompt) + _TOKENS
         for session_id, turn in ((result.session_id, [8, 8]), (fork.session_id, [61, 3, 2])):
@@ -114,7 +114,7 @@ async def test_a_cancelled_turn_leaves_the_session_as_it_was(
     prompt = [5, 9, 33, 7]
     async with AsyncClient(tiny_pair[1].target) as client:
         first = client.generate(
-            prompt, policy="full", max_tokens=8, ignore_eos=True, keep_session_seconds=60
+            prompt, policy="full", max_tokens=8, ignore_eos=True, session_ttl_seconds=60
         )
         answer = [token async for delta in first for token in delta.token_ids]
         session_id = (await first.result()).session_id
@@ -163,7 +163,7 @@ def test_what_is_wrong_about_a_session_is_named(tiny_pair: Pair) -> None:
         with pytest.raises(NotFound) as gone:
             client.generate([1], session_id="nonsense").text()
         assert (gone.value.reason, gone.value.field) == ("SESSION_UNKNOWN", "session_id")
-        _, result = _ask(client, [5, 6], keep_session_seconds=60)
+        _, result = _ask(client, [5, 6], session_ttl_seconds=60)
         with pytest.raises(InvalidRequest) as policy:
             client.generate([1], session_id=result.session_id, policy="full").text()
         assert policy.value.field == "policy"
@@ -176,7 +176,7 @@ def test_what_is_wrong_about_a_session_is_named(tiny_pair: Pair) -> None:
 
 def test_a_session_expires_and_leaves_nothing(tiny_pair: Pair) -> None:
     with Client(tiny_pair[1].target) as client:
-        _, result = _ask(client, [5, 6, 7], keep_session_seconds=0.05)
+        _, result = _ask(client, [5, 6, 7], session_ttl_seconds=0.05)
         url = tiny_pair[1].metrics_url
         wait_until(lambda: scrape(url)["headwise_sessions"] == 0, 5, "the session to expire")
         with pytest.raises(NotFound) as caught:

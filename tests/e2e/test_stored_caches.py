@@ -70,7 +70,7 @@ def _count(pair: Pair, service: int, name: str) -> float:
 def test_a_question_over_a_stored_document_is_the_whole_prompt(
     client: Client, pair: Pair, reference: Any
 ) -> None:
-    stored = client.caches.keep(_DOCUMENT, keep_for_seconds=60, policy="full")
+    stored = client.caches.keep(_DOCUMENT, ttl_seconds=60, policy="full")
     assert (stored.tokens, stored.policy) == (len(_DOCUMENT), "full")
     computed = _count(pair, 0, "headwise_prompt_tokens_total")
     for asked, question in enumerate(_QUESTIONS):
@@ -94,9 +94,9 @@ def test_a_question_over_a_stored_document_is_the_whole_prompt(
 
 
 def test_a_session_goes_on_from_a_stored_document(client: Client, reference: Any) -> None:
-    stored = client.caches.keep(_DOCUMENT, keep_for_seconds=60, policy="full")
+    stored = client.caches.keep(_DOCUMENT, ttl_seconds=60, policy="full")
     seen = _DOCUMENT + _QUESTIONS[0]
-    answer, first = _ask(client, _QUESTIONS[0], cache_handle=stored.handle, keep_session_seconds=60)
+    answer, first = _ask(client, _QUESTIONS[0], cache_handle=stored.handle, session_ttl_seconds=60)
     client.caches.release(stored.handle)
     assert client.sessions.describe(first.session_id).tokens == len(seen) + _TOKENS
     tokens, turn = _ask(client, [11, 12], session_id=first.session_id)
@@ -110,7 +110,7 @@ def test_a_stored_system_prompt_and_a_question_are_the_templated_conversation(
 ) -> None:
     system = [Message("system", "Say little about compound statements.")]
     question = [Message("user", "What is one?")]
-    stored = client.caches.keep(system, keep_for_seconds=60, policy="full")
+    stored = client.caches.keep(system, ttl_seconds=60, policy="full")
     tokens, _ = _ask(client, question, cache_handle=stored.handle)
     whole = [(message.role, message.content) for message in system + question]
     expected = load_tokenizer(str(tiny_model)).encode_chat(whole)
@@ -121,7 +121,7 @@ def test_a_stored_system_prompt_and_a_question_are_the_templated_conversation(
 async def test_many_questions_at_once_share_the_pages(pair: Pair, reference: Any) -> None:
     questions = [[number + 2, 17, 200 - number] for number in range(24)]
     async with AsyncClient(pair[1].target) as client:
-        stored = await client.caches.keep(_DOCUMENT, keep_for_seconds=60, policy="full")
+        stored = await client.caches.keep(_DOCUMENT, ttl_seconds=60, policy="full")
         fetched = _count(pair, 0, "headwise_requests_total{code=OK,method=FetchCache}")
 
         async def ask(question: list[int]) -> list[int]:
@@ -161,8 +161,8 @@ async def test_a_hundred_equal_requests_compute_once(pair: Pair) -> None:
 
 
 def test_a_lease_runs_out_unless_it_is_renewed(client: Client, pair: Pair) -> None:
-    first = client.caches.keep(_DOCUMENT[:50], keep_for_seconds=0.6)
-    second = client.caches.keep(_DOCUMENT[:60], keep_for_seconds=3)
+    first = client.caches.keep(_DOCUMENT[:50], ttl_seconds=0.6)
+    second = client.caches.keep(_DOCUMENT[:60], ttl_seconds=3)
     assert client.caches.renew(second.handle, 60).expires_in_seconds > 50
     ended = "headwise_leases_ended_total{reason=LEASE_EXPIRED}"
     wait_until(lambda: _count(pair, 0, ended) >= 1, 5, "the lease to run out")
@@ -175,7 +175,7 @@ def test_a_lease_runs_out_unless_it_is_renewed(client: Client, pair: Pair) -> No
 
 def test_no_tenant_finds_what_is_anothers(pair: Pair) -> None:
     with Client(pair[1].target, tenant="a") as ours, Client(pair[1].target, tenant="b") as theirs:
-        stored = ours.caches.keep(_DOCUMENT, keep_for_seconds=60, policy="full")
+        stored = ours.caches.keep(_DOCUMENT, ttl_seconds=60, policy="full")
         _ask(ours, [5], cache_handle=stored.handle)
         for handle in (stored.handle, stored.key):
             with pytest.raises(NotFound):
@@ -183,7 +183,7 @@ def test_no_tenant_finds_what_is_anothers(pair: Pair) -> None:
         with pytest.raises(NotFound):
             theirs.caches.release(stored.handle)
         computed = _count(pair, 0, "headwise_prompt_tokens_total")
-        again = theirs.caches.keep(_DOCUMENT, keep_for_seconds=60, policy="full")
+        again = theirs.caches.keep(_DOCUMENT, ttl_seconds=60, policy="full")
         assert _count(pair, 0, "headwise_prompt_tokens_total") == computed + len(_DOCUMENT)
         assert again.key != stored.key
         ours.caches.release(stored.handle)
@@ -192,8 +192,8 @@ def test_no_tenant_finds_what_is_anothers(pair: Pair) -> None:
 
 
 def test_what_is_wrong_is_named(client: Client, pair: Pair) -> None:
-    stored = client.caches.keep([5, 6, 7], keep_for_seconds=60)
-    _, kept = _ask(client, [5], keep_session_seconds=60)
+    stored = client.caches.keep([5, 6, 7], ttl_seconds=60)
+    _, kept = _ask(client, [5], session_ttl_seconds=60)
     for options, reason, field in (
         ({"cache_handle": "x"}, "MALFORMED_HANDLE", "handle"),
         ({"cache_handle": stored.handle, "policy": "full"}, "POLICY_OF_CACHE", "policy"),
@@ -208,7 +208,7 @@ def test_what_is_wrong_is_named(client: Client, pair: Pair) -> None:
         assert (caught.value.reason, caught.value.field) == (reason, field)
     for seconds in (0.0, -1.0, float("nan"), 1e9):
         with pytest.raises(InvalidRequest) as caught:
-            client.caches.keep([5], keep_for_seconds=seconds)
+            client.caches.keep([5], ttl_seconds=seconds)
         assert caught.value.field == "keep_for_seconds"
     for tenant in ("../up", "x" * 65, ".hidden", "a b"):
         with Client(pair[1].target, tenant=tenant) as odd, pytest.raises(InvalidRequest) as caught:
@@ -219,7 +219,7 @@ def test_what_is_wrong_is_named(client: Client, pair: Pair) -> None:
 
 
 def test_several_answers_to_a_question_over_a_document(client: Client, reference: Any) -> None:
-    stored = client.caches.keep(_DOCUMENT, keep_for_seconds=60, policy="full")
+    stored = client.caches.keep(_DOCUMENT, ttl_seconds=60, policy="full")
     sampling = Sampling(n=3)
     generation = client.generate(
         [9, 9], cache_handle=stored.handle, sampling=sampling, max_tokens=6, ignore_eos=True

@@ -12,7 +12,7 @@ _CLASSES = HeadwiseError.__subclasses__()
 
 
 class Failed(grpc.RpcError):
-    """What gRPC raises in a client, with just the parts that are looked at."""
+    """An error as gRPC raises it in a client, with the parts that the client reads."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What a caller says arrives as said, and what cannot be said is refused at once."""
+"""Arguments of calls become messages unchanged; invalid values are refused before a call."""
 
 from __future__ import annotations
 
@@ -81,3 +81,15 @@ def test_parameters_that_are_no_json_are_type_errors() -> None:
 def test_an_unknown_keyword_is_refused_even_if_the_message_has_such_a_field() -> None:
     with pytest.raises(TypeError, match="'text'"):
         generate_request("hello", text="other")  # type: ignore[call-arg]
+
+
+def test_the_earlier_name_of_the_session_ttl_is_accepted_with_a_warning() -> None:
+    with pytest.warns(DeprecationWarning, match="session_ttl_seconds"):
+        request = generate_request("text", keep_session_seconds=5.0)  # type: ignore[misc]
+    assert request == generate_request("text", session_ttl_seconds=5.0)
+
+
+def test_both_names_of_one_keyword_are_refused() -> None:
+    both: Any = {"keep_session_seconds": 5.0, "session_ttl_seconds": 6.0}
+    with pytest.raises(TypeError, match="not both"):
+        generate_request("text", **both)

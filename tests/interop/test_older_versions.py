@@ -92,7 +92,7 @@ def test_what_an_older_prefill_lacks_is_refused_by_name(decode_on_older: Service
         _text(decode_on_older, policy="lookback")
     assert no_policy.value.reason == "UNKNOWN_POLICY"
     with Client(decode_on_older.target) as client, pytest.raises(NotSupported):
-        client.caches.keep(_PROMPT, keep_for_seconds=5)
+        client.caches.keep(_PROMPT, ttl_seconds=5)
     assert _text(decode_on_older, policy="full")
 
 

@@ -175,7 +175,7 @@ def test_top_shows_a_tenant_its_own_sessions_and_says_what_it_takes(
     flags += ["--tls-key", str(tls.key), "--token-file", str(file)]
     command = ["top", "--once", "--target", secure_pair.decode.target]
     with secure_pair.client(TOKENS["acme"]) as acme:
-        options = {"max_tokens": 2, "keep_session_seconds": 60.0}
+        options = {"max_tokens": 2, "session_ttl_seconds": 60.0}
         session = acme.generate(_PROMPT, **options).result.session_id
         for name, seen in (("acme", True), ("globex", False)):
             file.write_text(TOKENS[name])

@@ -57,7 +57,7 @@ def _keep(prefill: Service) -> str:
     with grpc.insecure_channel(prefill.target) as channel:
         connection = Connection(prefill.target)
         calls = CacheCalls(store_pb2_grpc.CacheServiceStub(channel), connection)
-        return calls.keep(_DOCUMENT, keep_for_seconds=60, policy="full").key
+        return calls.keep(_DOCUMENT, ttl_seconds=60, policy="full").key
 
 
 def _written_by(prefill: Service) -> str:

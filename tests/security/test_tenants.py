@@ -69,7 +69,7 @@ def globex(secure_pair: SecurePair) -> Iterator[Client]:
 
 @pytest.fixture
 def session(acme: Client) -> Iterator[SessionInfo]:
-    options = {"max_tokens": 2, "ignore_eos": True, "keep_session_seconds": _KEEP_SECONDS}
+    options = {"max_tokens": 2, "ignore_eos": True, "session_ttl_seconds": _KEEP_SECONDS}
     session_id = acme.generate(_DOCUMENT, **options).result.session_id
     yield acme.sessions.describe(session_id)
     with contextlib.suppress(NotFound):
@@ -78,7 +78,7 @@ def session(acme: Client) -> Iterator[SessionInfo]:
 
 @pytest.fixture
 def stored(acme: Client) -> Iterator[StoredCache]:
-    kept = acme.caches.keep(_DOCUMENT, policy="full", keep_for_seconds=_KEEP_SECONDS)
+    kept = acme.caches.keep(_DOCUMENT, policy="full", ttl_seconds=_KEEP_SECONDS)
     yield kept
     with contextlib.suppress(NotFound):
         acme.caches.release(kept.handle)
@@ -165,7 +165,7 @@ class Prefill:
     stub: store_pb2_grpc.CacheServiceStub
 
     def keep(self) -> store_pb2.KeepCacheResponse:
-        request = store_pb2.KeepCacheRequest(text=_DOCUMENT, keep_for_seconds=_KEEP_SECONDS)
+        request = store_pb2.KeepCacheRequest(text=_DOCUMENT, ttl_seconds=_KEEP_SECONDS)
         request.policy.name = "full"
         answer: store_pb2.KeepCacheResponse = self.stub.KeepCache(
             request, timeout=30, metadata=self.connection.metadata()

@@ -82,14 +82,14 @@ class Visitor:
         chance = self._chance
         keep = chance.choice((0.0, *_KEPT_SECONDS))
         return await self._read(
-            client, self._prompt(), policy=chance.choice(_POLICIES), keep_session_seconds=keep
+            client, self._prompt(), policy=chance.choice(_POLICIES), session_ttl_seconds=keep
         )
 
     async def _turn(self, client: AsyncClient) -> str:
         keep = self._chance.choice((0.0, 0.0, *_KEPT_SECONDS))
         session_id = self._chance.choice(self._sessions)
         outcome = await self._read(
-            client, self._prompt(), session_id=session_id, keep_session_seconds=keep
+            client, self._prompt(), session_id=session_id, session_ttl_seconds=keep
         )
         return "turn" if outcome == "ended" else outcome
 

@@ -204,13 +204,13 @@ class _Recorder:
         self.caches = self
 
     def keep(self, *_: object, **options: object) -> NoReturn:
-        raise click.ClickException(f"TTL {options['keep_for_seconds']}")
+        raise click.ClickException(f"TTL {options['ttl_seconds']}")
 
     def renew(self, _: str, seconds: float) -> NoReturn:
         raise click.ClickException(f"TTL {seconds}")
 
     def generate(self, *_: object, **options: object) -> NoReturn:
-        raise click.ClickException(f"TTL {options['keep_session_seconds']}")
+        raise click.ClickException(f"TTL {options['session_ttl_seconds']}")
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def _flags(pair: Pair) -> list[str]:
 def session(tiny_pair: Pair) -> Iterator[SessionInfo]:
     """A session that decode keeps during a test."""
     with Client(tiny_pair[1].target) as client:
-        options = {"max_tokens": 4, "ignore_eos": True, "keep_session_seconds": 120.0}
+        options = {"max_tokens": 4, "ignore_eos": True, "session_ttl_seconds": 120.0}
         session_id = client.generate(_PROMPT, **options).result.session_id
         # its last pages are given back a moment after the answer
         wait_until(

@@ -60,8 +60,8 @@ def test_the_figures_agree_with_each_other(demo: tuple[str, Any, Path], policy: 
     assert memory["rows_kept"] == sum(head["rows"] for head in heads)
     assert memory["dense_bytes"] == memory["rows_dense"] * 2 * 16 * 4
     assert memory["head_classes"] == Counter(head["head_class"] for head in heads)
-    mean = sum(head["recovered_mass"] for head in heads) / len(heads)
-    assert memory["recovered_mass"] == pytest.approx(mean)
+    mean = sum(head["attention_coverage"] for head in heads) / len(heads)
+    assert memory["attention_coverage"] == pytest.approx(mean)
     # keys and values, and a position per row at least where slots do not tell it
     position = 0 if policy == "full" else 4
     assert memory["resident_bytes"] >= memory["rows_kept"] * (2 * 16 * 4 + position)
@@ -75,7 +75,7 @@ def test_the_figures_agree_with_each_other(demo: tuple[str, Any, Path], policy: 
 def test_the_compact_answer_takes_less_than_the_full_one(demo: tuple[str, Any, Path]) -> None:
     compact, full = (demo[1][name]["prompt_memory"] for name in ("coverage", "full"))
     assert full["rows_kept"] == full["rows_dense"] == compact["rows_dense"]
-    assert compact["recovered_mass"] >= 0.8
+    assert compact["attention_coverage"] >= 0.8
     for figure in ("rows_kept", "resident_bytes", "wire_bytes"):
         assert compact[figure] < full[figure]
 
