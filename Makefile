@@ -10,8 +10,7 @@ SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 SERVING := $(VENV)/.serving
 READY := $(VENV)/.ready
 CONSTRAINTS ?= constraints-cpu.txt
-# PyPI's torch for Linux brings CUDA, some GB more. PyTorch's own index has builds without it:
-# PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu'
+# further arguments for pip, such as an index with builds of torch for CPU, which are some GB smaller
 PIP_ARGS ?=
 
 .PHONY: help demo observe test lowest lint format soak bench gpu gpu-sanitize clients stubs verify-stubs docs dashboards release-record image-environment image-check manifests checkov clean
