@@ -272,7 +272,7 @@ def client_page() -> str:
     parts = [
         NOTE,
         "# Client API\n",
-        "Install `headwise`; the client needs gRPC and protobuf alone. `AsyncClient` has the "
+        "The package `headwise` needs gRPC and protobuf alone. `AsyncClient` has the "
         "methods of `Client` as coroutines.\n",
         '```python\nfrom headwise import Client\n\nwith Client("127.0.0.1:7080") as client:\n'
         '    print(client.generate("The capital of France is", max_tokens=8).text())\n```\n',
