@@ -265,7 +265,7 @@ def _metric(call: ast.Call) -> MetricLine | None:
 def client_page() -> str:
     """The public classes of the client, from their docstrings."""
     from headwise.async_client import AsyncGeneration
-    from headwise.caches import AsyncCacheCalls, CacheCalls
+    from headwise.caches import AsyncCacheCalls, CacheCalls, LeaseOptions
     from headwise.client import Generation
     from headwise.sessions import AsyncSessionCalls, SessionCalls
 
@@ -282,6 +282,7 @@ def client_page() -> str:
     calls += [headwise.AsyncClient, AsyncGeneration, AsyncCacheCalls, AsyncSessionCalls]
     public = [vars(headwise)[name] for name in headwise.__all__]
     values = [p for p in public if isinstance(p, type) and p not in errors and p not in calls]
+    values.append(LeaseOptions)
     parts += ["## Calls\n", *(line for kind in calls for line in _class_section(kind))]
     parts += ["## Values\n", *(line for kind in values for line in _class_section(kind))]
     parts += ["## Errors\n", "[Errors and their reasons](errors.md) lists them.\n"]
