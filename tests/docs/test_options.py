@@ -12,8 +12,14 @@ from checks.reference import commands
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# names of an earlier release are hidden: no page shows them
 OPTIONS = {
-    path: {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
+    path: {
+        name
+        for param in command.params
+        if not getattr(param, "hidden", False)
+        for name in (*param.opts, *param.secondary_opts)
+    }
     for path, command in commands()
 }
 # of the benchmarks, which the documents name alone
