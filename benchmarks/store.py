@@ -34,6 +34,7 @@ from benchmarks.store_peers import (
 from kvstore.cache import CompactCache, Fingerprint, LayerShape, ModelFingerprint, digest_tokens
 from kvstore.tiers.base import Hit
 from kvstore.tiers.content_key import ContentKey
+from kvstore.tiers.deadline import Deadline
 from kvstore.tiers.stored_form import CacheWriter
 
 # SmolLM2-135M's; with rows of two bytes an element 4,096 tokens make about 20 MB
@@ -96,11 +97,11 @@ def hold(contestants: Contestants, cache: CompactCache, nbytes: int, rounds: int
     contest = Contest(contestants.peer, nbytes, Seconds(), Seconds())
 
     def put() -> None:
-        result = contestants.tier.put(key, cache, None, _TIMEOUT_SECONDS)
+        result = contestants.tier.put(key, cache, None, Deadline.after(_TIMEOUT_SECONDS))
         assert result.stored, result
 
     def get() -> None:
-        found = contestants.tier.get(key, cache.fingerprint, _TIMEOUT_SECONDS)
+        found = contestants.tier.get(key, cache.fingerprint, Deadline.after(_TIMEOUT_SECONDS))
         assert isinstance(found, Hit), found
 
     for number in range(-1, rounds):

@@ -1,7 +1,6 @@
-"""Where caches rest. See docs/tiers.md."""
+"""Tiers for stored caches: memory, disk, Redis or Valkey, Mooncake. See docs/tiers.md."""
 
 from kvstore.tiers.base import (
-    BlockingTier,
     Expected,
     Hit,
     Lookup,
@@ -18,7 +17,6 @@ from kvstore.tiers.memory import MemoryTier
 from kvstore.tiers.stack import TierStack, WriteMode
 
 __all__ = [
-    "BlockingTier",
     "BoundedTier",
     "Budget",
     "DiskTier",

@@ -1,11 +1,10 @@
-"""What every tier does, and how each call can end.
+"""The protocol of a tier, and how each call can end.
 
-Calls are plain and blocking, and every tier may be called from many threads at once: copying,
-checksums, files and the clients of the shared stores all want a thread anyway, so a service calls
-a tier through `asyncio.to_thread`. A `Tier` answers within the call's time-out whatever happens
-beneath it; a `BlockingTier` only tries to, and `BoundedTier` makes a `Tier` of it.
+Every call blocks and takes the deadline by which its answer is due, which the first caller makes.
+A tier may be called from many threads at once. A tier over files or servers checks the deadline
+between its steps and may overrun it; `BoundedTier` wraps such a tier and always answers in time.
 
-No call raises on account of the store below: what went wrong is part of the answer.
+No call raises because of a fault of the store below: the answer says what went wrong.
 """
 
 from __future__ import annotations
@@ -18,12 +17,13 @@ from kvstore.cache import CompactCache, Fingerprint, ModelFingerprint
 from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.deadline import Deadline
 
-# whose cache the caller can use: by content key all of it is known, by handle only the model
+# the identity of the cache that the caller can use: a content key determines all of it, a handle
+# only the model
 Expected: TypeAlias = Fingerprint | ModelFingerprint
 
 
 class MissReason(enum.StrEnum):
-    """Why there is no cache, the most telling first."""
+    """The reason why there is no cache, the most specific first."""
 
     OTHER_MODEL = "other_model"
     OTHER_POLICY = "other_policy"
@@ -37,7 +37,7 @@ class MissReason(enum.StrEnum):
 
 
 class PutStatus(enum.StrEnum):
-    """How a put ended. `FULL`: no room, `OVER_QUOTA`: none in its namespace."""
+    """The outcome of a put. `FULL`: no room; `OVER_QUOTA`: no room within the namespace's quota."""
 
     STORED = "stored"
     FULL = "full"
@@ -48,7 +48,7 @@ class PutStatus(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Hit:
-    """A cache, checked, and until when it may be used (Unix seconds; None: for ever)."""
+    """A checked cache, and the Unix second until which it may be used (None: without end)."""
 
     cache: CompactCache
     expires_at: float | None = None
@@ -56,7 +56,7 @@ class Hit:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Miss:
-    """No cache; `detail` is for logs and holds nothing of the prompt."""
+    """An answer without a cache; `detail` is for logs and contains nothing of the prompt."""
 
     reason: MissReason
     detail: str = ""
@@ -67,13 +67,14 @@ Lookup: TypeAlias = Hit | Miss
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PutResult:
-    """What became of a put; `detail` is for logs."""
+    """The outcome of a put; `detail` is for logs."""
 
     status: PutStatus
     detail: str = ""
 
     @property
     def stored(self) -> bool:
+        """Whether the tier has the cache."""
         return self.status is PutStatus.STORED
 
 
@@ -81,50 +82,12 @@ STORED = PutResult(PutStatus.STORED)
 
 
 class Tier(Protocol):
-    """A place where caches rest. Every call returns within its time-out."""
+    """A place for stored caches."""
 
     @property
     def name(self) -> str:
-        """What counters and logs call it."""
+        """The tier's name in counters and logs."""
         ...
-
-    def put(
-        self,
-        key: ContentKey,
-        cache: CompactCache,
-        lifetime_seconds: float | None,
-        timeout_seconds: float,
-    ) -> PutResult:
-        """Keep a cache, whose tensors nobody may change from now on, in place of any before it.
-
-        Unless it is stored, the one before it may stay: under one content key both are as good.
-        `lifetime_seconds` None means until it is evicted, or for as long as the tier allows.
-        A tier that writes bytes raises `InvalidParameter` for a cache that no reader would take.
-        """
-        ...
-
-    def get(self, key: ContentKey, expected: Expected, timeout_seconds: float) -> Lookup:
-        """The cache, equal to the bit to the one put, or why not; its tensors are only to read."""
-        ...
-
-    def delete(self, key: ContentKey, timeout_seconds: float) -> bool:
-        """True if the tier is known to hold nothing under `key` any more."""
-        ...
-
-    def contains(self, key: ContentKey, timeout_seconds: float) -> bool:
-        """True if a get would probably hit; looks at no contents and counts as no access."""
-        ...
-
-    def bytes_in_use(self, namespace: str | None, timeout_seconds: float) -> int | None:
-        """Bytes that caches occupy, of one namespace or of all; None if that cannot be told."""
-        ...
-
-
-class BlockingTier(Protocol):
-    """A `Tier` that looks at the deadline where it can, but may overrun it."""
-
-    @property
-    def name(self) -> str: ...
 
     def put(
         self,
@@ -132,12 +95,28 @@ class BlockingTier(Protocol):
         cache: CompactCache,
         lifetime_seconds: float | None,
         deadline: Deadline,
-    ) -> PutResult: ...
+    ) -> PutResult:
+        """Store a cache in place of any earlier one under the key.
 
-    def get(self, key: ContentKey, expected: Expected, deadline: Deadline) -> Lookup: ...
+        The cache's tensors must not change afterwards. If the put fails, the earlier cache may
+        stay: caches of one content key are interchangeable. With `lifetime_seconds` None the cache
+        stays until it is evicted, or for as long as the tier allows. A tier that writes bytes
+        raises `InvalidParameter` for a cache that readers would refuse.
+        """
+        ...
 
-    def delete(self, key: ContentKey, deadline: Deadline) -> bool: ...
+    def get(self, key: ContentKey, expected: Expected, deadline: Deadline) -> Lookup:
+        """Return the cache bit for bit as it was put, or a miss. Its tensors are read-only."""
+        ...
 
-    def contains(self, key: ContentKey, deadline: Deadline) -> bool: ...
+    def delete(self, key: ContentKey, deadline: Deadline) -> bool:
+        """Remove the cache; return True if the tier certainly holds none under `key` afterwards."""
+        ...
 
-    def bytes_in_use(self, namespace: str | None, deadline: Deadline) -> int | None: ...
+    def contains(self, key: ContentKey, deadline: Deadline) -> bool:
+        """Whether a get would probably hit. Reads no contents and does not count as an access."""
+        ...
+
+    def bytes_in_use(self, namespace: str | None, deadline: Deadline) -> int | None:
+        """Return the bytes that caches of one namespace, or of all, occupy; None if unknown."""
+        ...

@@ -1,4 +1,4 @@
-"""Any tier, made unable to hold its caller past the deadline."""
+"""A wrapper of tiers whose calls always return by the deadline."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import TypeVar
 from kvstore.cache import CompactCache
 from kvstore.errors import InvalidParameter
 from kvstore.tiers.base import (
-    BlockingTier,
     Expected,
     Lookup,
     Miss,
     MissReason,
     PutResult,
     PutStatus,
+    Tier,
 )
 from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.deadline import Deadline
@@ -26,22 +26,22 @@ Answer = TypeVar("Answer")
 
 
 class TierBusy(Exception):
-    """Every worker is held by a call whose caller has already left."""
+    """Every worker is occupied by a call that has passed its deadline."""
 
 
 class TierFailed(Exception):
-    """The tier raised what no tier should."""
+    """The tier raised an error that the protocol does not allow."""
 
 
 class BoundedTier:
-    """A `Tier` over a `BlockingTier`, whose calls run on a few threads of its own.
+    """A `Tier` that runs the calls of another tier on a few threads.
 
-    A call that does not end in time is left to itself and answered with a time-out. While every
-    thread is held by such a call the tier is unavailable, at once. The threads do not keep the
-    process alive.
+    A call that passes its deadline is answered with a time-out and goes on in its thread. While
+    all threads are occupied by such calls, further calls are answered `UNAVAILABLE` at once. The
+    threads do not keep the process alive.
     """
 
-    def __init__(self, inner: BlockingTier, workers: int = 4) -> None:
+    def __init__(self, inner: Tier, workers: int = 4) -> None:
         if workers < 1:
             raise InvalidParameter("workers", "must be at least 1")
         self._inner = inner
@@ -59,11 +59,12 @@ class BoundedTier:
         return self._inner.name
 
     @property
-    def inner(self) -> BlockingTier:
+    def inner(self) -> Tier:
+        """The wrapped tier."""
         return self._inner
 
     def close(self) -> None:
-        """Let the threads end once their calls do."""
+        """Let the threads end after their calls."""
         for _ in range(self._workers):
             self._calls.put(None)
 
@@ -72,9 +73,8 @@ class BoundedTier:
         key: ContentKey,
         cache: CompactCache,
         lifetime_seconds: float | None,
-        timeout_seconds: float,
+        deadline: Deadline,
     ) -> PutResult:
-        deadline = Deadline.after(timeout_seconds)
         try:
             return self._call(
                 lambda: self._inner.put(key, cache, lifetime_seconds, deadline), deadline
@@ -84,8 +84,7 @@ class BoundedTier:
         except (TierBusy, TierFailed) as error:
             return PutResult(PutStatus.UNAVAILABLE, str(error))
 
-    def get(self, key: ContentKey, expected: Expected, timeout_seconds: float) -> Lookup:
-        deadline = Deadline.after(timeout_seconds)
+    def get(self, key: ContentKey, expected: Expected, deadline: Deadline) -> Lookup:
         try:
             return self._call(lambda: self._inner.get(key, expected, deadline), deadline)
         except TimeoutError:
@@ -93,44 +92,44 @@ class BoundedTier:
         except (TierBusy, TierFailed) as error:
             return Miss(MissReason.UNAVAILABLE, str(error))
 
-    def delete(self, key: ContentKey, timeout_seconds: float) -> bool:
-        deadline = Deadline.after(timeout_seconds)
-        return self._or(lambda: self._inner.delete(key, deadline), deadline, False)
+    def delete(self, key: ContentKey, deadline: Deadline) -> bool:
+        return self._call_or(lambda: self._inner.delete(key, deadline), deadline, False)
 
-    def contains(self, key: ContentKey, timeout_seconds: float) -> bool:
-        deadline = Deadline.after(timeout_seconds)
-        return self._or(lambda: self._inner.contains(key, deadline), deadline, False)
+    def contains(self, key: ContentKey, deadline: Deadline) -> bool:
+        return self._call_or(lambda: self._inner.contains(key, deadline), deadline, False)
 
-    def bytes_in_use(self, namespace: str | None, timeout_seconds: float) -> int | None:
-        deadline = Deadline.after(timeout_seconds)
-        return self._or(lambda: self._inner.bytes_in_use(namespace, deadline), deadline, None)
+    def bytes_in_use(self, namespace: str | None, deadline: Deadline) -> int | None:
+        return self._call_or(lambda: self._inner.bytes_in_use(namespace, deadline), deadline, None)
 
-    def _or(self, work: Callable[[], Answer], deadline: Deadline, otherwise: Answer) -> Answer:
+    def _call_or(self, work: Callable[[], Answer], deadline: Deadline, default: Answer) -> Answer:
         try:
             return self._call(work, deadline)
         except (TimeoutError, TierBusy, TierFailed):
-            return otherwise
+            return default
 
     def _call(self, work: Callable[[], Answer], deadline: Deadline) -> Answer:
-        """What `work` gives, or `TimeoutError`, `TierBusy`, `TierFailed`, `InvalidParameter`."""
+        """Return the result of `work`.
+
+        Raises `TimeoutError`, `TierBusy`, `TierFailed` and `InvalidParameter`.
+        """
         with self._lock:
             if self._held == self._workers:
-                raise TierBusy(f"all {self._workers} workers of {self.name} are held up")
+                raise TierBusy(f"all {self._workers} workers of {self.name} are occupied")
         future: Future[Answer] = Future()
         self._calls.put(lambda: _run(future, work))
         try:
             return future.result(deadline.remaining_seconds)
         except TimeoutError:
             if not future.cancel():
-                self._leave(future)
+                self._abandon(future)
             raise
         except InvalidParameter:
             raise
         except Exception as error:
             raise TierFailed(f"{type(error).__name__}: {error}") from error
 
-    def _leave(self, future: Future[Answer]) -> None:
-        """A worker is held until this call ends."""
+    def _abandon(self, future: Future[Answer]) -> None:
+        """Count a worker as occupied until this call ends."""
         with self._lock:
             self._held += 1
         future.add_done_callback(self._release)
@@ -149,6 +148,6 @@ def _run(future: Future[Answer], work: Callable[[], Answer]) -> None:
         return
     try:
         future.set_result(work())
-    # a worker must outlive whatever its store does
+    # a worker must survive every error of its store
     except BaseException as error:
         future.set_exception(error)

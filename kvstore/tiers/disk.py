@@ -35,9 +35,9 @@ from kvstore.tiers.base import (
 )
 from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.deadline import Deadline
+from kvstore.tiers.expected_cache import mismatch, miss_of
 from kvstore.tiers.file import load_cache, save_cache
 from kvstore.tiers.ledger import Budget, Entry, Ledger
-from kvstore.tiers.matching import mismatch, miss_of
 from kvstore.wire.limits import DEFAULT_LIMITS, WireLimits
 
 _SUFFIX = ".safetensors"
@@ -46,7 +46,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DiskTier:
-    """A `BlockingTier`. Evicts the least recently used; pinned caches stay.
+    """A `Tier` that may overrun deadlines. Evicts the least recently used; pinned caches stay.
 
     What a crash left half written is removed at the start; a file that does not agree with its own
     digest is a miss and is removed. While a cache is being written its file is not yet counted.

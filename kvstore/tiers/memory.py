@@ -1,4 +1,4 @@
-"""Caches in this process's memory: nothing is copied, neither in nor out."""
+"""Stored caches in the memory of this process, without copying them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ import torch
 from kvstore.cache import CompactCache, RaggedLayer
 from kvstore.tiers.base import Expected, Hit, Lookup, Miss, PutResult, PutStatus
 from kvstore.tiers.content_key import ContentKey
+from kvstore.tiers.deadline import Deadline
+from kvstore.tiers.expected_cache import mismatch
 from kvstore.tiers.ledger import Budget, Entry, Ledger
-from kvstore.tiers.matching import mismatch
 
-# memory that a cache's tensors may hold beyond their own bytes before they are copied out of it
+# tensors are copied if the memory behind them exceeds their own bytes by more than this share
 _SLACK_RATIO = 1 / 8
 
 
 class MemoryTier:
-    """A `Tier`. Evicts the least recently used; pinned caches stay.
+    """A `Tier` that evicts the least recently used cache; pinned caches stay.
 
-    Counted are the bytes that the tensors really keep alive: tensors that are small views of
-    something large are copied out of it first.
+    The budget counts the bytes of all memory that the tensors keep alive. Tensors that are small
+    views of larger memory are copied first.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class MemoryTier:
         key: ContentKey,
         cache: CompactCache,
         lifetime_seconds: float | None,
-        timeout_seconds: float,
+        deadline: Deadline,
     ) -> PutResult:
         now = self._clock()
         expires_at = None if lifetime_seconds is None else now + lifetime_seconds
@@ -62,7 +63,7 @@ class MemoryTier:
                 self._caches[key] = cache
         return PutResult(status)
 
-    def get(self, key: ContentKey, expected: Expected, timeout_seconds: float) -> Lookup:
+    def get(self, key: ContentKey, expected: Expected, deadline: Deadline) -> Lookup:
         with self._lock:
             self._expire()
             entry = self._ledger.peek(key, self._clock())
@@ -75,23 +76,23 @@ class MemoryTier:
             self._ledger.touch(key)
             return Hit(cache, entry.expires_at)
 
-    def delete(self, key: ContentKey, timeout_seconds: float) -> bool:
+    def delete(self, key: ContentKey, deadline: Deadline) -> bool:
         with self._lock:
             if self._ledger.remove(key) is not None:
                 del self._caches[key]
         return True
 
-    def contains(self, key: ContentKey, timeout_seconds: float) -> bool:
+    def contains(self, key: ContentKey, deadline: Deadline) -> bool:
         with self._lock:
             return self._ledger.peek(key, self._clock()) is not None
 
-    def bytes_in_use(self, namespace: str | None, timeout_seconds: float) -> int:
+    def bytes_in_use(self, namespace: str | None, deadline: Deadline) -> int:
         with self._lock:
             self._expire()
             return self._ledger.bytes_in_use(namespace)
 
     def pin(self, key: ContentKey) -> bool:
-        """Keep a cache from eviction until `unpin`, counted; False if it is not here."""
+        """Protect a cache from eviction until as many `unpin`; False if it is not here."""
         with self._lock:
             return self._ledger.pin(key, self._clock())
 
@@ -105,7 +106,7 @@ class MemoryTier:
 
 
 def resident_bytes(cache: CompactCache) -> int:
-    """Bytes of all memory that a cache's tensors keep alive, each piece of memory once."""
+    """Return the bytes of all memory that a cache's tensors keep alive, shared memory once."""
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for layer in cache.layers

@@ -29,8 +29,8 @@ from kvstore.tiers.base import (
 )
 from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.deadline import Deadline
+from kvstore.tiers.expected_cache import mismatch, miss_of
 from kvstore.tiers.manifest import Manifest
-from kvstore.tiers.matching import mismatch, miss_of
 from kvstore.tiers.mooncake_client import MooncakeClient
 from kvstore.tiers.stored_form import CacheReader, CacheWriter
 from kvstore.wire.limits import DEFAULT_LIMITS, WireLimits
@@ -45,7 +45,7 @@ _NEVER = 1e11
 
 
 class MooncakeTier:
-    """A `BlockingTier` over a client that `connect_mooncake` made."""
+    """A `Tier` over a client that `connect_mooncake` made."""
 
     def __init__(
         self,

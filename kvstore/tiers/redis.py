@@ -34,8 +34,8 @@ from kvstore.tiers.base import (
 )
 from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.deadline import Deadline
+from kvstore.tiers.expected_cache import mismatch, miss_of
 from kvstore.tiers.manifest import Manifest
-from kvstore.tiers.matching import mismatch, miss_of
 from kvstore.tiers.redis_client import RedisClient
 from kvstore.tiers.redis_faults import failed_get, failed_put, is_wrong_type, redis_errors
 from kvstore.tiers.stored_form import CacheReader, CacheWriter
@@ -72,7 +72,7 @@ class RedisOptions:
 
 
 class RedisTier:
-    """A `BlockingTier` over a client that `connect_redis` made."""
+    """A `Tier` over a client that `connect_redis` made."""
 
     def __init__(
         self,

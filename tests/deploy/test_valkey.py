@@ -17,6 +17,7 @@ import pytest
 
 from kvstore.tiers import Hit
 from kvstore.tiers.content_key import ContentKey
+from kvstore.tiers.deadline import Deadline
 from kvstore.wire import DEFAULT_LIMITS
 from services.prefill.store.stores import tiers_below
 from tests.deploy.rendered import container, one, resources
@@ -187,8 +188,12 @@ def test_the_job_joins_the_nodes_and_prefill_keeps_caches_in_them(
     }
     assert {name for name in dir(store) if name.startswith("store_redis")} == here.keys()
     (tier,) = tiers_below(dataclasses.replace(store, **here), DEFAULT_LIMITS)
-    wait_until(lambda: tier.put(_KEY, _CACHE, 60.0, 5.0).stored, 20, "a cluster that agrees")
-    lookup = tier.get(_KEY, _CACHE.fingerprint, 5.0)
+    wait_until(
+        lambda: tier.put(_KEY, _CACHE, 60.0, Deadline.after(5.0)).stored,
+        20,
+        "a cluster that agrees",
+    )
+    lookup = tier.get(_KEY, _CACHE.fingerprint, Deadline.after(5.0))
     tier.close()
     assert isinstance(lookup, Hit)
     assert same(lookup.cache, _CACHE)

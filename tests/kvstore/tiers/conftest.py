@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import pytest
 
-from kvstore.tiers.base import BlockingTier, Tier
+from kvstore.tiers.base import Tier
 from kvstore.tiers.bounded import BoundedTier
 from kvstore.tiers.disk import DiskTier
 from kvstore.tiers.ledger import Budget
@@ -113,7 +113,7 @@ class TierMaker:
         self.stack.callback(stack.close)
         return stack
 
-    def bounded(self, inner: BlockingTier) -> Tier:
+    def bounded(self, inner: Tier) -> Tier:
         tier = BoundedTier(inner)
         self.stack.callback(tier.close)
         return tier

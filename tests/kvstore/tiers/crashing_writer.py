@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 
 from kvstore.cache import CompactCache
-from kvstore.tiers.base import BlockingTier
+from kvstore.tiers.base import Tier
 from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.deadline import Deadline
 from kvstore.tiers.disk import DiskTier
@@ -40,13 +40,13 @@ def cache_of(key: ContentKey) -> CompactCache:
     return CompactCache(fingerprint("float16"), layers, 400)
 
 
-def open_tier(kind: str, place: str) -> BlockingTier:
+def open_tier(kind: str, place: str) -> Tier:
     if kind == "disk":
         return DiskTier(place, Budget(BUDGET_BYTES))
     return RedisTier(connect_redis(RedisAddress(place)), RedisOptions(chunk_bytes=1 << 16))
 
 
-def write_for_ever(tier: BlockingTier, caches: dict[ContentKey, CompactCache], seed: int) -> None:
+def write_for_ever(tier: Tier, caches: dict[ContentKey, CompactCache], seed: int) -> None:
     chance = random.Random(seed)
     while True:
         key = chance.choice(KEYS)

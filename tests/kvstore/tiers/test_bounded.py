@@ -75,14 +75,14 @@ def bounded(hanging: HangingTier) -> Iterator[BoundedTier]:
 
 
 def answers(tier: BoundedTier, seconds: float) -> list[object]:
-    """What each kind of call says, asked one after another."""
-    found = tier.get(KEY, CACHE.fingerprint, seconds)
+    """Return the answer to each kind of call, one call after another."""
+    found = tier.get(KEY, CACHE.fingerprint, Deadline.after(seconds))
     return [
         found if isinstance(found, Hit) else found.reason,
-        tier.put(KEY, CACHE, None, seconds).status,
-        tier.delete(KEY, seconds),
-        tier.contains(KEY, seconds),
-        tier.bytes_in_use(None, seconds),
+        tier.put(KEY, CACHE, None, Deadline.after(seconds)).status,
+        tier.delete(KEY, Deadline.after(seconds)),
+        tier.contains(KEY, Deadline.after(seconds)),
+        tier.bytes_in_use(None, Deadline.after(seconds)),
     ]
 
 
@@ -111,17 +111,18 @@ def test_a_call_that_only_queued_holds_no_worker(
     hanging: HangingTier, bounded: BoundedTier
 ) -> None:
     patient = [
-        threading.Thread(target=bounded.get, args=(KEY, CACHE.fingerprint, 20)) for _ in range(2)
+        threading.Thread(target=bounded.get, args=(KEY, CACHE.fingerprint, Deadline.after(20)))
+        for _ in range(2)
     ]
     for thread in patient:
         thread.start()
     time.sleep(SHORT)
     # both workers are busy with calls whose callers still wait
-    assert bounded.get(KEY, CACHE.fingerprint, SHORT).reason is MissReason.TIMEOUT
+    assert bounded.get(KEY, CACHE.fingerprint, Deadline.after(SHORT)).reason is MissReason.TIMEOUT
     hanging.gate.set()
     for thread in patient:
         thread.join()
-    assert isinstance(bounded.get(KEY, CACHE.fingerprint, 10), Hit)
+    assert isinstance(bounded.get(KEY, CACHE.fingerprint, Deadline.after(10)), Hit)
 
 
 def test_what_a_tier_raises_is_part_of_the_answer(
@@ -134,14 +135,14 @@ def test_what_a_tier_raises_is_part_of_the_answer(
     assert answers(bounded, 10) == [MissReason.TIMEOUT, PutStatus.TIMEOUT, False, False, None]
     # none of them held a worker
     hanging.error = None
-    assert isinstance(bounded.get(KEY, CACHE.fingerprint, 10), Hit)
+    assert isinstance(bounded.get(KEY, CACHE.fingerprint, Deadline.after(10)), Hit)
 
 
 def test_a_bad_cache_is_still_its_callers_fault(hanging: HangingTier, bounded: BoundedTier) -> None:
     hanging.gate.set()
     hanging.error = InvalidParameter("cache", "bad")
     with pytest.raises(InvalidParameter):
-        bounded.put(KEY, CACHE, None, 10)
+        bounded.put(KEY, CACHE, None, Deadline.after(10))
 
 
 def test_there_must_be_a_worker(hanging: HangingTier) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from kvstore.cache import CompactCache
-from kvstore.tiers.base import BlockingTier, Hit, MissReason
+from kvstore.tiers.base import Hit, MissReason, Tier
 from kvstore.tiers.deadline import Deadline
 from kvstore.tiers.disk import DiskTier
 from kvstore.tiers.stored_form import CacheWriter
@@ -77,7 +77,7 @@ def stored_form(cache: CompactCache) -> bytes:
     return writer.head() + body
 
 
-def count_hits(tier: BlockingTier) -> int:
+def count_hits(tier: Tier) -> int:
     """How many keys are there; each must be right to the bit, or gone for an honest reason."""
     hits = 0
     for key, cache in CACHES.items():

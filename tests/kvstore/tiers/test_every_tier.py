@@ -13,6 +13,7 @@ from kvstore.cache import CompactCache, LayerShape, digest_tokens
 from kvstore.errors import InvalidParameter
 from kvstore.tiers.base import Hit, Miss, MissReason, PutStatus, Tier
 from kvstore.tiers.content_key import ContentKey
+from kvstore.tiers.deadline import Deadline
 from tests.kvstore.tiers.clock import Clock
 from tests.kvstore.tiers.conftest import TierMaker
 from tests.kvstore.wire.caches import caches, same, two_layers
@@ -38,52 +39,52 @@ def test_a_cache_comes_back_to_the_bit(
     cache = cache_and_shapes[0]
     # the random caches say they are of the same tokens, so each gets a key of its own
     key = ContentKey("round-trip", f"{next(NUMBERS):064x}")
-    assert tier.put(key, cache, None, SECONDS).status is PutStatus.STORED
-    found = tier.get(key, cache.fingerprint, SECONDS)
+    assert tier.put(key, cache, None, Deadline.after(SECONDS)).status is PutStatus.STORED
+    found = tier.get(key, cache.fingerprint, Deadline.after(SECONDS))
     assert isinstance(found, Hit)
     assert same(found.cache, cache)
 
 
 def test_what_was_never_put_is_absent(tier: Tier) -> None:
     never = ContentKey.of(CACHE.fingerprint, "never")
-    assert reason(tier.get(never, CACHE.fingerprint, SECONDS)) is MissReason.ABSENT
-    assert not tier.contains(never, SECONDS)
-    assert tier.delete(never, SECONDS)
+    assert reason(tier.get(never, CACHE.fingerprint, Deadline.after(SECONDS))) is MissReason.ABSENT
+    assert not tier.contains(never, Deadline.after(SECONDS))
+    assert tier.delete(never, Deadline.after(SECONDS))
 
 
 def test_a_deleted_cache_is_absent(tier: Tier) -> None:
-    tier.put(KEY, CACHE, None, SECONDS)
-    assert tier.contains(KEY, SECONDS)
-    assert tier.delete(KEY, SECONDS)
-    assert not tier.contains(KEY, SECONDS)
-    assert reason(tier.get(KEY, CACHE.fingerprint, SECONDS)) is MissReason.ABSENT
+    tier.put(KEY, CACHE, None, Deadline.after(SECONDS))
+    assert tier.contains(KEY, Deadline.after(SECONDS))
+    assert tier.delete(KEY, Deadline.after(SECONDS))
+    assert not tier.contains(KEY, Deadline.after(SECONDS))
+    assert reason(tier.get(KEY, CACHE.fingerprint, Deadline.after(SECONDS))) is MissReason.ABSENT
 
 
 def test_another_tenants_key_finds_nothing(tier: Tier) -> None:
-    tier.put(KEY, CACHE, None, SECONDS)
+    tier.put(KEY, CACHE, None, Deadline.after(SECONDS))
     theirs = ContentKey.of(CACHE.fingerprint, "other-tenant")
-    assert reason(tier.get(theirs, CACHE.fingerprint, SECONDS)) is MissReason.ABSENT
+    assert reason(tier.get(theirs, CACHE.fingerprint, Deadline.after(SECONDS))) is MissReason.ABSENT
 
 
 def test_a_cache_expires_when_its_time_has_come(tier: Tier, clock: Clock) -> None:
-    tier.put(KEY, CACHE, 50.0, SECONDS)
-    found = tier.get(KEY, CACHE.fingerprint, SECONDS)
+    tier.put(KEY, CACHE, 50.0, Deadline.after(SECONDS))
+    found = tier.get(KEY, CACHE.fingerprint, Deadline.after(SECONDS))
     assert isinstance(found, Hit)
     assert found.expires_at == pytest.approx(clock() + 50, abs=5)
     clock.advance(51)
-    assert not tier.contains(KEY, SECONDS)
-    assert reason(tier.get(KEY, CACHE.fingerprint, SECONDS)) is MissReason.EXPIRED
+    assert not tier.contains(KEY, Deadline.after(SECONDS))
+    assert reason(tier.get(KEY, CACHE.fingerprint, Deadline.after(SECONDS))) is MissReason.EXPIRED
 
 
 def test_a_second_put_renews_the_first(tier: Tier, clock: Clock) -> None:
-    tier.put(KEY, CACHE, 5.0, SECONDS)
-    tier.put(KEY, CACHE, 50.0, SECONDS)
+    tier.put(KEY, CACHE, 5.0, Deadline.after(SECONDS))
+    tier.put(KEY, CACHE, 50.0, Deadline.after(SECONDS))
     clock.advance(20)
-    assert isinstance(tier.get(KEY, CACHE.fingerprint, SECONDS), Hit)
+    assert isinstance(tier.get(KEY, CACHE.fingerprint, Deadline.after(SECONDS)), Hit)
 
 
 def test_another_model_or_policy_under_the_key_is_a_miss_by_name(tier: Tier) -> None:
-    tier.put(KEY, CACHE, None, SECONDS)
+    tier.put(KEY, CACHE, None, Deadline.after(SECONDS))
     ours = CACHE.fingerprint
     model = dataclasses.replace(ours.model, weights_digest="c" * 64)
     tokens = dataclasses.replace(ours, token_digest=digest_tokens([1]))
@@ -95,26 +96,26 @@ def test_another_model_or_policy_under_the_key_is_a_miss_by_name(tier: Tier) -> 
     }
     for expected_reason, all_expected in wanted.items():
         for expected in all_expected:
-            assert reason(tier.get(KEY, expected, SECONDS)) is expected_reason
+            assert reason(tier.get(KEY, expected, Deadline.after(SECONDS))) is expected_reason
     # the model alone is all that is known where a handle names the cache
-    assert isinstance(tier.get(KEY, ours.model, SECONDS), Hit)
+    assert isinstance(tier.get(KEY, ours.model, Deadline.after(SECONDS)), Hit)
 
 
 def test_bytes_in_use_are_those_of_the_namespace(tier: Tier) -> None:
     key = ContentKey.of(CACHE.fingerprint, "counted")
-    tier.put(key, CACHE, None, SECONDS)
-    used = tier.bytes_in_use("counted", SECONDS)
+    tier.put(key, CACHE, None, Deadline.after(SECONDS))
+    used = tier.bytes_in_use("counted", Deadline.after(SECONDS))
     if used is None:
         # Mooncake Store does not tell
         assert tier.name == "mooncake"
         return
     # at rest a head comes on top of the rows
     assert CACHE.nbytes <= used <= CACHE.nbytes + 8192
-    assert (tier.bytes_in_use(None, SECONDS) or 0) >= used
-    tier.put(key, CACHE, None, SECONDS)
-    assert tier.bytes_in_use("counted", SECONDS) == used
-    tier.delete(key, SECONDS)
-    assert tier.bytes_in_use("counted", SECONDS) == 0
+    assert (tier.bytes_in_use(None, Deadline.after(SECONDS)) or 0) >= used
+    tier.put(key, CACHE, None, Deadline.after(SECONDS))
+    assert tier.bytes_in_use("counted", Deadline.after(SECONDS)) == used
+    tier.delete(key, Deadline.after(SECONDS))
+    assert tier.bytes_in_use("counted", Deadline.after(SECONDS)) == 0
 
 
 def test_writers_of_one_key_never_mix(tier: Tier) -> None:
@@ -128,19 +129,19 @@ def test_writers_of_one_key_never_mix(tier: Tier) -> None:
 
     def write(cache: CompactCache) -> None:
         for _ in range(5):
-            tier.put(KEY, cache, None, SECONDS)
+            tier.put(KEY, cache, None, Deadline.after(SECONDS))
 
     threads = [threading.Thread(target=write, args=(cache,)) for cache in others]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        found = tier.get(KEY, CACHE.fingerprint, SECONDS)
+        found = tier.get(KEY, CACHE.fingerprint, Deadline.after(SECONDS))
         # a reader may come between two writers and miss, but never gets a mixture
         if isinstance(found, Hit):
             assert any(same(found.cache, cache) for cache in others)
     for thread in threads:
         thread.join()
-    assert isinstance(tier.get(KEY, CACHE.fingerprint, SECONDS), Hit)
+    assert isinstance(tier.get(KEY, CACHE.fingerprint, Deadline.after(SECONDS)), Hit)
 
 
 @pytest.mark.parametrize("name", ["disk", "valkey", "mooncake"])
@@ -148,4 +149,4 @@ def test_what_no_reader_would_take_is_refused(name: str, make_tier: TierMaker) -
     layer = dataclasses.replace(CACHE.layers[0], positions=CACHE.layers[0].positions * 0)
     bad = dataclasses.replace(CACHE, layers=(layer, *CACHE.layers[1:]))
     with pytest.raises(InvalidParameter):
-        make_tier(name).put(KEY, bad, None, SECONDS)
+        make_tier(name).put(KEY, bad, None, Deadline.after(SECONDS))

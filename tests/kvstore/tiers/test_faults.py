@@ -38,6 +38,13 @@ CACHE, _ = two_layers("float16")
 KEY = ContentKey.of(CACHE.fingerprint, "faults")
 MANIFEST = f"headwise:{KEY.namespace}:{KEY.digest}"
 SECONDS = 10.0
+
+
+def due() -> Deadline:
+    """Return a deadline that a working tier keeps."""
+    return Deadline.after(SECONDS)
+
+
 # a deadline that a stuck store overruns, and what a busy machine may add to it
 SHORT, SLACK = 0.3, 1.0
 
@@ -78,13 +85,13 @@ def large_cache(layers: int) -> CompactCache:
 def timed_reason(tier: Tier, seconds: float) -> MissReason:
     """Why a get missed; it, a put, a delete and the rest must keep to the deadline."""
     for call in (
-        lambda: tier.put(KEY, CACHE, None, seconds),
-        lambda: tier.delete(KEY, seconds),
-        lambda: tier.contains(KEY, seconds),
-        lambda: tier.bytes_in_use(None, seconds),
+        lambda: tier.put(KEY, CACHE, None, Deadline.after(seconds)),
+        lambda: tier.delete(KEY, Deadline.after(seconds)),
+        lambda: tier.contains(KEY, Deadline.after(seconds)),
+        lambda: tier.bytes_in_use(None, Deadline.after(seconds)),
     ):
         _timed(call, seconds)
-    found = _timed(lambda: tier.get(KEY, CACHE.fingerprint, seconds), seconds)
+    found = _timed(lambda: tier.get(KEY, CACHE.fingerprint, Deadline.after(seconds)), seconds)
     assert isinstance(found, Miss)
     return found.reason
 
@@ -98,7 +105,7 @@ def _timed(call: Callable[[], object], seconds: float) -> object:
 
 def reason(tier: Tier) -> MissReason | None:
     """Why a get missed; None for a hit to the bit."""
-    found = tier.get(KEY, CACHE.fingerprint, SECONDS)
+    found = tier.get(KEY, CACHE.fingerprint, due())
     if isinstance(found, Hit):
         assert same(found.cache, CACHE)
         return None
@@ -108,7 +115,7 @@ def reason(tier: Tier) -> MissReason | None:
 def keep_in(tier: Tier) -> None:
     """Put until it is found: a Mooncake store that was just full or stuck may evict at once."""
     wait_until(
-        lambda: tier.put(KEY, CACHE, None, SECONDS).stored and reason(tier) is None,
+        lambda: tier.put(KEY, CACHE, None, due()).stored and reason(tier) is None,
         SECONDS,
         "the store to hold a cache",
     )
@@ -118,27 +125,27 @@ def test_a_dead_server_is_unavailable_and_a_new_one_serves_again(tmp_path: pathl
     with running_valkey(tmp_path) as server:
         address = server.address
         with redis_tier(address) as (tier, _):
-            tier.put(KEY, CACHE, None, SECONDS)
+            tier.put(KEY, CACHE, None, due())
             server.process.kill()
             server.process.wait()
             assert timed_reason(tier, SECONDS) is MissReason.UNAVAILABLE
-            assert tier.put(KEY, CACHE, None, SECONDS).status is PutStatus.UNAVAILABLE
+            assert tier.put(KEY, CACHE, None, due()).status is PutStatus.UNAVAILABLE
             with running_valkey(tmp_path, port=server.port):
                 assert reason(tier) is MissReason.ABSENT
-                assert tier.put(KEY, CACHE, None, SECONDS).stored
+                assert tier.put(KEY, CACHE, None, due()).stored
                 assert reason(tier) is None
 
 
 def test_a_frozen_server_times_out_and_recovers(own_valkey: RedisServer) -> None:
     address = dataclasses.replace(own_valkey.address, socket_timeout_seconds=1.0)
     with redis_tier(address) as (tier, _):
-        tier.put(KEY, CACHE, None, SECONDS)
+        tier.put(KEY, CACHE, None, due())
         own_valkey.process.send_signal(signal.SIGSTOP)
         assert timed_reason(tier, SHORT) in (MissReason.TIMEOUT, MissReason.UNAVAILABLE)
         own_valkey.process.send_signal(signal.SIGCONT)
         # workers that were left behind end by the socket's own time-out
         time.sleep(1.0)
-        assert tier.put(KEY, CACHE, None, SECONDS).stored
+        assert tier.put(KEY, CACHE, None, due()).stored
         assert reason(tier) is None
 
 
@@ -173,7 +180,7 @@ def dripping_server() -> Iterator[int]:
 
 def test_a_server_that_drips_bytes_times_out() -> None:
     with dripping_server() as port, redis_tier(RedisAddress(f"redis://127.0.0.1:{port}")) as (t, _):
-        found = _timed(lambda: t.get(KEY, CACHE.fingerprint, SHORT), SHORT)
+        found = _timed(lambda: t.get(KEY, CACHE.fingerprint, Deadline.after(SHORT)), SHORT)
         assert found == Miss(MissReason.TIMEOUT)
 
 
@@ -183,10 +190,10 @@ def test_a_full_server_is_full_and_keeps_what_it_has(tmp_path: pathlib.Path) -> 
         running_valkey(tmp_path, *policy) as server,
         redis_tier(server.address, RedisOptions()) as (tier, client),
     ):
-        assert tier.put(KEY, CACHE, None, SECONDS).stored
+        assert tier.put(KEY, CACHE, None, due()).stored
         large = ContentKey("faults", "0" * 64)
-        assert tier.put(large, large_cache(64), None, SECONDS).status is PutStatus.FULL
-        assert tier.get(large, CACHE.fingerprint, SECONDS) == Miss(MissReason.ABSENT)
+        assert tier.put(large, large_cache(64), None, due()).status is PutStatus.FULL
+        assert tier.get(large, CACHE.fingerprint, due()) == Miss(MissReason.ABSENT)
         assert reason(tier) is None
         # what was written of it goes by itself
         assert all(0 < client.ttl(name) <= 60 for name in client.keys(f"*{large.digest}*"))
@@ -195,26 +202,26 @@ def test_a_full_server_is_full_and_keeps_what_it_has(tmp_path: pathlib.Path) -> 
 def test_a_quota_is_refused_before_anything_is_sent(own_valkey: RedisServer) -> None:
     options = dataclasses.replace(SMALL_CHUNKS, quota_bytes={"faults": 1000})
     with redis_tier(own_valkey.address, options) as (tier, client):
-        assert tier.put(KEY, CACHE, None, SECONDS).status is PutStatus.OVER_QUOTA
+        assert tier.put(KEY, CACHE, None, due()).status is PutStatus.OVER_QUOTA
         assert client.dbsize() == 0
         other = ContentKey.of(CACHE.fingerprint, "without-quota")
-        assert tier.put(other, CACHE, None, SECONDS).stored
+        assert tier.put(other, CACHE, None, due()).stored
         # room for one: what a put replaces does not count against it
         writer = CacheWriter(CACHE)
         options.quota_bytes["faults"] = writer.head_bytes + writer.body_bytes
         for _ in range(2):
-            assert tier.put(KEY, CACHE, None, SECONDS).stored
+            assert tier.put(KEY, CACHE, None, due()).stored
         second = ContentKey("faults", "0" * 64)
-        assert tier.put(second, CACHE, None, SECONDS).status is PutStatus.OVER_QUOTA
+        assert tier.put(second, CACHE, None, due()).status is PutStatus.OVER_QUOTA
         client.zadd("headwise:faults:index", {"not ours": time.time() + 60})
-        assert tier.put(KEY, CACHE, None, SECONDS).status is PutStatus.UNAVAILABLE
-        assert tier.bytes_in_use("faults", SECONDS) is None
+        assert tier.put(KEY, CACHE, None, due()).status is PutStatus.UNAVAILABLE
+        assert tier.bytes_in_use("faults", due()) is None
 
 
 def test_everything_has_a_time_to_live(own_valkey: RedisServer) -> None:
     with redis_tier(own_valkey.address) as (tier, client):
         for lifetime in (None, 500.0):
-            tier.put(KEY, CACHE, lifetime, SECONDS)
+            tier.put(KEY, CACHE, lifetime, due())
             assert all(client.ttl(name) > 60 for name in client.keys("*"))
         # the first put's chunks went when the second replaced it
         names = {name.rsplit(b":", 1)[0] for name in client.keys(f"{MANIFEST}:*")}
@@ -224,12 +231,12 @@ def test_everything_has_a_time_to_live(own_valkey: RedisServer) -> None:
 def test_what_the_server_evicted_is_told_from_what_expired(own_valkey: RedisServer) -> None:
     with redis_tier(own_valkey.address) as (tier, client):
         for number in (0, 1, 3):
-            tier.put(KEY, CACHE, None, SECONDS)
+            tier.put(KEY, CACHE, None, due())
             (chunk,) = client.keys(f"{MANIFEST}:*:{number}")
             client.delete(chunk)
             assert reason(tier) is MissReason.EVICTED
-        assert tier.bytes_in_use("faults", SECONDS) == 0
-        tier.put(KEY, CACHE, 0.2, SECONDS)
+        assert tier.bytes_in_use("faults", due()) == 0
+        tier.put(KEY, CACHE, 0.2, due())
         assert reason(tier) is None
         time.sleep(0.3)
         assert client.keys(f"{MANIFEST}:*") == []
@@ -278,7 +285,7 @@ def lies(client: RedisClient) -> Iterator[tuple[str, MissReason, Callable[[], ob
 
 def test_a_lying_server_is_a_miss_and_the_next_put_heals_it(own_valkey: RedisServer) -> None:
     with redis_tier(own_valkey.address) as (tier, client):
-        tier.put(KEY, CACHE, None, SECONDS)
+        tier.put(KEY, CACHE, None, due())
         count = sum(1 for _ in lies(client))
         for number in range(count):
             name, expected, tell = list(lies(client))[number]
@@ -286,7 +293,7 @@ def test_a_lying_server_is_a_miss_and_the_next_put_heals_it(own_valkey: RedisSer
             assert reason(tier) is expected, name
             if "as manifest" in name:
                 client.delete(MANIFEST)
-            assert tier.put(KEY, CACHE, None, SECONDS).stored, name
+            assert tier.put(KEY, CACHE, None, due()).stored, name
             assert reason(tier) is None, name
 
 
@@ -298,24 +305,30 @@ def test_a_cluster_that_loses_a_node_serves_what_the_others_hold(tmp_path: pathl
         redis_tier(nodes[0].cluster_address, together) as (tier, _),
     ):
         for key in keys:
-            assert tier.put(key, CACHE, None, SECONDS).stored
+            assert tier.put(key, CACHE, None, due()).stored
         nodes[1].process.kill()
         nodes[1].process.wait()
-        found = [_timed(lambda key=key: tier.get(key, CACHE.fingerprint, 2.0), 2.0) for key in keys]
+        found = [
+            _timed(lambda key=key: tier.get(key, CACHE.fingerprint, Deadline.after(2.0)), 2.0)
+            for key in keys
+        ]
         hits = [lookup for lookup in found if isinstance(lookup, Hit)]
         missed = {lookup.reason for lookup in found if isinstance(lookup, Miss)}
         assert len(hits) >= 3
         assert all(same(lookup.cache, CACHE) for lookup in hits)
         assert missed <= {MissReason.UNAVAILABLE, MissReason.TIMEOUT}
         assert missed
-        stored = [_timed(lambda key=key: tier.put(key, CACHE, None, 2.0), 2.0) for key in keys]
+        stored = [
+            _timed(lambda key=key: tier.put(key, CACHE, None, Deadline.after(2.0)), 2.0)
+            for key in keys
+        ]
         assert sum(result.stored for result in stored) == len(hits)
 
 
 def test_a_frozen_mooncake_master_times_out_and_recovers(mooncake: Mooncake) -> None:
     process, _, client = mooncake
     tier = BoundedTier(MooncakeTier(client), workers=8)
-    tier.put(KEY, CACHE, None, SECONDS)
+    tier.put(KEY, CACHE, None, due())
     process.send_signal(signal.SIGSTOP)
     assert timed_reason(tier, SHORT) is MissReason.TIMEOUT
     process.send_signal(signal.SIGCONT)
@@ -337,7 +350,7 @@ def test_a_full_mooncake_store_is_full(mooncake: Mooncake) -> None:
     tier = BoundedTier(MooncakeTier(mooncake[2]))
     huge = large_cache(260)
     assert huge.nbytes > mooncake[1].segment_bytes
-    assert tier.put(KEY, huge, None, SECONDS).status is PutStatus.FULL
+    assert tier.put(KEY, huge, None, due()).status is PutStatus.FULL
     tier.close()
 
 

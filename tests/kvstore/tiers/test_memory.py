@@ -8,21 +8,23 @@ import torch
 
 from kvstore.tiers.base import Hit, Miss, MissReason, PutStatus
 from kvstore.tiers.content_key import ContentKey
+from kvstore.tiers.deadline import Deadline
 from kvstore.tiers.ledger import Budget
 from kvstore.tiers.memory import MemoryTier, resident_bytes
 from tests.kvstore.wire.caches import same, two_layers
 
 CACHE, _ = two_layers()
 KEYS = tuple(ContentKey("tenant", f"{n:064x}") for n in range(3))
+DEADLINE = Deadline.after(3600)
 
 
 def test_nothing_is_copied_in_or_out() -> None:
     tier = MemoryTier(Budget(1 << 20))
-    tier.put(KEYS[0], CACHE, None, 1)
-    found = tier.get(KEYS[0], CACHE.fingerprint, 1)
+    tier.put(KEYS[0], CACHE, None, DEADLINE)
+    found = tier.get(KEYS[0], CACHE.fingerprint, DEADLINE)
     assert isinstance(found, Hit)
     assert found.cache is CACHE
-    assert tier.bytes_in_use(None, 1) == CACHE.nbytes
+    assert tier.bytes_in_use(None, DEADLINE) == CACHE.nbytes
 
 
 def test_small_views_of_large_memory_are_copied_out_of_it() -> None:
@@ -33,25 +35,25 @@ def test_small_views_of_large_memory_are_copied_out_of_it() -> None:
     cache = dataclasses.replace(CACHE, layers=layers)
     assert resident_bytes(cache) > large.nbytes
     tier = MemoryTier(Budget(1 << 16))
-    assert tier.put(KEYS[0], cache, None, 1).stored
+    assert tier.put(KEYS[0], cache, None, DEADLINE).stored
     large.zero_()
-    found = tier.get(KEYS[0], CACHE.fingerprint, 1)
+    found = tier.get(KEYS[0], CACHE.fingerprint, DEADLINE)
     assert isinstance(found, Hit)
     assert same(found.cache, CACHE)
-    assert tier.bytes_in_use(None, 1) == resident_bytes(found.cache) == CACHE.nbytes
+    assert tier.bytes_in_use(None, DEADLINE) == resident_bytes(found.cache) == CACHE.nbytes
 
 
 def test_pinned_caches_stay() -> None:
     tier = MemoryTier(Budget(2 * CACHE.nbytes))
-    tier.put(KEYS[0], CACHE, None, 1)
+    tier.put(KEYS[0], CACHE, None, DEADLINE)
     assert tier.pin(KEYS[0])
     assert not tier.pin(KEYS[1])
     for key in KEYS[1:]:
-        assert tier.put(key, CACHE, None, 1).stored
-    assert tier.get(KEYS[1], CACHE.fingerprint, 1) == Miss(MissReason.EVICTED)
+        assert tier.put(key, CACHE, None, DEADLINE).stored
+    assert tier.get(KEYS[1], CACHE.fingerprint, DEADLINE) == Miss(MissReason.EVICTED)
     assert tier.pin(KEYS[2])
-    assert tier.put(KEYS[1], CACHE, None, 1).status is PutStatus.FULL
+    assert tier.put(KEYS[1], CACHE, None, DEADLINE).status is PutStatus.FULL
     tier.unpin(KEYS[0])
-    assert tier.put(KEYS[1], CACHE, None, 1).stored
-    assert tier.get(KEYS[0], CACHE.fingerprint, 1) == Miss(MissReason.EVICTED)
+    assert tier.put(KEYS[1], CACHE, None, DEADLINE).stored
+    assert tier.get(KEYS[0], CACHE.fingerprint, DEADLINE) == Miss(MissReason.EVICTED)
     assert tier.evictions == 2

@@ -17,6 +17,7 @@ from kvstore.cache import CompactCache
 from kvstore.tiers.base import Hit, MissReason, PutStatus, Tier
 from kvstore.tiers.bounded import BoundedTier
 from kvstore.tiers.content_key import ContentKey
+from kvstore.tiers.deadline import Deadline
 from kvstore.tiers.disk import DiskTier
 from kvstore.tiers.ledger import Budget
 from kvstore.tiers.memory import MemoryTier, resident_bytes
@@ -106,7 +107,7 @@ def valkey(folder: pathlib.Path, maker: TierMaker) -> Iterator[tuple[Tier, SlowT
     """A server with room for everything."""
     tier = maker("valkey")
     for key in KEYS:
-        tier.delete(key, SECONDS)
+        tier.delete(key, Deadline.after(SECONDS))
     yield tier, SlowTier(file_bytes, 1 << 40)
 
 
@@ -124,7 +125,7 @@ def test_a_tier_holds_what_the_dictionary_holds(
     with make(tmp_path, make_tier) as (tier, slow):
         for step in script:
             apply(tier, slow, step)
-            assert tier.bytes_in_use("random", SECONDS) == slow.used()
+            assert tier.bytes_in_use("random", Deadline.after(SECONDS)) == slow.used()
         for key in KEYS:
             assert_same_answer(tier, slow, key)
 
@@ -132,19 +133,19 @@ def test_a_tier_holds_what_the_dictionary_holds(
 def apply(tier: Tier, slow: SlowTier, step: Step) -> None:
     what, key, cache = step[0], KEYS[step[1]], CACHES[step[2]]
     if what == "put":
-        stored = tier.put(key, cache, None, SECONDS).status is PutStatus.STORED
+        stored = tier.put(key, cache, None, Deadline.after(SECONDS)).status is PutStatus.STORED
         assert stored == slow.put(key, cache)
     elif what == "get":
         assert_same_answer(tier, slow, key)
     elif what == "contains":
-        assert tier.contains(key, SECONDS) == (key in slow.held)
+        assert tier.contains(key, Deadline.after(SECONDS)) == (key in slow.held)
     else:
-        assert tier.delete(key, SECONDS)
+        assert tier.delete(key, Deadline.after(SECONDS))
         slow.delete(key)
 
 
 def assert_same_answer(tier: Tier, slow: SlowTier, key: ContentKey) -> None:
-    found, wanted = tier.get(key, fingerprint(), SECONDS), slow.get(key)
+    found, wanted = tier.get(key, fingerprint(), Deadline.after(SECONDS)), slow.get(key)
     if wanted is not None:
         assert isinstance(found, Hit)
         assert same(found.cache, wanted)

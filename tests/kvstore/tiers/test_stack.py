@@ -13,6 +13,7 @@ from kvstore.errors import InvalidParameter
 from kvstore.tiers.base import Expected, Hit, Lookup, Miss, MissReason, PutResult, PutStatus, Tier
 from kvstore.tiers.bounded import BoundedTier
 from kvstore.tiers.content_key import ContentKey
+from kvstore.tiers.deadline import Deadline
 from kvstore.tiers.disk import DiskTier
 from kvstore.tiers.ledger import Budget
 from kvstore.tiers.memory import MemoryTier
@@ -26,26 +27,35 @@ OTHER = ContentKey("default", "0" * 64)
 SECONDS = 10.0
 
 
+def due() -> Deadline:
+    """Return a deadline that a working tier keeps."""
+    return Deadline.after(SECONDS)
+
+
 class DeadTier:
     """A store that answers nothing."""
 
     name = "dead"
 
     def put(
-        self, key: ContentKey, cache: CompactCache, lifetime: float | None, timeout: float
+        self,
+        key: ContentKey,
+        cache: CompactCache,
+        lifetime_seconds: float | None,
+        deadline: Deadline,
     ) -> PutResult:
         return PutResult(PutStatus.UNAVAILABLE)
 
-    def get(self, key: ContentKey, expected: Expected, timeout: float) -> Lookup:
+    def get(self, key: ContentKey, expected: Expected, deadline: Deadline) -> Lookup:
         return Miss(MissReason.UNAVAILABLE)
 
-    def delete(self, key: ContentKey, timeout: float) -> bool:
+    def delete(self, key: ContentKey, deadline: Deadline) -> bool:
         return False
 
-    def contains(self, key: ContentKey, timeout: float) -> bool:
+    def contains(self, key: ContentKey, deadline: Deadline) -> bool:
         return False
 
-    def bytes_in_use(self, namespace: str | None, timeout: float) -> None:
+    def bytes_in_use(self, namespace: str | None, deadline: Deadline) -> None:
         return None
 
 
@@ -61,10 +71,10 @@ class SlowTier(MemoryTier):
         key: ContentKey,
         cache: CompactCache,
         lifetime_seconds: float | None,
-        timeout_seconds: float,
+        deadline: Deadline,
     ) -> PutResult:
         assert self.gate.wait(30)
-        return super().put(key, cache, lifetime_seconds, timeout_seconds)
+        return super().put(key, cache, lifetime_seconds, deadline)
 
 
 @pytest.fixture
@@ -82,7 +92,7 @@ def disk(tmp_path: pathlib.Path, clock: Clock) -> Iterator[BoundedTier]:
 
 
 def hit(tier: Tier, key: ContentKey = KEY) -> bool:
-    found = tier.get(key, CACHE.fingerprint, SECONDS)
+    found = tier.get(key, CACHE.fingerprint, due())
     return isinstance(found, Hit) and same(found.cache, CACHE)
 
 
@@ -90,8 +100,8 @@ def test_what_fell_out_of_memory_is_read_from_disk_and_promoted(
     memory: MemoryTier, disk: BoundedTier, clock: Clock
 ) -> None:
     stack = TierStack([memory, disk], clock=clock)
-    stack.put(KEY, CACHE, 50, SECONDS)
-    stack.put(OTHER, CACHE, None, SECONDS)
+    stack.put(KEY, CACHE, 50, due())
+    stack.put(OTHER, CACHE, None, due())
     assert not hit(memory)
     assert hit(stack)
     assert hit(memory)
@@ -104,7 +114,7 @@ def test_what_fell_out_of_memory_is_read_from_disk_and_promoted(
     assert counts["disk"].written_bytes == 2 * CACHE.nbytes
     # promoted for the time that was left, not for ever
     clock.advance(60)
-    assert memory.get(KEY, CACHE.fingerprint, SECONDS) == Miss(MissReason.EXPIRED)
+    assert memory.get(KEY, CACHE.fingerprint, due()) == Miss(MissReason.EXPIRED)
     stack.close()
 
 
@@ -112,11 +122,11 @@ def test_promotion_reaches_every_tier_above(
     memory: MemoryTier, disk: BoundedTier, clock: Clock
 ) -> None:
     lowest = MemoryTier(Budget(1 << 20), name="lowest", clock=clock)
-    lowest.put(KEY, CACHE, None, SECONDS)
+    lowest.put(KEY, CACHE, None, due())
     stack = TierStack([memory, disk, lowest], clock=clock)
     assert hit(stack)
     assert hit(memory)
-    assert stack.flush(SECONDS)
+    assert stack.flush(due())
     assert hit(disk)
     stack.close()
 
@@ -124,12 +134,12 @@ def test_promotion_reaches_every_tier_above(
 def test_write_back_answers_before_the_lower_tier_has_it(memory: MemoryTier) -> None:
     slow = SlowTier()
     stack = TierStack([memory, slow], WriteMode.BACK)
-    assert stack.put(KEY, CACHE, None, SECONDS).stored
+    assert stack.put(KEY, CACHE, None, due()).stored
     assert stack.waiting_bytes == CACHE.nbytes
-    assert not stack.flush(0.05)
-    assert not slow.contains(KEY, SECONDS)
+    assert not stack.flush(Deadline.after(0.05))
+    assert not slow.contains(KEY, due())
     slow.gate.set()
-    assert stack.flush(SECONDS)
+    assert stack.flush(due())
     assert hit(slow)
     assert stack.waiting_bytes == 0
     stack.close()
@@ -139,51 +149,51 @@ def test_writes_that_find_no_room_to_wait_are_dropped_and_counted(memory: Memory
     slow = SlowTier()
     stack = TierStack([memory, slow], WriteMode.BACK, waiting_bytes=2 * CACHE.nbytes)
     for number in range(4):
-        assert stack.put(ContentKey("default", f"{number:064x}"), CACHE, None, SECONDS).stored
+        assert stack.put(ContentKey("default", f"{number:064x}"), CACHE, None, due()).stored
     assert stack.counts()["slow"].dropped_writes == 2
     slow.gate.set()
-    assert stack.flush(SECONDS)
-    assert slow.bytes_in_use(None, SECONDS) == 2 * CACHE.nbytes
+    assert stack.flush(due())
+    assert slow.bytes_in_use(None, due()) == 2 * CACHE.nbytes
     stack.close()
 
 
 def test_write_through_has_it_everywhere_at_once(memory: MemoryTier, disk: BoundedTier) -> None:
     stack = TierStack([memory, disk])
-    stack.put(KEY, CACHE, None, SECONDS)
+    stack.put(KEY, CACHE, None, due())
     assert hit(memory)
     assert hit(disk)
-    assert stack.bytes_in_use(None, SECONDS) > 2 * CACHE.nbytes
-    assert stack.delete(KEY, SECONDS)
+    assert stack.bytes_in_use(None, due()) > 2 * CACHE.nbytes
+    assert stack.delete(KEY, due())
     assert not hit(memory)
     assert not hit(disk)
-    assert stack.get(KEY, CACHE.fingerprint, SECONDS) == Miss(MissReason.ABSENT)
+    assert stack.get(KEY, CACHE.fingerprint, due()) == Miss(MissReason.ABSENT)
     stack.close()
 
 
 def test_a_dead_tier_costs_neither_puts_nor_gets(memory: MemoryTier) -> None:
     stack = TierStack([DeadTier(), memory])
-    assert stack.put(KEY, CACHE, None, SECONDS).stored
+    assert stack.put(KEY, CACHE, None, due()).stored
     assert hit(stack)
-    assert stack.contains(KEY, SECONDS)
-    assert stack.bytes_in_use(None, SECONDS) == CACHE.nbytes
+    assert stack.contains(KEY, due())
+    assert stack.bytes_in_use(None, due()) == CACHE.nbytes
     # nobody knows what the dead one holds
-    assert not stack.delete(KEY, SECONDS)
-    assert stack.get(KEY, CACHE.fingerprint, SECONDS) == Miss(MissReason.UNAVAILABLE)
+    assert not stack.delete(KEY, due())
+    assert stack.get(KEY, CACHE.fingerprint, due()) == Miss(MissReason.UNAVAILABLE)
     assert stack.counts()["dead"].puts == {PutStatus.UNAVAILABLE: 2}
     stack.close()
 
 
 def test_a_put_that_no_tier_takes_says_what_the_nearest_said() -> None:
     stack = TierStack([MemoryTier(Budget(1)), DeadTier()])
-    assert stack.put(KEY, CACHE, None, SECONDS).status is PutStatus.FULL
+    assert stack.put(KEY, CACHE, None, due()).status is PutStatus.FULL
     stack.close()
 
 
 def test_the_most_telling_miss_is_given(memory: MemoryTier, clock: Clock) -> None:
     stack = TierStack([DeadTier(), memory], clock=clock)
-    memory.put(KEY, CACHE, 5, SECONDS)
+    memory.put(KEY, CACHE, 5, due())
     clock.advance(6)
-    assert stack.get(KEY, CACHE.fingerprint, SECONDS) == Miss(MissReason.EXPIRED)
+    assert stack.get(KEY, CACHE.fingerprint, due()) == Miss(MissReason.EXPIRED)
     stack.close()
 
 
@@ -194,37 +204,37 @@ def test_tiers_need_names_of_their_own(memory: MemoryTier) -> None:
 
 
 class FaultyTier(MemoryTier):
-    """Memory that answers as `ails` says, if it says anything."""
+    """A memory tier whose gets fail with `error` if it is set."""
 
-    ails: MissReason | None = None
+    error: MissReason | None = None
 
-    def get(self, key: ContentKey, expected: Expected, timeout: float) -> Lookup:
-        return Miss(self.ails, "told") if self.ails else super().get(key, expected, timeout)
+    def get(self, key: ContentKey, expected: Expected, deadline: Deadline) -> Lookup:
+        return Miss(self.error, "broken") if self.error else super().get(key, expected, deadline)
 
 
-def test_a_fault_is_told_when_it_begins_and_when_it_ends() -> None:
-    told: list[tuple[str, str | None]] = []
+def test_a_fault_is_reported_when_it_begins_and_when_it_ends() -> None:
+    reports: list[tuple[str, str | None]] = []
     tier = FaultyTier(Budget(1 << 20), name="faulty")
-    stack = TierStack([tier], on_fault=lambda *fault: told.append(fault))
-    for ails, so_far in (
+    stack = TierStack([tier], on_fault=lambda *fault: reports.append(fault))
+    for error, expected in (
         (None, []),
-        (MissReason.UNAVAILABLE, [("faulty", "told")]),
+        (MissReason.UNAVAILABLE, [("faulty", "broken")]),
         # late is neither well nor broken
-        (MissReason.TIMEOUT, [("faulty", "told")]),
-        (MissReason.UNAVAILABLE, [("faulty", "told")]),
-        (MissReason.ABSENT, [("faulty", "told"), ("faulty", None)]),
-        (MissReason.TIMEOUT, [("faulty", "told"), ("faulty", None)]),
+        (MissReason.TIMEOUT, [("faulty", "broken")]),
+        (MissReason.UNAVAILABLE, [("faulty", "broken")]),
+        (MissReason.ABSENT, [("faulty", "broken"), ("faulty", None)]),
+        (MissReason.TIMEOUT, [("faulty", "broken"), ("faulty", None)]),
     ):
-        tier.ails = ails
-        stack.get(KEY, None, SECONDS)
-        assert told == so_far, ails
+        tier.error = error
+        stack.get(KEY, None, due())
+        assert reports == expected, error
     stack.close()
 
 
 def test_a_put_that_fails_is_a_fault() -> None:
-    told: list[tuple[str, str | None]] = []
-    stack = TierStack([DeadTier()], on_fault=lambda *fault: told.append(fault))
-    stack.put(KEY, CACHE, 60.0, SECONDS)
-    stack.put(KEY, CACHE, 60.0, SECONDS)
+    reports: list[tuple[str, str | None]] = []
+    stack = TierStack([DeadTier()], on_fault=lambda *fault: reports.append(fault))
+    stack.put(KEY, CACHE, 60.0, due())
+    stack.put(KEY, CACHE, 60.0, due())
     stack.close()
-    assert told == [("dead", "")]
+    assert reports == [("dead", "")]

@@ -12,6 +12,7 @@ import pytest
 
 from kvstore.tiers import Hit, Miss, MissReason, Tier, WriteMode
 from kvstore.tiers.content_key import ContentKey
+from kvstore.tiers.deadline import Deadline
 from kvstore.tiers.redis_client import connect_redis
 from kvstore.wire import DEFAULT_LIMITS
 from services.prefill.store.cache_store import CacheStore
@@ -65,7 +66,7 @@ def _tier(options: StoreOptions) -> Iterator[Tier]:
 
 def _refusal(options: StoreOptions) -> Miss:
     with _tier(options) as tier:
-        lookup = tier.get(KEY, CACHE.fingerprint, SECONDS)
+        lookup = tier.get(KEY, CACHE.fingerprint, Deadline.after(SECONDS))
     assert isinstance(lookup, Miss)
     assert PASSWORD not in lookup.detail
     return lookup
@@ -75,8 +76,8 @@ def test_what_is_put_with_all_of_it_is_found_and_without_any_it_is_not(
     options: StoreOptions, authority: Authority, tmp_path: Path
 ) -> None:
     with _tier(options) as tier:
-        assert tier.put(KEY, CACHE, 60.0, SECONDS).stored
-        lookup = tier.get(KEY, CACHE.fingerprint, SECONDS)
+        assert tier.put(KEY, CACHE, 60.0, Deadline.after(SECONDS)).stored
+        lookup = tier.get(KEY, CACHE.fingerprint, Deadline.after(SECONDS))
     assert isinstance(lookup, Hit)
     assert same(lookup.cache, CACHE)
     stranger, wrong = Authority(tmp_path / "stranger"), tmp_path / "wrong"
@@ -114,17 +115,17 @@ def test_a_user_is_named_in_the_address_and_a_password_in_it_gives_way(
 def test_a_new_password_is_used_without_a_restart(options: StoreOptions) -> None:
     changed = "store-password-9a04e2"
     with _tier(options) as tier:
-        assert tier.put(KEY, CACHE, 60.0, SECONDS).stored
+        assert tier.put(KEY, CACHE, 60.0, Deadline.after(SECONDS)).stored
         client = connect_redis(redis_address(options))
         command = getattr(client, "execute_command")  # noqa: B009
         command("CONFIG", "SET", "requirepass", changed)
         command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         client.close()
-        refused = tier.get(KEY, CACHE.fingerprint, SECONDS)
+        refused = tier.get(KEY, CACHE.fingerprint, Deadline.after(SECONDS))
         assert isinstance(refused, Miss)
         assert refused.reason is MissReason.UNAVAILABLE
         replace(Path(options.store_redis_password), changed.encode())
-        assert isinstance(tier.get(KEY, CACHE.fingerprint, SECONDS), Hit)
+        assert isinstance(tier.get(KEY, CACHE.fingerprint, Deadline.after(SECONDS)), Hit)
 
 
 def test_files_that_cannot_be_used_stop_the_start(authority: Authority, tmp_path: Path) -> None:

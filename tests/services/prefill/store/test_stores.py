@@ -10,6 +10,7 @@ import pytest
 from kvstore.errors import InvalidParameter
 from kvstore.tiers import Miss, MissReason
 from kvstore.tiers.content_key import ContentKey
+from kvstore.tiers.deadline import Deadline
 from kvstore.wire import DEFAULT_LIMITS
 from services.prefill.store.store_options import StoreOptions
 from services.prefill.store.stores import memory_tier, tiers_below
@@ -53,7 +54,7 @@ def test_an_address_is_refused_without_its_password() -> None:
 def test_a_cluster_that_is_not_there_yet_stops_no_start() -> None:
     options = StoreOptions(store_redis="redis://:secret@127.0.0.1:1?cluster=true")
     (tier,) = tiers_below(options, DEFAULT_LIMITS)
-    lookup = tier.get(ContentKey("default", "0" * 64), None, 5.0)
+    lookup = tier.get(ContentKey("default", "0" * 64), None, Deadline.after(5.0))
     assert isinstance(lookup, Miss)
     assert lookup.reason is MissReason.UNAVAILABLE
     assert "secret" not in lookup.detail

@@ -1,35 +1,36 @@
-"""Tells when a tier begins to fail, and when it answers again."""
+"""Reports when a tier begins to fail, and when it answers again."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 
-from kvstore.tiers.base import Hit, Lookup, Miss, MissReason, PutResult, PutStatus
+from kvstore.tiers.base import Lookup, Miss, MissReason, PutResult, PutStatus
 
-# a tier's name, and what ails it; none once it answers again
+# a tier's name, and the error of its first failed call; None once the tier answers again
 FaultReport = Callable[[str, str | None], None]
 
-# an answer that is late says neither
+# a late answer shows neither a working nor a failing tier
 _LATE = (MissReason.TIMEOUT, PutStatus.TIMEOUT)
 _FAILED = (MissReason.UNAVAILABLE, PutStatus.UNAVAILABLE)
 
 
-class FaultWatch:
-    """Reports once, however many calls fail. Thread-safe."""
+class FaultReporter:
+    """Reports each fault once, however many calls fail. Thread-safe."""
 
     def __init__(self, report: FaultReport) -> None:
         self._report = report
         self._lock = threading.Lock()
         self._failing: set[str] = set()
 
-    def saw(self, tier: str, answer: Lookup | PutResult) -> None:
-        """A tier's answer to a get or a put."""
+    def record(self, tier: str, answer: Lookup | PutResult) -> None:
+        """Take a tier's answer to a get or a put, and report a change."""
         outcome: MissReason | PutStatus | None = None
+        error = ""
         if isinstance(answer, Miss):
-            outcome = answer.reason
+            outcome, error = answer.reason, answer.detail
         elif isinstance(answer, PutResult):
-            outcome = answer.status
+            outcome, error = answer.status, answer.detail
         if outcome in _LATE:
             return
         fails = outcome in _FAILED
@@ -37,4 +38,4 @@ class FaultWatch:
             if fails == (tier in self._failing):
                 return
             (self._failing.add if fails else self._failing.discard)(tier)
-        self._report(tier, None if isinstance(answer, Hit) or not fails else answer.detail)
+        self._report(tier, error if fails else None)

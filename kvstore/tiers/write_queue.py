@@ -1,4 +1,4 @@
-"""Work for later: one thread, and a bound on the bytes that wait for it."""
+"""A queue of writes with one thread and a bound on the bytes that wait."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from kvstore.errors import InvalidParameter
 from kvstore.tiers.deadline import Deadline
 
 
-class LaterQueue:
-    """Runs jobs in order on a thread of its own, which does not keep the process alive.
+class WriteQueue:
+    """Runs jobs in order on one thread, which does not keep the process alive.
 
-    A job must not raise. Bytes count from `submit` until the job has ended.
+    A job must not raise. Its bytes count from `submit` until the job has ended.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -24,14 +24,15 @@ class LaterQueue:
         self._changed = threading.Condition()
         self._jobs: collections.deque[tuple[Callable[[], None], int]] = collections.deque()
         self._closed = False
-        threading.Thread(target=self._serve, name="tiers-later", daemon=True).start()
+        threading.Thread(target=self._serve, name="tier-writes", daemon=True).start()
 
     @property
     def waiting_bytes(self) -> int:
+        """Bytes of the jobs that have not ended."""
         return self._bytes
 
     def submit(self, job: Callable[[], None], nbytes: int) -> bool:
-        """False if it has no room; one job is always taken, however large."""
+        """Add a job; return False if it does not fit. An empty queue takes a job of any size."""
         with self._changed:
             if self._closed or (self._bytes and self._bytes + nbytes > self._max_bytes):
                 return False
@@ -40,14 +41,13 @@ class LaterQueue:
             self._changed.notify_all()
             return True
 
-    def flush(self, timeout_seconds: float) -> bool:
-        """Wait for everything submitted so far and since; False if that took too long."""
-        deadline = Deadline.after(timeout_seconds)
+    def flush(self, deadline: Deadline) -> bool:
+        """Wait until the queue is empty; return False if the deadline passed before."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._bytes, deadline.remaining_seconds)
 
     def close(self) -> None:
-        """Take nothing more; what waits is still done."""
+        """Accept no further jobs; those in the queue are still done."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
