@@ -49,15 +49,15 @@ class CacheServicer(store_pb2_grpc.CacheServiceServicer):
             raise InvalidRequest(message, "PARAMETER_OUT_OF_RANGE", field)
         self._keeper.leases.require_place()
         job, namespace = self._job(request), current_namespace()
-        opened = self._parts.contexts.open(job, namespace, context.time_remaining())
-        async with opened as (key, flight, reader):
-            cache = await flight.finished(reader)
+        opened = self._parts.caches.open(job, namespace, context.time_remaining())
+        async with opened as (key, shared, subscriber):
+            cache = await shared.finished(subscriber)
             kept = await self._keeper.keep(key, cache, seconds)
         if isinstance(kept, PutStatus):
             raise _refusal(kept)
         return store_pb2.KeepCacheResponse(
             cache=lease_to_proto(kept, self._keeper.leases),
-            reused=flight.report is not None and flight.report.reused,
+            reused=shared.report is not None and shared.report.reused,
         )
 
     async def FetchCache(  # noqa: N802

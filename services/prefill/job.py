@@ -1,4 +1,4 @@
-"""What a prefill request asks for, checked."""
+"""The job that a prefill request asks for, checked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from services.runtime.serving.limits import check_tokens
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PrefillJob:
-    """Tokens to cache, the policy to compact them with, and the codec of what is kept."""
+    """Tokens to cache, the policy that compacts their cache, and the codec of the kept rows."""
 
     token_ids: tuple[int, ...]
     policy: Policy
@@ -27,7 +27,7 @@ class PrefillJob:
 
     @property
     def format_version(self) -> int:
-        """Of the cache this job makes."""
+        """The format version of the cache that this job makes."""
         return lowest_format(self.codec, weighted=self.policy.weighs_rows)
 
     def header(self, served: ServedModel) -> CacheHeader:
@@ -50,7 +50,7 @@ def parse_job(
     max_prompt_tokens: int,
     codecs: Sequence[ElementCodec] = tuple(ElementCodec),
 ) -> PrefillJob:
-    """Raises the typed error of the first thing that is wrong."""
+    """Return the checked job. Raises the typed error of the first invalid field."""
     if request.HasField("expected_model"):
         model_from_proto(request.expected_model).require_same(served.fingerprint)
     token_ids = tuple(request.token_ids)

@@ -1,4 +1,4 @@
-"""What is told of stored caches, as protobuf."""
+"""Descriptions of stored caches as protobuf messages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def kept_to_proto(kept: Lease | PutStatus, leases: Leases) -> prefill_pb2.KeptCa
 
 
 def found_to_proto(found: Found) -> cache_pb2.StoredCache:
-    """Of one that was found by its key."""
+    """Describe a cache that was found by its key, without a lease."""
     return cache_pb2.StoredCache(
         key=found.key.digest,
         tokens=found.cache.next_position,

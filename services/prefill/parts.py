@@ -1,4 +1,4 @@
-"""What the servicers of one prefill process share."""
+"""The parts of one prefill process that its servicers share."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from kvstore.wire import WireLimits
 from services.prefill.calibration.calibrations import Calibrations
 from services.prefill.compute.computation import Computation
 from services.prefill.options import PrefillOptions
-from services.prefill.sharing.cache_provider import Contexts
-from services.prefill.sharing.prefill_queue import Turns
+from services.prefill.sharing.cache_provider import CacheProvider
+from services.prefill.sharing.prefill_queue import PrefillQueue
 from services.prefill.store.cache_store import CacheStore
 from services.prefill.store.leased_caches import Keeper
 from services.prefill.store.stores import memory_tier, tiers_below
@@ -20,15 +20,15 @@ from services.runtime.model.served_model import ServedModel
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class PrefillParts:
-    """Used on the event loop; the computation and the store have threads of their own."""
+    """Parts for use on the event loop; the computation and the store have their own threads."""
 
-    contexts: Contexts
+    caches: CacheProvider
     keeper: Keeper
     max_prompt_tokens: int
 
 
 def build_parts(served: ServedModel, options: PrefillOptions) -> PrefillParts:
-    """Everything that the process holds, tied together. Raises what `tiers_below` raises."""
+    """Build and connect the parts of the process. Raises what `tiers_below` raises."""
     store, longest = options.store, served.context_tokens
     limits = WireLimits(max_tokens=longest, max_layers=len(served.shapes))
     memory, below = memory_tier(store), tiers_below(store, limits)
@@ -45,14 +45,14 @@ def build_parts(served: ServedModel, options: PrefillOptions) -> PrefillParts:
         keeps_prompts=store.store_prompts,
     )
     calibrations = Calibrations(served, options.model.model_cache.expanduser())
-    # before the first request, which would have to wait for it
+    # measured at the start, because the first request would have to wait for it
     calibrations.needed_by(parse_policy(options.default_policy, {}))
-    contexts = Contexts(
+    caches = CacheProvider(
         served,
         Computation(served, calibrations, chunk_tokens=options.chunk_tokens),
-        Turns(options.max_queued),
+        PrefillQueue(options.max_queued),
         keeper,
         limit_bytes=options.send_buffer_bytes,
         keeps_prompts=store.store_prompts,
     )
-    return PrefillParts(contexts, keeper, min(options.max_prompt_tokens or longest, longest))
+    return PrefillParts(caches, keeper, min(options.max_prompt_tokens or longest, longest))

@@ -1,4 +1,4 @@
-"""The servicer of prompts: check, open the context, write what comes of it."""
+"""The servicer of prompts: check the request, open its prefill, write the messages."""
 
 from __future__ import annotations
 
@@ -50,23 +50,23 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
         current_allowance().take_prompt(len(job.token_ids))
         keeper, namespace = self._parts.keeper, current_namespace()
         seconds = keeper.seconds(request.keep_for_seconds)
-        opened = self._parts.contexts.open(job, namespace, context.time_remaining())
-        async with opened as (key, flight, reader):
+        opened = self._parts.caches.open(job, namespace, context.time_remaining())
+        async with opened as (key, shared, subscriber):
 
             async def keep(cache: CompactCache) -> prefill_pb2.KeptCache:
                 try:
                     return kept_to_proto(await keeper.keep(key, cache, seconds), keeper.leases)
                 except Overloaded as error:
-                    # the cache is computed, and its receiver has it all the same
+                    # the refusal is part of the answer: the receiver gets the cache in any case
                     return prefill_pb2.KeptCache(refusal=error.reason.lower())
 
-            stream = prefill_messages(flight, reader, keep if seconds else None)
+            stream = prefill_messages(shared, subscriber, keep if seconds else None)
             async with contextlib.aclosing(stream) as messages:
                 watch = WireWatch("sent")
                 async for response in messages:
                     watch.begin()
                     await context.write(response)
-                    # reports of progress are no part of the cache
+                    # only frames count as bytes of the cache
                     watch.moved(response.ByteSize() if response.HasField("frame") else 0)
 
     async def Describe(  # noqa: N802

@@ -1,10 +1,12 @@
-"""Computes one context in a thread, layer by layer into its flight."""
+"""The thread that computes prompts."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import dataclasses
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,18 +16,17 @@ from headwise.tracing import annotate, span
 from headwise.v1 import prefill_pb2
 from kvstore.cache import RaggedLayer
 from services.prefill.calibration.calibrations import Calibrations
-from services.prefill.compute.prefiller import Prefiller
-from services.prefill.compute.stopped import PrefillStopped
+from services.prefill.compute.prefiller import Prefiller, PrefillStopped
 from services.prefill.job import PrefillJob
-from services.prefill.sharing.shared_prefill import Flight
 from services.runtime.model.served_model import ServedModel
 from services.runtime.process import metrics
 
 _STAGES = ("prefill", "profile", "compact", "ship")
+_Emit = Callable[[RaggedLayer], None]
 
 
 class Computation:
-    """One thread computes; its caller takes turns."""
+    """Computes prompts in one thread of its own; the caller starts one prompt at a time."""
 
     def __init__(
         self, served: ServedModel, calibrations: Calibrations, *, chunk_tokens: int
@@ -35,41 +36,54 @@ class Computation:
         self._chunk_tokens = chunk_tokens
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="prefill")
 
-    async def run(self, job: PrefillJob, flight: Flight, queue_seconds: float) -> None:
-        """Fill the flight. Cancelled, it ends when the thread has, within one layer."""
+    async def run(
+        self,
+        job: PrefillJob,
+        queue_seconds: float,
+        *,
+        emit: _Emit,
+        progress: Callable[[int], None],
+        stop: threading.Event,
+    ) -> prefill_pb2.PrefillReport | None:
+        """Compute the prompt; return the report, or None if `stop` was set before the end.
+
+        `emit` receives the layers in order, in host memory, and `progress` the number of computed
+        tokens, both in the computing thread. A cancelled call sets `stop` and returns once the
+        thread has ended, within one layer.
+        """
         run = contextvars.copy_context().run
         work = asyncio.get_running_loop().run_in_executor(
-            self._executor, run, self._compute, job, flight, queue_seconds
+            self._executor, run, self._compute, job, queue_seconds, emit, progress, stop
         )
         try:
-            # a plain await would let a cancellation take the result away from the thread
+            # awaiting `work` itself would cancel the future while its thread still runs
             await asyncio.wait((work,))
         except asyncio.CancelledError:
-            flight.stop()
+            stop.set()
             await asyncio.wait((work,))
             work.exception()
             raise
         seconds = work.result()
-        if seconds is not None:
-            flight.finish(_report(seconds, queue_seconds))
+        return None if seconds is None else _report(seconds, queue_seconds)
 
     def _compute(
-        self, job: PrefillJob, flight: Flight, queue_seconds: float
+        self,
+        job: PrefillJob,
+        queue_seconds: float,
+        emit: _Emit,
+        progress: Callable[[int], None],
+        stop: threading.Event,
     ) -> dict[str, float] | None:
-        """In the computing thread; seconds by stage, or None if it was stopped."""
-
-        def emit(index: int, layer: RaggedLayer) -> None:
-            flight.publish(_in_host_memory(layer))
-
+        """Compute in this thread; return the seconds by stage, or None if it was stopped."""
         try:
             prefiller = Prefiller(
                 self._served,
                 job.token_ids,
                 job.policy,
                 chunk_tokens=self._chunk_tokens,
-                emit=emit,
-                progress=flight.progress,
-                stop=flight.stopped,
+                emit=lambda _, layer: emit(_in_host_memory(layer)),
+                progress=progress,
+                stop=stop,
                 calibration=self._calibrations.needed_by(job.policy),
                 codec=job.codec,
             )
@@ -85,7 +99,7 @@ class Computation:
 
 
 def _in_host_memory(layer: RaggedLayer) -> RaggedLayer:
-    """The layer as readers and stores take it; copied only where it is on a device."""
+    """The layer with its tensors in host memory; copied only where they are on a device."""
     if layer.keys.device.type == "cpu":
         return layer
     tensors: dict[str, Any] = {

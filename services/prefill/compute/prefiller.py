@@ -1,4 +1,4 @@
-"""Runs one prompt through the model and hands out each layer, compacted, as it is finished."""
+"""Computes one prompt and emits each layer, compacted, as soon as it is complete."""
 
 from __future__ import annotations
 
@@ -8,46 +8,34 @@ from collections.abc import Callable, Sequence
 import torch
 
 from kvstore.attention_input import AttentionInput
-from kvstore.cache import LayerShape, RaggedLayer
+from kvstore.cache import RaggedLayer
 from kvstore.calibration import Calibration
 from kvstore.compaction import compact_layer
 from kvstore.kernels.prefill_attention.op import prefill_attention
-from kvstore.plans import AttentionProfile, ProfileRequest, PromptFacts
+from kvstore.plans import AttentionProfile, PromptFacts
 from kvstore.policies import Policy
 from kvstore.policies.planner import CachePlanner
-from kvstore.profiling import Profiler
 from kvstore.row_codecs import MODEL_ROWS, KeyValueLayout, RowCodec
-from services.prefill.compute.history import LayerHistory
+from services.prefill.compute.layer_work import LayerWork
 from services.prefill.compute.repetition import Repetition, repeat_prompt
 from services.prefill.compute.stages import StageClock
-from services.prefill.compute.stopped import PrefillStopped
 from services.runtime.model.forward_pass import forward
 from services.runtime.model.served_model import ServedModel
 
 
-class LayerWork:
-    """What one layer accumulates over the prompt's chunks."""
-
-    def __init__(
-        self,
-        request: ProfileRequest | None,
-        shape: LayerShape,
-        tokens: int,
-        device: torch.device,
-    ) -> None:
-        self.history = LayerHistory(tokens)
-        self.profiler = Profiler(request, shape, tokens, device) if request else None
-        self.repeats = request is not None and request.repeats
+class PrefillStopped(Exception):
+    """Raised inside a computation once `stop` is set, before the next layer."""
 
 
 class Prefiller:
-    """One prompt's computation; an `AttentionHook` for the model.
+    """The computation of one prompt; an `AttentionHook` for the model.
 
-    The prompt's forward pass is exact whatever the policy; only what is kept differs. `emit`
-    receives each layer during the last chunk, before the next layer computes, or all of them after
-    the last layer where the policy decides about the whole cache, which may take a second pass.
-    `progress` is told the tokens done after each chunk but the last. `calibration` holds the
-    artefacts that the policy asks for. What is kept is coded by `codec`.
+    The forward pass over the prompt is exact under every policy; policies differ in the rows that
+    the cache keeps. `emit` receives the index and rows of each layer during the last chunk, before
+    the next layer computes. A policy that decides about the complete cache emits all layers after
+    the last one, possibly after a second pass. `progress` receives the number of computed tokens
+    after each chunk except the last. `calibration` holds the artefacts that the policy needs. The
+    kept rows are encoded with `codec`.
     """
 
     def __init__(
@@ -85,14 +73,14 @@ class Prefiller:
             )
             for index, shape in enumerate(served.shapes)
         }
-        # keys and values of layers that the policy has not decided about
+        # keys and values of the layers that the policy has not decided about yet
         self._undecided: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        # their profiles, where a second pass has to complete them
+        # profiles of those layers that a second pass has to complete
         self._incomplete: list[AttentionProfile] = []
         self.clock = StageClock()
 
     def run(self) -> None:
-        """Compute the whole prompt. Raises `PrefillStopped` within one layer of `stop`."""
+        """Compute the prompt. Raises `PrefillStopped` before the layer after `stop` is set."""
         with torch.inference_mode(), self.clock.stage("prefill"):
             for first in range(0, self._facts.tokens, self._chunk_tokens):
                 if first:
@@ -105,9 +93,8 @@ class Prefiller:
                 self._repeat()
 
     def attend(self, inputs: AttentionInput) -> torch.Tensor:
-        """Exact attention of a chunk; on the way the layer is profiled and, at last, compacted."""
-        if self._stop.is_set():
-            raise PrefillStopped
+        """Compute a chunk's exact attention, profile it, and after the last chunk compact it."""
+        self._require_running()
         layer, q, scale = inputs.layer, inputs.q[0], inputs.scale
         work = self._layers[layer]
         keys, values = work.history.append(inputs.k[0], inputs.v[0])
@@ -120,6 +107,10 @@ class Prefiller:
         if keys.shape[1] == self._facts.tokens:
             self._finish(layer, keys, values)
         return out.transpose(0, 1)[None]
+
+    def _require_running(self) -> None:
+        if self._stop.is_set():
+            raise PrefillStopped
 
     def _finish(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         work = self._layers.pop(layer)
@@ -134,9 +125,9 @@ class Prefiller:
             self._decide(profile)
 
     def _repeat(self) -> None:
-        """The second pass, and the decision that has waited for it."""
+        """Run the second pass, complete the profiles with it, and decide about every layer."""
         requests = [self._planner.request(layer) for layer in range(len(self._incomplete))]
-        repetition = Repetition(self._undecided, [r for r in requests if r], self._stop)
+        repetition = Repetition(self._undecided, [r for r in requests if r], self._require_running)
         with self.clock.stage("profile"):
             repeat_prompt(self._served, self._token_ids, repetition)
         for layer, profile in enumerate(self._incomplete):

@@ -1,14 +1,13 @@
-"""A second pass over a prompt that asks the model to repeat it: its queries, and what they look at.
+"""A second pass that asks the model to repeat its prompt, and records the attention it pays.
 
 Source: Kim et al., KVzip: Query-Agnostic KV Cache Compression with Context Reconstruction
-(arXiv 2505.23416). What is needed to repeat the context is what any question may ask for.
+(arXiv 2505.23416). Rows that the model needs to repeat the context can answer any question on it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -16,36 +15,36 @@ from kvstore.attention_input import AttentionInput
 from kvstore.kernels.column_peak.op import column_peak
 from kvstore.kernels.prefill_attention.op import prefill_attention
 from kvstore.plans import AttentionProfile, ProfileRequest, ReferenceAttention
-from services.prefill.compute.stopped import PrefillStopped
 from services.runtime.model.forward_pass import forward
 from services.runtime.model.served_model import ServedModel
 
-# the paper's parts and requests, without its chat template: prompts here are tokens
+# parts and requests as in the paper, without its chat template, because prompts here are tokens
 _PART_TOKENS = 2048
 _REQUEST = "\n\nRepeat the previous context exactly."
 _FURTHER_REQUEST = "\n\nRepeat the part of the previous context exactly, starting with"
 _REMINDER_TOKENS = 8
-# a part has at least this many, though the last may then stand beyond the model's context
-_LEAST_PART_TOKENS = 256
+# minimum length of a part, even where the last one then exceeds the model's context
+_MIN_PART_TOKENS = 256
 
 
 class Repetition:
-    """An `AttentionHook` for the second pass over a prompt of T tokens; learns what `requests` ask.
+    """An `AttentionHook` for the second pass over a prompt of T tokens; measures the `requests`.
 
-    `prompt` are each layer's dense keys and values `[H, T, D]`. The paper normalises a part's
-    attention over that part of the cache alone; here each query's is over all it sees, which is
-    the same for prompts of one part.
+    `prompt` holds the dense keys and values `[H, T, D]` of each layer. `require_running` raises an
+    exception before a layer if the computation shall end. The paper normalises the attention of a
+    part over that part of the cache alone; here each query's attention is normalised over all
+    tokens it sees, which is the same for prompts of one part.
     """
 
     def __init__(
         self,
         prompt: Mapping[int, tuple[torch.Tensor, torch.Tensor]],
         requests: Sequence[ProfileRequest],
-        stop: threading.Event,
+        require_running: Callable[[], None],
     ) -> None:
         self._prompt = prompt
         self._requests = requests
-        self._stop = stop
+        self._require_running = require_running
         self._peaks: dict[int, torch.Tensor] = {}
         self._queries: dict[int, list[torch.Tensor]] = {}
         self._positions: dict[int, list[torch.Tensor]] = {}
@@ -54,12 +53,11 @@ class Repetition:
         self._asking_tokens = 0
 
     def begin_part(self, position: int, asking_tokens: int) -> None:
-        """The next pass begins at `position`, with so many tokens that repeat nothing yet."""
+        """Start a part at `position`, whose first `asking_tokens` tokens are the request."""
         self._part_position, self._asking_tokens = position, asking_tokens
 
     def attend(self, inputs: AttentionInput) -> torch.Tensor:
-        if self._stop.is_set():
-            raise PrefillStopped
+        self._require_running()
         layer, q, scale, window = inputs.layer, inputs.q[0], inputs.scale, inputs.sliding_window
         keys, values = self._prompt[layer]
         all_keys = torch.cat([keys, inputs.k[0]], 1)
@@ -75,7 +73,7 @@ class Repetition:
         return out.transpose(0, 1)[None]
 
     def complete(self, layer: int, profile: AttentionProfile) -> AttentionProfile:
-        """The profile with what the second pass has shown."""
+        """Return the profile with the peaks and queries that the second pass has measured."""
         peaks, reference = self._peaks.get(layer), profile.reference
         if peaks is not None:
             peaks = peaks.view(*profile.far.shape[:2], -1)
@@ -93,7 +91,7 @@ class Repetition:
 
 
 def repeat_prompt(served: ServedModel, token_ids: torch.Tensor, repetition: Repetition) -> None:
-    """Let the model read requests to repeat `token_ids` `[T]`, each with its answer."""
+    """Run the model over requests to repeat `token_ids` `[T]` in parts, each with its answer."""
     tokens = len(token_ids)
     for asking, answer in _parts(served, token_ids):
         part = torch.cat([asking, answer])
@@ -105,9 +103,9 @@ def repeat_prompt(served: ServedModel, token_ids: torch.Tensor, repetition: Repe
 def _parts(
     served: ServedModel, token_ids: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """A request for each part of the prompt, which reminds of where it begins, and the part."""
+    """Yield a request for each part of the prompt, which quotes its beginning, and the part."""
     room = served.context_tokens - len(token_ids) - 2 * _REMINDER_TOKENS
-    length = min(_PART_TOKENS, max(_LEAST_PART_TOKENS, room))
+    length = min(_PART_TOKENS, max(_MIN_PART_TOKENS, room))
     for first in range(0, len(token_ids), length):
         text = _FURTHER_REQUEST if first else _REQUEST
         request = torch.tensor(served.tokenizer.encode(text), device=token_ids.device)

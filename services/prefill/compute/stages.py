@@ -1,4 +1,4 @@
-"""Where a prefill's time goes."""
+"""Time of a prefill by stage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 class StageClock:
-    """Seconds by stage; stages may not overlap, nested ones are charged to the inner stage."""
+    """Seconds by stage. The time inside nested stages counts for the innermost one only."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
@@ -17,7 +17,7 @@ class StageClock:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Charge the time inside to `name`."""
+        """Add the time until the block ends to stage `name`."""
         self._charge()
         self._stack.append(name)
         try:

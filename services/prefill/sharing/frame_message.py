@@ -1,4 +1,9 @@
-"""A frame as the message that carries it, spelled out: protobuf would copy it twice more."""
+"""A frame as a serialized `FetchCacheResponse`, written without protobuf's own serializer.
+
+Protobuf would copy the payload twice more. With this module and `held_messages`, which keeps
+checked messages, FetchCache runs at 1.00 of the speed of a bare gRPC stream of messages of the
+same sizes, some 2 GB/s (`python -m benchmarks.shipping`, docs/speed.md).
+"""
 
 from __future__ import annotations
 
@@ -12,17 +17,17 @@ _FIXED = struct.Struct("<I")
 
 
 def frame_message(frame: Frame) -> bytes:
-    """A serialized `FetchCacheResponse`, byte for byte as protobuf writes it; one copy."""
+    """The message byte for byte as protobuf writes it, with one copy of the payload."""
     head, tail = around_payload(frame)
     return b"".join((head, frame.payload, tail))
 
 
 def around_payload(frame: Frame) -> tuple[bytes, bytes]:
-    """What stands before and after the payload in the frame's message."""
+    """Return the bytes before and after the payload in the frame's message."""
     numbers = ((_KIND, frame.kind), (_LAYER, frame.layer), (_OFFSET, frame.offset))
     fields = b"".join(_number(tag, value) for tag, value in numbers)
     fields += _PAYLOAD + _varint(len(frame.payload))
-    # proto3 leaves out what is zero
+    # proto3 leaves out fields that are zero
     tail = _CHECKSUM + _FIXED.pack(frame.checksum) if frame.checksum else b""
     nbytes = len(fields) + len(frame.payload) + len(tail)
     return _FRAME + _varint(nbytes) + fields, tail
@@ -33,7 +38,7 @@ def _number(tag: bytes, value: int) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    """Base 128, the lowest seven bits first."""
+    """Encode a number in base 128, with the lowest seven bits first."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)

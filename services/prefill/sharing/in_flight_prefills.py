@@ -7,54 +7,60 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from kvstore.tiers.content_key import ContentKey
-from services.prefill.sharing.shared_prefill import Flight, Reader
+from services.prefill.sharing.shared_prefill import SharedPrefill, Subscriber
 from services.runtime.process import metrics
 
 
-class Flights:
-    """All flights that somebody reads, by content key. Used on the event loop alone.
+class InFlightPrefills:
+    """All shared prefills that have a subscriber, by content key. Used on the event loop alone.
 
-    A reader that leaves does not disturb the others; the last one to leave ends the work.
+    A subscriber that ends does not disturb the others; with the last one the computation ends.
     """
 
     def __init__(self) -> None:
-        self._flights: dict[ContentKey, tuple[Flight, asyncio.Task[None]]] = {}
+        self._prefills: dict[ContentKey, tuple[SharedPrefill, asyncio.Task[None]]] = {}
 
     @contextlib.asynccontextmanager
     async def join(
         self,
         key: ContentKey,
-        prepare: Callable[[], Flight],
-        work: Callable[[Flight], Awaitable[None]],
-    ) -> AsyncIterator[tuple[Flight, Reader]]:
-        """Read the flight of this key until the block ends; `work` fills one that is new."""
-        if key in self._flights:
+        prepare: Callable[[], SharedPrefill],
+        work: Callable[[SharedPrefill], Awaitable[None]],
+    ) -> AsyncIterator[tuple[SharedPrefill, Subscriber]]:
+        """Subscribe to the prefill of this key until the block ends.
+
+        If there is none, `prepare` makes it and a task runs `work` to compute its layers.
+        """
+        if key in self._prefills:
             metrics.PREFILLS_SHARED.inc()
         else:
-            fresh = prepare()
-            self._flights[key] = fresh, asyncio.create_task(self._run(key, fresh, work))
-        flight, task = self._flights[key]
+            prepared = prepare()
+            self._prefills[key] = prepared, asyncio.create_task(self._run(key, prepared, work))
+        shared, task = self._prefills[key]
         try:
-            with flight.reading() as reader:
-                yield flight, reader
+            with shared.subscribe() as subscriber:
+                yield shared, subscriber
         finally:
-            if flight.abandoned:
-                self._forget(key, flight)
-                flight.stop()
+            if shared.abandoned:
+                self._forget(key, shared)
+                shared.stop.set()
                 task.cancel()
-                # what was computed for a caller who left has ended when the call has
+                # the call ends only after its computation has
                 await asyncio.wait((task,))
 
     async def _run(
-        self, key: ContentKey, flight: Flight, work: Callable[[Flight], Awaitable[None]]
+        self,
+        key: ContentKey,
+        shared: SharedPrefill,
+        work: Callable[[SharedPrefill], Awaitable[None]],
     ) -> None:
         try:
-            await work(flight)
+            await work(shared)
         except Exception as error:
             # the next request tries again
-            self._forget(key, flight)
-            flight.fail(error)
+            self._forget(key, shared)
+            shared.fail(error)
 
-    def _forget(self, key: ContentKey, flight: Flight) -> None:
-        if key in self._flights and self._flights[key][0] is flight:
-            del self._flights[key]
+    def _forget(self, key: ContentKey, shared: SharedPrefill) -> None:
+        if key in self._prefills and self._prefills[key][0] is shared:
+            del self._prefills[key]

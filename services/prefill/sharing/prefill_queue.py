@@ -1,4 +1,4 @@
-"""Prompts are computed one at a time; the rest wait in line."""
+"""The queue of prompts: one is computed at a time."""
 
 from __future__ import annotations
 
@@ -12,27 +12,30 @@ from services.runtime.process import metrics
 from services.runtime.serving.status import RETRY_AFTER_SECONDS
 
 
-class Turns:
-    """A line of at most `max_queued` requests before one that computes."""
+class PrefillQueue:
+    """A queue of at most `max_queued` requests, beside the one that computes."""
 
     def __init__(self, max_queued: int) -> None:
         self._max_queued = max_queued
         self._queued = 0
-        self._turn = asyncio.Lock()
+        self._computing = asyncio.Lock()
 
     @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[float]:
-        """Wait for the turn; yields the seconds waited. Raises `Overloaded` if the line is full."""
+    async def slot(self) -> AsyncIterator[float]:
+        """Hold the queue slot until the block ends; yield the seconds waited for it.
+
+        Raises `Overloaded` if the queue is full.
+        """
         began = time.perf_counter()
         async with contextlib.AsyncExitStack() as stack:
-            with self._in_line():
-                await stack.enter_async_context(self._turn)
+            with self._queue():
+                await stack.enter_async_context(self._computing)
             with metrics.PREFILL_COMPUTING.track_inprogress():
                 yield time.perf_counter() - began
 
     @contextlib.contextmanager
-    def _in_line(self) -> Iterator[None]:
-        if self._turn.locked() and self._queued >= self._max_queued:
+    def _queue(self) -> Iterator[None]:
+        if self._computing.locked() and self._queued >= self._max_queued:
             raise Overloaded(
                 f"{self._queued} prompts are waiting already",
                 "QUEUE_FULL",

@@ -1,4 +1,4 @@
-"""A prompt's cache is the same however it is chunked, comes layer by layer, and stops when told."""
+"""Chunk sizes do not change a prompt's cache; layers come in order; a set `stop` ends it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from kvstore.calibration import Calibration
 from kvstore.policies import parse_policy
 from services.prefill.calibration.query_filters import measure_filters
 from services.prefill.calibration.retrieval_probe import probe_retrieval
-from services.prefill.compute.prefiller import Prefiller
+from services.prefill.compute.prefiller import Prefiller, PrefillStopped
 from services.prefill.compute.repetition import Repetition
-from services.prefill.compute.stopped import PrefillStopped
 from services.runtime.model.served_model import ServedModel, load_model
 from tests.kvstore.policies.planning import SMALL
 from tests.services.decode.engine.engine_parts import load_served
@@ -71,29 +70,29 @@ def prompt(served: ServedModel) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def whole(
+def unchunked(
     served: ServedModel, prompt: list[int], calibration: Calibration
 ) -> dict[str, list[RaggedLayer]]:
-    """Every policy's cache, the prompt computed in one go."""
+    """The cache of every policy, with the prompt computed in one chunk."""
     return {name: prefill(served, prompt, name, calibration) for name in _POLICIES}
 
 
 @pytest.fixture(scope="module")
-def served_there(tiny_model: Path, any_device: str) -> ServedModel:
+def served_on_device(tiny_model: Path, any_device: str) -> ServedModel:
     return load_model(str(tiny_model), device=any_device)
 
 
 @pytest.mark.parametrize("any_device", ["gpu"], indirect=True)
 @pytest.mark.parametrize("policy", _POLICIES)
-def test_a_gpu_keeps_the_same(
-    served_there: ServedModel,
+def test_a_gpu_keeps_the_same_rows(
+    served_on_device: ServedModel,
     prompt: list[int],
     calibration: Calibration,
-    whole: dict[str, list[RaggedLayer]],
+    unchunked: dict[str, list[RaggedLayer]],
     policy: str,
 ) -> None:
-    there = prefill(served_there, prompt, policy, calibration)
-    for layer, expected in zip(there, whole[policy], strict=True):
+    on_device = prefill(served_on_device, prompt, policy, calibration)
+    for layer, expected in zip(on_device, unchunked[policy], strict=True):
         assert layer.keys.is_cuda
         assert layer.rules == expected.rules
         assert layer.head_offsets == expected.head_offsets
@@ -104,16 +103,16 @@ def test_a_gpu_keeps_the_same(
 @pytest.mark.parametrize("policy", _POLICIES)
 @settings(max_examples=4, deadline=None)
 @given(chunk_tokens=st.integers(1, _TOKENS - 1))
-def test_chunks_change_nothing(
+def test_chunk_sizes_do_not_change_the_cache(
     served: ServedModel,
     prompt: list[int],
     calibration: Calibration,
-    whole: dict[str, list[RaggedLayer]],
+    unchunked: dict[str, list[RaggedLayer]],
     policy: str,
     chunk_tokens: int,
 ) -> None:
     chunked = prefill(served, prompt, policy, calibration, chunk_tokens)
-    for layer, expected in zip(chunked, whole[policy], strict=True):
+    for layer, expected in zip(chunked, unchunked[policy], strict=True):
         assert layer.rules == expected.rules
         assert layer.head_offsets == expected.head_offsets
         assert torch.equal(layer.positions, expected.positions)
@@ -124,14 +123,14 @@ def test_chunks_change_nothing(
         assert layer.recovered == pytest.approx(expected.recovered, abs=1e-5)
 
 
-def test_the_compressing_policies_leave_something_out(whole: dict[str, list[RaggedLayer]]) -> None:
-    rows = {name: sum(layer.rows for layer in layers) for name, layers in whole.items()}
+def test_the_compressing_policies_drop_rows(unchunked: dict[str, list[RaggedLayer]]) -> None:
+    rows = {name: sum(layer.rows for layer in layers) for name, layers in unchunked.items()}
     assert rows.pop("full") == 4 * _TOKENS
     assert max(rows.values()) < 4 * _TOKENS
 
 
 class Run:
-    """A prefill that notes what it says, and stops when so many layers have been emitted."""
+    """A prefill that records its callbacks and stops after given layers or tokens."""
 
     def __init__(
         self,
@@ -166,7 +165,7 @@ class Run:
             self.stop.set()
 
 
-def test_layers_leave_in_order_during_the_last_chunk_alone(
+def test_layers_are_emitted_in_order_during_the_last_chunk(
     served: ServedModel, prompt: list[int]
 ) -> None:
     run = Run(served, prompt)
@@ -176,7 +175,9 @@ def test_layers_leave_in_order_during_the_last_chunk_alone(
     assert run.prefiller.clock.seconds("prefill") > 0
 
 
-def test_a_stop_is_obeyed_before_the_next_layer(served: ServedModel, prompt: list[int]) -> None:
+def test_a_stop_ends_the_computation_before_the_next_layer(
+    served: ServedModel, prompt: list[int]
+) -> None:
     run = Run(served, prompt)
     run.stop_after_layers = 1
     with pytest.raises(PrefillStopped):
@@ -192,18 +193,18 @@ def test_a_stop_between_chunks_emits_nothing(served: ServedModel, prompt: list[i
     assert (run.emitted, run.progress) == ([], [64])
 
 
-def test_a_policy_of_the_whole_cache_ships_after_the_last_layer(
+def test_a_policy_of_the_complete_cache_emits_after_the_last_layer(
     served: ServedModel, prompt: list[int]
 ) -> None:
     run = Run(served, prompt, policy="reconstruction")
     seen: list[tuple[int, int]] = []
     attend = run.prefiller.attend
 
-    def noting(inputs: AttentionInput) -> torch.Tensor:
+    def recording(inputs: AttentionInput) -> torch.Tensor:
         seen.append((inputs.layer, len(run.emitted)))
         return attend(inputs)
 
-    run.prefiller.attend = noting  # type: ignore[method-assign]
+    run.prefiller.attend = recording  # type: ignore[method-assign]
     run.prefiller.run()
     assert run.emitted == [0, 1]
     assert len(seen) == 2 * 3

@@ -1,4 +1,4 @@
-"""The messages of a held cache are those that protobuf would write, the first time and again."""
+"""Messages of a cache equal those that protobuf writes, at the first fetch and later ones."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def _as_protobuf(frame: Frame) -> bytes:
     payload=st.binary(min_size=1, max_size=300),
     checksum=st.integers(0, 2**32 - 1),
 )
-def test_a_message_is_what_protobuf_writes(
+def test_a_message_equals_what_protobuf_writes(
     kind: FrameKind, layer: int, offset: int, payload: bytes, checksum: int
 ) -> None:
     frame = Frame(kind, layer, offset, payload, checksum)
     assert frame_message(frame) == _as_protobuf(frame)
 
 
-def test_so_are_messages_of_zeros_and_of_the_most_bytes() -> None:
+def test_messages_of_zeros_and_of_the_maximum_size_equal_protobuf() -> None:
     for size in (1, 127, 128, MAX_PAYLOAD_BYTES):
         for checksum in (0, 1):
             frame = Frame(FrameKind.KEYS, 0, 0, bytes(size), checksum)
@@ -52,7 +52,7 @@ def _held(codec: str) -> tuple[CompactCache, HeldMessages]:
 
 
 @pytest.mark.parametrize("codec", ["model", "int8/int4"])
-def test_a_cache_is_sent_the_same_again(codec: str) -> None:
+def test_a_second_fetch_sends_the_same_messages(codec: str) -> None:
     cache, messages = _held(codec)
     expected = [_as_protobuf(frame) for frame in encode(*two_layers(codec=codec))]
     assert list(messages.of(cache)) == expected
@@ -60,7 +60,7 @@ def test_a_cache_is_sent_the_same_again(codec: str) -> None:
     assert list(messages.of(cache)) == expected
 
 
-def test_what_is_remembered_goes_with_the_cache() -> None:
+def test_kept_messages_are_freed_with_their_cache() -> None:
     cache, messages = _held("model")
     for _ in messages.of(cache):
         pass
@@ -70,7 +70,7 @@ def test_what_is_remembered_goes_with_the_cache() -> None:
     assert (len(messages), tensor()) == (0, None)
 
 
-def test_a_cache_read_in_part_or_of_strided_tensors_is_not_remembered() -> None:
+def test_messages_of_a_partly_read_or_strided_cache_are_not_kept() -> None:
     cache, messages = _held("model")
     reading = messages.of(cache)
     next(reading)
@@ -83,5 +83,5 @@ def test_a_cache_read_in_part_or_of_strided_tensors_is_not_remembered() -> None:
         ),
     )
     assert [*messages.of(strided)] == [*messages.of(cache)]
-    # the whole one alone
+    # only those of the contiguous cache
     assert len(messages) == 1

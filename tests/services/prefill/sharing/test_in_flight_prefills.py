@@ -1,4 +1,4 @@
-"""Readers of one flight all get everything; the last to leave ends it."""
+"""All subscribers of a shared prefill receive every layer; it ends with the last of them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from kvstore.cache import Fingerprint, HeadRows, LayerShape, ModelFingerprint, R
 from kvstore.rules import RetentionRule
 from kvstore.tiers.content_key import ContentKey
 from kvstore.wire import CacheHeader
-from services.prefill.compute.stopped import PrefillStopped
-from services.prefill.sharing.in_flight_prefills import Flights
-from services.prefill.sharing.shared_prefill import Flight, Reader
+from services.prefill.compute.prefiller import PrefillStopped
+from services.prefill.sharing.in_flight_prefills import InFlightPrefills
+from services.prefill.sharing.shared_prefill import SharedPrefill, Subscriber
 from tests.observe import wait_until
 
 _SECONDS = 10
@@ -34,27 +34,27 @@ _LAYER_BYTES = _layer().nbytes
 
 
 class Producer(threading.Thread):
-    """Publishes so many layers, as the computing thread does."""
+    """A thread that publishes `layers` layers, as the computing thread does."""
 
-    def __init__(self, flight: Flight, layers: int) -> None:
+    def __init__(self, shared: SharedPrefill, layers: int) -> None:
         super().__init__(daemon=True)
         self.published = 0
         self.was_stopped = False
-        self._flight = flight
+        self._shared = shared
         self._layers = layers
         self.start()
 
     def run(self) -> None:
         try:
             for _ in range(self._layers):
-                self._flight.publish(_layer())
+                self._shared.publish(_layer())
                 self.published += 1
         except PrefillStopped:
             self.was_stopped = True
 
 
 async def _settle(producer: Producer, published: int) -> None:
-    """So many layers get in, and then no more."""
+    """Wait until exactly `published` layers are published."""
     what = f"{published} layers"
     reached = lambda: producer.published >= published  # noqa: E731
     await asyncio.to_thread(wait_until, reached, _SECONDS, what)
@@ -62,55 +62,55 @@ async def _settle(producer: Producer, published: int) -> None:
     assert producer.published == published
 
 
-async def _read(flight: Flight, reader: Reader, layers: int) -> None:
+async def _read(shared: SharedPrefill, subscriber: Subscriber, layers: int) -> None:
     count = 0
-    async for _ in flight.layers(reader):
-        reader.took(_LAYER_BYTES)
+    async for _ in shared.layers(subscriber):
+        subscriber.add_sent(_LAYER_BYTES)
         count += 1
         if count == layers:
             return
 
 
-async def test_a_reader_that_stops_holds_the_computation_up_unless_another_reads_on() -> None:
-    flight = Flight(_HEADER, 2 * _LAYER_BYTES)
-    with flight.reading() as slow, flight.reading() as quick:
-        producer = Producer(flight, 8)
+async def test_a_stalled_subscriber_pauses_the_computation_unless_another_reads_on() -> None:
+    shared = SharedPrefill(_HEADER, 2 * _LAYER_BYTES)
+    with shared.subscribe() as slow, shared.subscribe() as quick:
+        producer = Producer(shared, 8)
         await _settle(producer, 2)
-        await _read(flight, quick, 3)
+        await _read(shared, quick, 3)
         await _settle(producer, 5)
-        # who is behind the other changes nothing
-        await _read(flight, slow, 2)
+        # the slower subscriber does not count
+        await _read(shared, slow, 2)
         await _settle(producer, 5)
-        await _read(flight, quick, 3)
+        await _read(shared, quick, 3)
         await _settle(producer, 8)
-    flight.stop()
+    shared.stop.set()
 
 
-async def test_who_joins_late_gets_everything() -> None:
-    flight = Flight(_HEADER, 1 << 20)
-    with flight.reading():
-        producer = Producer(flight, 8)
+async def test_a_late_subscriber_receives_every_layer() -> None:
+    shared = SharedPrefill(_HEADER, 1 << 20)
+    with shared.subscribe():
+        producer = Producer(shared, 8)
         await _settle(producer, 8)
-        with flight.reading() as late:
-            flight.finish(prefill_pb2.PrefillReport())
+        with shared.subscribe() as late:
+            shared.finish(prefill_pb2.PrefillReport())
             async with asyncio.timeout(_SECONDS):
-                assert len([layer async for layer in flight.layers(late)]) == 8
-        assert flight.cache.next_position == 5
-        assert len(flight.cache.layers) == 8
+                assert len([layer async for layer in shared.layers(late)]) == 8
+        assert shared.cache.next_position == 5
+        assert len(shared.cache.layers) == 8
 
 
-async def test_stopping_frees_a_producer_that_waits() -> None:
-    flight = Flight(_HEADER, 1)
-    with flight.reading():
-        producer = Producer(flight, 8)
+async def test_a_stop_ends_a_publish_that_waits() -> None:
+    shared = SharedPrefill(_HEADER, 1)
+    with shared.subscribe():
+        producer = Producer(shared, 8)
         await _settle(producer, 1)
-        flight.stop()
+        shared.stop.set()
         await asyncio.to_thread(producer.join, _SECONDS)
     assert producer.was_stopped
 
 
 class Work:
-    """What a flight does: waits to be let go."""
+    """The work of a shared prefill, which waits for `gate`."""
 
     def __init__(self) -> None:
         self.begun = 0
@@ -118,7 +118,7 @@ class Work:
         self.gate = asyncio.Event()
         self.error: Exception | None = None
 
-    async def __call__(self, flight: Flight) -> None:
+    async def __call__(self, shared: SharedPrefill) -> None:
         self.begun += 1
         try:
             await self.gate.wait()
@@ -127,19 +127,22 @@ class Work:
             raise
         if self.error:
             raise self.error
-        flight.begin()
-        flight.finish(prefill_pb2.PrefillReport())
+        shared.begin()
+        shared.finish(prefill_pb2.PrefillReport())
 
 
-async def _visit(flights: Flights, work: Work) -> int:
-    async with flights.join(_KEY, lambda: Flight(_HEADER, 1), work) as (flight, reader):
-        await flight.begun(reader)
-        return len([one async for one in flight.layers(reader)])
+async def _visit(in_flight: InFlightPrefills, work: Work) -> int:
+    async with in_flight.join(_KEY, lambda: SharedPrefill(_HEADER, 1), work) as (
+        shared,
+        subscriber,
+    ):
+        await shared.begun(subscriber)
+        return len([layer async for layer in shared.layers(subscriber)])
 
 
-async def test_one_that_leaves_does_not_disturb_the_others_and_the_last_ends_it() -> None:
-    flights, work = Flights(), Work()
-    visits = [asyncio.create_task(_visit(flights, work)) for _ in range(3)]
+async def test_the_computation_ends_with_its_last_subscriber() -> None:
+    in_flight, work = InFlightPrefills(), Work()
+    visits = [asyncio.create_task(_visit(in_flight, work)) for _ in range(3)]
     await asyncio.sleep(0.01)
     visits[0].cancel()
     await asyncio.sleep(0.01)
@@ -151,14 +154,14 @@ async def test_one_that_leaves_does_not_disturb_the_others_and_the_last_ends_it(
     work.gate.set()
     # the next one begins anew
     async with asyncio.timeout(_SECONDS):
-        await _visit(flights, work)
+        await _visit(in_flight, work)
     assert work.begun == 2
 
 
-async def test_a_failure_is_told_to_all_and_the_next_request_tries_again() -> None:
-    flights, work = Flights(), Work()
+async def test_a_failure_reaches_all_subscribers_and_the_next_request_tries_again() -> None:
+    in_flight, work = InFlightPrefills(), Work()
     work.error = ValueError("not this time")
-    visits = [asyncio.create_task(_visit(flights, work)) for _ in range(3)]
+    visits = [asyncio.create_task(_visit(in_flight, work)) for _ in range(3)]
     await asyncio.sleep(0.01)
     work.gate.set()
     for visit in visits:
@@ -166,5 +169,5 @@ async def test_a_failure_is_told_to_all_and_the_next_request_tries_again() -> No
             await asyncio.wait_for(visit, _SECONDS)
     work.error = None
     async with asyncio.timeout(_SECONDS):
-        await _visit(flights, work)
+        await _visit(in_flight, work)
     assert work.begun == 2

@@ -1,4 +1,4 @@
-"""One prompt computes at a time; the line is bounded, in order, and left by who gives up."""
+"""One prompt is computed at a time; the queue is bounded and in order, and can be left."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import contextlib
 import pytest
 
 from headwise import Overloaded
-from services.prefill.sharing.prefill_queue import Turns
+from services.prefill.sharing.prefill_queue import PrefillQueue
 
 
 class Visitors:
-    """Tasks that take a turn each and hold it until let go."""
+    """Tasks that each take the queue slot and hold it until `release`."""
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, queue: PrefillQueue) -> None:
         self.inside: list[int] = []
-        self.most_inside = 0
+        self.max_inside = 0
         self.waited: dict[int, float] = {}
         self._inside_now = 0
-        self._turns = turns
+        self._queue = queue
         self._gates: dict[int, asyncio.Event] = {}
 
     async def start(self, number: int) -> asyncio.Task[None]:
@@ -28,62 +28,62 @@ class Visitors:
         await asyncio.sleep(0.01)
         return task
 
-    def let_go(self, number: int) -> None:
+    def release(self, number: int) -> None:
         self._gates[number].set()
 
     async def _visit(self, number: int) -> None:
-        async with self._turns.turn() as waited:
+        async with self._queue.slot() as waited:
             self.waited[number] = waited
             self.inside.append(number)
             self._inside_now += 1
-            self.most_inside = max(self.most_inside, self._inside_now)
+            self.max_inside = max(self.max_inside, self._inside_now)
             await self._gates[number].wait()
             self._inside_now -= 1
 
 
-async def test_one_at_a_time_in_order_and_the_wait_is_told() -> None:
-    visitors = Visitors(Turns(5))
+async def test_slots_are_given_one_at_a_time_in_order_with_the_seconds_waited() -> None:
+    visitors = Visitors(PrefillQueue(5))
     tasks = [await visitors.start(number) for number in range(3)]
     await asyncio.sleep(0.05)
     for number in range(3):
-        visitors.let_go(number)
+        visitors.release(number)
     await asyncio.gather(*tasks)
     assert visitors.inside == [0, 1, 2]
-    assert visitors.most_inside == 1
+    assert visitors.max_inside == 1
     assert visitors.waited[0] < 0.05 <= visitors.waited[1]
 
 
 @pytest.mark.parametrize("max_queued", [0, 1, 2])
-async def test_a_full_line_turns_away_with_a_retry_delay(max_queued: int) -> None:
-    visitors = Visitors(Turns(max_queued))
+async def test_a_full_queue_refuses_with_a_retry_delay(max_queued: int) -> None:
+    visitors = Visitors(PrefillQueue(max_queued))
     tasks = [await visitors.start(number) for number in range(max_queued + 1)]
     with pytest.raises(Overloaded) as caught:
         await (await visitors.start(99))
     assert caught.value.reason == "QUEUE_FULL"
     assert caught.value.retry_after_seconds
     for number in range(max_queued + 1):
-        visitors.let_go(number)
+        visitors.release(number)
     await asyncio.gather(*tasks)
 
 
-async def test_who_gives_up_waiting_frees_the_place() -> None:
-    visitors = Visitors(Turns(1))
+async def test_a_cancelled_wait_frees_its_place() -> None:
+    visitors = Visitors(PrefillQueue(1))
     first = await visitors.start(0)
-    gone = await visitors.start(1)
-    gone.cancel()
+    cancelled = await visitors.start(1)
+    cancelled.cancel()
     with contextlib.suppress(asyncio.CancelledError):
-        await gone
+        await cancelled
     second = await visitors.start(2)
-    visitors.let_go(0)
-    visitors.let_go(2)
+    visitors.release(0)
+    visitors.release(2)
     await asyncio.gather(first, second)
     assert visitors.inside == [0, 2]
 
 
-async def test_a_turn_that_fails_is_over() -> None:
-    turns = Turns(0)
+async def test_a_failure_frees_the_slot() -> None:
+    queue = PrefillQueue(0)
     with pytest.raises(ArithmeticError):
-        async with turns.turn():
+        async with queue.slot():
             raise ArithmeticError
-    async with asyncio.timeout(1), turns.turn():
+    async with asyncio.timeout(1), queue.slot():
         pass

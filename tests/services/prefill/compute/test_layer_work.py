@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.prefill.compute.history import LayerHistory
+from services.prefill.compute.layer_work import LayerHistory
 
 
 @given(sizes=st.lists(st.integers(1, 7), min_size=1, max_size=6))
