@@ -11,11 +11,10 @@ from headwise.v1 import cache_pb2, decode_pb2
 from kvstore.row_codecs import MODEL_ROWS, ElementCodec, RowCodec
 from services.decode.engine.answer import EndRules
 from services.decode.engine.sampling import SamplingParameters
-from services.runtime.model.prompt import Messages, prompt_tokens
 from services.runtime.model.served_model import ServedModel
 from services.runtime.model.tokenizer import PromptTokenizer
 from services.runtime.serving.convert import codec_from_proto
-from services.runtime.serving.limits import check_tokens
+from services.runtime.serving.prompt import Messages, check_tokens, prompt_tokens
 
 MAX_STOP_TEXTS = 16
 MAX_STOP_TOKEN_IDS = 64

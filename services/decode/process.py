@@ -31,11 +31,10 @@ from services.decode.options import DecodeOptions
 from services.decode.parts import DecodeParts
 from services.decode.service import DecodeServicer
 from services.decode.stored_cache_load import ContextLoader
-from services.runtime.model.model_options import load_served_model, require_codecs
+from services.runtime.model.model_options import allowed_codecs, load_served_model, require_codecs
 from services.runtime.model.served_model import ServedModel
 from services.runtime.model.small_batches import prepare_for_small_batches
 from services.runtime.process.serve_error import ServeError
-from services.runtime.serving.convert import allowed_codecs
 from services.runtime.serving.server import Server
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from headwise.errors import from_rpc_error
 from headwise.v1 import prefill_pb2, prefill_pb2_grpc
 from kvstore.cache import FORMAT_VERSIONS
 from kvstore.tiers.file import save_cache
-from services.runtime.serving.cache_stream import assemble_cache
+from services.runtime.serving.frames import assemble_cache
 
 
 def save_prefilled(

@@ -15,9 +15,9 @@ from headwise.version import __version__
 from kvstore.errors import InvalidParameter
 from services.doctor.finding import Finding, Level
 from services.runtime.model.model_errors import ModelError
+from services.runtime.model.model_options import allowed_codecs
 from services.runtime.model.served_model import load_config
 from services.runtime.process.options import ModelOptions
-from services.runtime.serving.convert import allowed_codecs
 
 _DEVICES = ("cpu", "cuda")
 

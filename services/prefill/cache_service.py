@@ -14,13 +14,13 @@ from services.prefill.messages import found_to_proto, lease_to_proto
 from services.prefill.options import PrefillOptions
 from services.prefill.parts import PrefillParts
 from services.prefill.sharing.held_messages import HeldMessages
-from services.runtime.model.prompt import context_tokens
+from services.runtime.model.model_options import allowed_codecs
 from services.runtime.model.served_model import ServedModel
 from services.runtime.process import metrics
 from services.runtime.security.identity import current_namespace
 from services.runtime.serving.cache_formats import require_read
-from services.runtime.serving.convert import allowed_codecs, codec_from_proto, policy_from_proto
-from services.runtime.serving.limits import check_tokens
+from services.runtime.serving.convert import codec_from_proto, policy_from_proto
+from services.runtime.serving.prompt import check_tokens, context_tokens
 from services.runtime.serving.status import RETRY_AFTER_SECONDS
 from services.runtime.serving.unknown_fields import require_known
 

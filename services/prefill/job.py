@@ -14,7 +14,7 @@ from kvstore.wire import CacheHeader
 from services.runtime.model.served_model import ServedModel
 from services.runtime.serving.cache_formats import require_read
 from services.runtime.serving.convert import codec_from_proto, model_from_proto, policy_from_proto
-from services.runtime.serving.limits import check_tokens
+from services.runtime.serving.prompt import check_tokens
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -15,14 +15,10 @@ from services.prefill.messages import kept_to_proto
 from services.prefill.options import PrefillOptions
 from services.prefill.parts import PrefillParts
 from services.prefill.sharing.stream import prefill_messages
+from services.runtime.model.model_options import allowed_codecs
 from services.runtime.model.served_model import ServedModel
 from services.runtime.security.identity import current_allowance, current_namespace
-from services.runtime.serving.convert import (
-    allowed_codecs,
-    describe_model,
-    describe_policies,
-    describe_versions,
-)
+from services.runtime.serving.convert import describe_model, describe_policies, describe_versions
 from services.runtime.serving.wire_watch import WireWatch
 
 

@@ -12,7 +12,7 @@ from kvstore.wire import CacheEncoder, Frame
 from services.prefill.compute.prefiller import Prefiller
 from services.prefill.job import PrefillJob
 from services.runtime.model.served_model import ServedModel
-from services.runtime.serving.convert import fill_frame
+from services.runtime.serving.frames import fill_frame
 
 
 def record(

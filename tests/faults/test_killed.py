@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from headwise import Unavailable
 from headwise.v1 import prefill_pb2, prefill_pb2_grpc
 from services.demo.processes import Service
-from services.runtime.serving.cache_stream import assemble_cache
+from services.runtime.serving.frames import assemble_cache
 from tests.faults.asking import Asking, prompt_of
 from tests.faults.conftest import DECODE_ARGUMENTS, PREFILL_ARGUMENTS
 from tests.faults.fragile import FragilePair

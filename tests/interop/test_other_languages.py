@@ -12,7 +12,7 @@ import pytest
 
 from headwise import Client
 from headwise.v1 import cache_pb2, prefill_pb2, prefill_pb2_grpc
-from services.runtime.serving.cache_stream import assemble_cache
+from services.runtime.serving.frames import assemble_cache
 from tests.conftest import Pair
 from tests.interop.clients import cpp_client, go_client, node_client
 

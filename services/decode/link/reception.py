@@ -12,11 +12,8 @@ from kvstore.errors import CorruptCache
 from kvstore.pool import SequencePages
 from kvstore.wire import CacheDecoder, CacheHeader, FrameKind
 from services.decode.report import Head, TransferReport, heads_of
-from services.runtime.serving.convert import (
-    frame_from_proto,
-    parse_prefill_response,
-    recorded_policy,
-)
+from services.runtime.serving.convert import recorded_policy
+from services.runtime.serving.frames import frame_from_proto, parse_prefill_response
 from services.runtime.serving.wire_watch import WireWatch
 
 

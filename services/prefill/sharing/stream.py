@@ -8,7 +8,7 @@ from headwise.v1 import prefill_pb2
 from kvstore.cache import CompactCache
 from kvstore.wire import CacheEncoder, Frame
 from services.prefill.sharing.shared_prefill import SharedPrefill, Subscriber
-from services.runtime.serving.convert import fill_frame
+from services.runtime.serving.frames import fill_frame
 
 # stores a complete cache and returns the outcome
 Keep = Callable[[CompactCache], Awaitable[prefill_pb2.KeptCache]]

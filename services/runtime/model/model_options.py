@@ -1,4 +1,4 @@
-"""Loading of the model that the configuration names."""
+"""Options of the model: the allowed codecs, and loading the model that the options name."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ import torch
 
 from headwise.version import __version__
 from kvstore.errors import InvalidParameter
+from kvstore.row_codecs import ElementCodec, RowCodec
 from services.runtime.model.served_model import ServedModel, load_model
 from services.runtime.process import metrics
 from services.runtime.process.options import ModelOptions
 from services.runtime.process.serve_error import ServeError
-from services.runtime.serving.convert import allowed_codecs
 
 log = logging.getLogger("headwise.model")
+
+
+def allowed_codecs(spelling: str) -> tuple[ElementCodec, ...]:
+    """Return the codecs of the comma-separated option `--codecs`. Raises `InvalidParameter`."""
+    named = {RowCodec.parse(name.strip()).keys for name in spelling.split(",") if name.strip()}
+    return tuple(c for c in ElementCodec if c in named or c is ElementCodec.MODEL)
 
 
 def require_codecs(options: ModelOptions) -> None:

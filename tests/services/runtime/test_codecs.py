@@ -8,10 +8,10 @@ from headwise.errors import InvalidRequest
 from headwise.v1.cache_pb2 import RowCodec as RowCodecProto
 from kvstore.errors import InvalidParameter
 from kvstore.row_codecs import ElementCodec
-from services.runtime.model.model_options import require_codecs
+from services.runtime.model.model_options import allowed_codecs, require_codecs
 from services.runtime.process.options import ModelOptions
 from services.runtime.process.serve_error import ServeError
-from services.runtime.serving.convert import allowed_codecs, codec_from_proto, codec_to_proto
+from services.runtime.serving.convert import codec_from_proto, codec_to_proto
 
 EVERY = tuple(ElementCodec)
 

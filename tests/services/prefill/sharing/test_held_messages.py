@@ -15,7 +15,7 @@ from kvstore.cache import CompactCache
 from kvstore.wire import MAX_PAYLOAD_BYTES, Frame, FrameKind
 from services.prefill.sharing.frame_message import frame_message
 from services.prefill.sharing.held_messages import HeldMessages
-from services.runtime.serving.convert import fill_frame
+from services.runtime.serving.frames import fill_frame
 from tests.kvstore.wire.caches import encode, two_layers
 
 

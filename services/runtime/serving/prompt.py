@@ -1,4 +1,4 @@
-"""A request's prompt as tokens."""
+"""The prompt of a request as checked tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def prompt_tokens(
     encode_text: Callable[[str], list[int]],
     encode_chat: Callable[[Messages], list[int]],
 ) -> tuple[tuple[int, ...], str]:
-    """The prompt's tokens, at least one, and the field they came from. Raises `InvalidRequest`."""
+    """Return the prompt's tokens, at least one, and their field. Raises `InvalidRequest`."""
     match request.WhichOneof("prompt"):
         case "text":
             field, tokens = "text", encode_text(request.text)
@@ -36,12 +36,31 @@ def prompt_tokens(
 def context_tokens(
     request: store_pb2.KeepCacheRequest, tokenizer: PromptTokenizer
 ) -> tuple[tuple[int, ...], str]:
-    """Those of a prompt that something is to follow."""
+    """Return the tokens of a prompt that later messages continue, and their field."""
     return prompt_tokens(request, tokenizer.encode, tokenizer.encode_context)
 
 
+def check_tokens(
+    token_ids: Sequence[int], field: str, vocabulary_size: int, max_tokens: int
+) -> None:
+    """Raise `InvalidRequest` for too many tokens or an id outside the vocabulary."""
+    if len(token_ids) > max_tokens:
+        raise InvalidRequest(
+            f"{len(token_ids)} tokens, the longest prompt served has {max_tokens}",
+            "PROMPT_TOO_LONG",
+            {"field": field, "limit": str(max_tokens)},
+        )
+    for place, token in enumerate(token_ids):
+        if token >= vocabulary_size:
+            raise InvalidRequest(
+                f"token id {token} is not below the vocabulary size {vocabulary_size}",
+                "UNKNOWN_TOKEN",
+                {"field": f"{field}[{place}]"},
+            )
+
+
 def _chat(chat: decode_pb2.ChatMessages, encode: Callable[[Messages], list[int]]) -> list[int]:
-    """The templated tokens; none without messages, whatever a template would write around them."""
+    """Return the templated tokens; none without messages, even if a template adds text then."""
     messages = [(message.role, message.content) for message in chat.messages]
     if not messages:
         return []
