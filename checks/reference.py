@@ -189,7 +189,11 @@ def _collect(tree: ast.AST, classes: set[str], found: dict[str, set[str]]) -> No
 def _makers(tree: ast.AST, classes: set[str]) -> dict[str, str]:
     """Functions of a module that return an error, and its class."""
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    return {f.name: f.returns.id for f in functions if getattr(f.returns, "id", "") in classes}
+    return {
+        f.name: f.returns.id
+        for f in functions
+        if isinstance(f.returns, ast.Name) and f.returns.id in classes
+    }
 
 
 def _reasons(nodes: list[ast.expr]) -> Iterator[str]:
