@@ -113,7 +113,7 @@ $(VENV)/.docs: $(SERVING)
 docs: $(VENV)/.docs  ## generate docs/reference, build the site into build/site; a broken link fails
 	$(BIN)/python -m checks.reference
 	$(BIN)/python -m checks.documents
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 stubs: $(READY)  ## generate headwise/v1 from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. --grpc_python_out=. proto/headwise/v1/*.proto
