@@ -1,4 +1,4 @@
-"""FetchCache as gRPC sees it: its answers are bytes already."""
+"""The gRPC handler of FetchCache, whose responses are serialized already."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SERVICE = store_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name
 
 
 def fetch_handler(caches: CacheServicer) -> grpc.GenericRpcHandler:
-    """To be registered before the generated handlers, whose FetchCache would serialize messages."""
+    """Return a handler to register before the generated ones, whose FetchCache serializes."""
     handler: grpc.RpcMethodHandler[store_pb2.FetchCacheRequest, bytes]
     handler = grpc.unary_stream_rpc_method_handler(
         caches.FetchCache, request_deserializer=store_pb2.FetchCacheRequest.FromString

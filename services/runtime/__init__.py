@@ -1,1 +1,1 @@
-"""What both processes share: model, tokenizer, server shell, metrics, configuration."""
+"""Parts that both processes share: model, tokenizer, server shell, metrics, configuration."""

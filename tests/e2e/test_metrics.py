@@ -203,7 +203,7 @@ def test_every_metric_is_held_against_something() -> None:
 
 
 def test_reasons_of_a_hostile_peer_do_not_become_series() -> None:
-    reasons = FailureReasons(most=3)
+    reasons = FailureReasons(max_reasons=3)
     assert reasons.bounded("QUEUE_FULL") == "QUEUE_FULL"
     assert reasons.bounded("x" * 10_000) == reasons.bounded("lower") == "OTHER"
     named = {reasons.bounded(f"MADE_UP_{n}") for n in range(1000)}

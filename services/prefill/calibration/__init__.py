@@ -1,1 +1,1 @@
-"""What is measured of a model once, before any prompt."""
+"""Measurements of a model that are taken once, before any prompt."""

@@ -14,7 +14,7 @@ _VERSION = 1
 
 
 class Artefact(enum.StrEnum):
-    """The kinds there are."""
+    """The kinds of artefact."""
 
     RETRIEVAL = "retrieval"
     FILTERS = "filters"
@@ -22,12 +22,12 @@ class Artefact(enum.StrEnum):
 
 
 def artefact_path(folder: Path, kind: Artefact, weights_digest: str) -> Path:
-    """Where the artefact of these weights rests."""
+    """The file of the artefact of these weights."""
     return folder / f"calibration-{kind}-{_VERSION}-{weights_digest}.safetensors"
 
 
 def write_artefact(path: Path, series: dict[str, tuple[torch.Tensor, ...]]) -> None:
-    """Each series has a tensor a layer; the file appears whole or not at all."""
+    """Write series of one tensor per layer; the complete file replaces the old one atomically."""
     from safetensors.torch import save
 
     tensors = {
@@ -44,7 +44,7 @@ def write_artefact(path: Path, series: dict[str, tuple[torch.Tensor, ...]]) -> N
 def read_artefact(path: Path, *names: str) -> dict[str, tuple[torch.Tensor, ...]] | None:
     """The series of these names, as `write_artefact` got them; None where the file cannot be read.
 
-    An artefact can always be measured again, so a damaged one is as good as none.
+    An artefact can be measured again, so a damaged one counts as missing.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -1,6 +1,6 @@
-"""Finds the artefacts that a policy asks for, and makes those that are not there yet.
+"""Finds the artefacts that a policy needs, and measures the missing ones.
 
-Those of the test package's model come with this one: its probe takes half a minute on two cores.
+The artefacts of SmolLM2 come with this package, because its probe takes half a minute on two cores.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _Series = dict[str, tuple[torch.Tensor, ...]]
 
 
 class Calibrations:
-    """One model's artefacts, kept in `folder` beside converted models. Not for several threads."""
+    """The artefacts of one model, in `folder` beside converted models. For one thread only."""
 
     def __init__(self, served: ServedModel, folder: Path) -> None:
         self._served = served
@@ -41,7 +41,7 @@ class Calibrations:
         self._held: dict[Artefact, _Series] = {}
 
     def needed_by(self, policy: Policy) -> Calibration:
-        """What this policy asks for; the first use of all measures it, which takes seconds."""
+        """Return what this policy needs; its first use ever measures it, which takes seconds."""
         return Calibration(
             retrieval=self.retrieval() if policy.retrieval_ratio else None,
             filters=self.filters() if policy.uses_filters else None,
@@ -61,7 +61,7 @@ class Calibrations:
         ]
 
     def path(self, kind: Artefact) -> Path:
-        """Where the artefact of this model rests, or will."""
+        """The file of this model's artefact, which may not exist yet."""
         path = artefact_path(self._folder, kind, self._served.fingerprint.weights_digest)
         known = _KNOWN / path.name
         return known if known.exists() and not path.exists() else path
@@ -77,7 +77,7 @@ class Calibrations:
         return {"sensitivity": measure_sensitivity(self._served)}
 
     def _find(self, kind: Artefact, names: tuple[str, ...], make: Callable[[], _Series]) -> _Series:
-        """From memory, from disk, or made now."""
+        """Return the series from memory or disk, or measure it."""
         if kind not in self._held:
             path = self.path(kind)
             self._held[kind] = read_artefact(path, *names) or self._make(kind, make, path)

@@ -1,4 +1,4 @@
-"""The direction in which each head's queries lie, from which keys can be judged without them.
+"""The main direction of each head's queries, by which keys are scored without any query.
 
 Source: Godey et al., Q-Filters (arXiv 2503.02812). Queries of real text are gathered after RoPE,
 and the first right singular vector of each query head's is taken, its sign such that queries
@@ -15,8 +15,8 @@ from services.prefill.calibration.texts import spread_texts
 from services.runtime.model.forward_pass import forward
 from services.runtime.model.served_model import ServedModel
 
-# the paper takes 3,000 queries a head out of 20 texts of 2,048 tokens; these come from 4, because
-# a singular vector of 64 to 128 entries needs no more and they are read in seconds
+# the paper takes 3,000 queries a head from 20 texts of 2,048 tokens. Here 4 texts are enough for a
+# singular vector of 64 to 128 entries, and the model reads them in seconds
 _TEXTS = 4
 _TEXT_TOKENS = 2048
 _QUERIES = 3000
@@ -25,7 +25,7 @@ _QUERIES = 3000
 def measure_filters(
     served: ServedModel, text_tokens: int = _TEXT_TOKENS
 ) -> tuple[torch.Tensor, ...]:
-    """Filters f32 `[H, D]` a layer, from documentation that every Python carries."""
+    """Return filters f32 `[H, D]` per layer, measured on Python's documentation."""
     hook = _QueryMoments(len(served.shapes), _QUERIES // _TEXTS)
     for text in spread_texts(served, _TEXTS, text_tokens):
         positions = torch.arange(len(text), device=text.device)
@@ -37,10 +37,10 @@ def measure_filters(
 
 
 class _QueryMoments:
-    """An `AttentionHook` that sums, a layer and query head, evenly strided queries and products.
+    """An `AttentionHook` that sums evenly strided queries and their products per layer and head.
 
-    `moments` `[HQ, D, D]` and `sums` `[HQ, D]` f64: what the first singular vector and its sign
-    follow from.
+    The first singular vector follows from `moments` `[HQ, D, D]`, its sign from `sums` `[HQ, D]`,
+    both f64.
     """
 
     def __init__(self, layers: int, queries: int) -> None:
@@ -60,7 +60,7 @@ class _QueryMoments:
 
 
 def _filters(moments: torch.Tensor, sums: torch.Tensor, kv_heads: int) -> torch.Tensor:
-    """`[H, D]`: eigenvectors of the queries' products are their right singular vectors."""
+    """Return `[H, D]`: the products' eigenvectors are the queries' right singular vectors."""
     first: torch.Tensor = torch.linalg.eigh(moments).eigenvectors[:, :, -1]
     first = first * torch.where((first * sums).sum(-1, keepdim=True) < 0, -1.0, 1.0)
     return first.view(kv_heads, -1, first.shape[1]).mean(1).float()

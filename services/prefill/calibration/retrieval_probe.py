@@ -1,7 +1,7 @@
-"""Which heads retrieve: random tokens, repeated, and who looks at the earlier copies.
+"""A probe for retrieval heads: their attention to earlier copies of repeated random tokens.
 
-Source: Tang et al., RazorAttention (arXiv 2407.15891). No text is needed: among random tokens
-nothing but the repetition can be attended to.
+Source: Tang et al., RazorAttention (arXiv 2407.15891). No text is needed: in random
+tokens the repetition is the only pattern.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from kvstore.kernels.prefill_attention.op import prefill_attention
 from services.runtime.model.forward_pass import forward
 from services.runtime.model.served_model import ServedModel
 
-# as published; a shorter context gives each copy a part of it
+# as in the paper; in a shorter context every copy is shorter
 _COPIES = 4
 _COPY_TOKENS = 2500
 _SEED = 0
 
 
 def probe_retrieval(served: ServedModel, copy_tokens: int = _COPY_TOKENS) -> RetrievalScores:
-    """Run the probe; `copy_tokens` are at most the context's fourth part and the vocabulary."""
+    """Run the probe, with at most a quarter of the context and one vocabulary per copy."""
     tokens = min(copy_tokens, served.context_tokens // _COPIES, served.vocabulary_size)
     generator = torch.Generator().manual_seed(_SEED)
     copy = torch.randperm(served.vocabulary_size, generator=generator)[:tokens]
@@ -33,7 +33,7 @@ def probe_retrieval(served: ServedModel, copy_tokens: int = _COPY_TOKENS) -> Ret
 
 
 class _CopyAttention:
-    """An `AttentionHook` that notes, layer by layer, the attention paid to earlier copies."""
+    """An `AttentionHook` that records per layer the attention paid to earlier copies."""
 
     def __init__(self, copy_tokens: int) -> None:
         self.induction: list[torch.Tensor] = []
@@ -62,7 +62,7 @@ def _paid_to_copies(
     scale: float,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    """Mean attention of later copies' queries to the token `offset` after earlier ones, `[HQ]`."""
+    """Mean attention `[HQ]` of queries to the token `offset` after their earlier copies."""
     length, keys = q.shape[1], k.repeat_interleave(q.shape[0] // k.shape[0], 0)
     paid = torch.zeros(q.shape[0], device=q.device)
     for distance in range(copy_tokens, length, copy_tokens):

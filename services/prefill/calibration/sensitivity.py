@@ -1,10 +1,10 @@
-"""What an error in each query head's output does to the model's predictions.
+"""The effect of an error in each query head's output on the model's predictions.
 
-Own work. For small errors δ in a head's output the divergence of the predictions is δᵀ F δ / 2,
-with F their Fisher information, which is the mean product of gradients of the log-likelihood of
-tokens that the model itself would draw. One number stands for F here: the mean square of a
-gradient's elements. The most sensitive of SmolLM2's heads has 50 times the root of the least, most
-of it by depth.
+Original to Headwise. For small errors δ in a head's output the divergence of the predictions is
+δᵀ F δ / 2, with F their Fisher information: the mean product of gradients of the log-likelihood of
+tokens drawn from the model's predictions. F is approximated by one number: the mean square of the
+gradient's elements. In SmolLM2 its root is 50 times as large for the most sensitive head as for
+the least, mostly because of their depth.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from services.runtime.model.served_model import ServedModel
 
 _TEXTS = 2
 _TEXT_TOKENS = 1024
-# of every text's next tokens
+# draws of the next token at every position of a text
 _DRAWS = 2
 _SEED = 0
-# gradients of the first tokens' outputs are few tokens' alone
+# the first tokens are left out: few tokens contribute to the gradients of their outputs
 _FIRST = 64
 
 
-# whoever asks may be in the middle of something that wants no gradients
+# the caller may run in inference mode, which has no gradients
 @torch.inference_mode(mode=False)
 def measure_sensitivity(
     served: ServedModel, text_tokens: int = _TEXT_TOKENS
 ) -> tuple[torch.Tensor, ...]:
-    """Root mean square gradients f32 `[HQ]` a layer, on documentation that every Python carries."""
+    """Return root mean square gradients f32 `[HQ]` per layer, on Python's documentation."""
     device = served.model.device
     generator = torch.Generator(device).manual_seed(_SEED)
     squares = [torch.zeros(shape.query_heads, device=device) for shape in served.shapes]
@@ -45,7 +45,7 @@ def measure_sensitivity(
 def _gradients(
     served: ServedModel, ids: torch.Tensor, generator: torch.Generator
 ) -> list[torch.Tensor]:
-    """Mean squares of the gradients with respect to heads' outputs `[HQ]` a layer, all draws'."""
+    """Sum over draws the mean squared gradients `[HQ]` of the heads' outputs, per layer."""
     hook = _Outputs()
     with torch.enable_grad():
         logits = served.model(
@@ -75,9 +75,9 @@ class _Outputs:
 
     def attend(self, inputs: AttentionInput) -> torch.Tensor:
         q, k, v = inputs.q, inputs.k, inputs.v
-        away = torch.arange(q.shape[2], device=q.device)
-        away = away[:, None] - away
-        seen = (away >= 0) & (away < (inputs.sliding_window or math.inf))
+        distance = torch.arange(q.shape[2], device=q.device)
+        distance = distance[:, None] - distance
+        seen = (distance >= 0) & (distance < (inputs.sliding_window or math.inf))
         out = scaled_dot_product_attention(
             q, k, v, attn_mask=seen, scale=inputs.scale, enable_gqa=True
         )

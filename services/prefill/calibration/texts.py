@@ -1,4 +1,4 @@
-"""The text that models are measured on: documentation that every Python carries."""
+"""The text for measurements of models: the documentation that ships with Python."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from services.runtime.model.served_model import ServedModel
 
 
 def all_topics(served: ServedModel) -> list[int]:
-    """Every topic of the built-in documentation, by name."""
+    """Return the tokens of all topics of Python's documentation, sorted by name."""
     from pydoc_data.topics import topics
 
     return served.tokenizer.encode("\n\n".join(topics[name] for name in sorted(topics)))
 
 
-def spread_texts(served: ServedModel, count: int, most_tokens: int) -> Iterator[torch.Tensor]:
-    """So many parts of it, spread evenly, each of `most_tokens` or the model's whole context."""
+def spread_texts(served: ServedModel, count: int, max_tokens: int) -> Iterator[torch.Tensor]:
+    """Yield `count` evenly spread parts of at most `max_tokens` tokens and the model's context."""
     ids = torch.tensor(all_topics(served))
-    tokens = min(most_tokens, served.context_tokens)
+    tokens = min(max_tokens, served.context_tokens)
     for number in range(count):
         first = number * (len(ids) - tokens) // count
         yield ids[first : first + tokens].to(served.model.device)

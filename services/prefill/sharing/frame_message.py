@@ -2,7 +2,7 @@
 
 Protobuf would copy the payload twice more. With this module and `held_messages`, which keeps
 checked messages, FetchCache runs at 1.00 of the speed of a bare gRPC stream of messages of the
-same sizes, some 2 GB/s (`python -m benchmarks.shipping`, docs/speed.md).
+same sizes, some 2 GB/s (`python -m benchmarks.shipping`, docs/results/speed.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Which models are served: those checked against transformers' own attention, no others.
+"""The models that are served: those checked against the attention of transformers.
 
-Many other models run through the attention interface and are silently wrong, so what is not
-known to be right is refused at start-up.
+Many other models run through the attention interface but give wrong answers without an error, so
+every unchecked model is refused at start-up.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from services.runtime.model.model_errors import ModelRefused
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# where each model type's own code looks for a layer's window
+# model types by the place of a layer's window in their configuration
 _WINDOW_NOWHERE = frozenset({"llama"})
 _WINDOW_EVERYWHERE = frozenset({"mistral", "mixtral", "phi3", "qwen3_moe"})
 _WINDOW_BY_LAYER_TYPE = frozenset({"qwen2", "qwen3", "gemma3_text", "smollm3"})
 SERVED_MODEL_TYPES = _WINDOW_NOWHERE | _WINDOW_EVERYWHERE | _WINDOW_BY_LAYER_TYPE
 
 SERVED_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
-# the others recompute frequencies from the batch's largest position: one sequence changes the rest
+# other types recompute frequencies from the batch's largest position, so that sequences interact
 SERVED_ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
 
-# types people will try, and the feature that stops each
+# well-known types, and the reason why each is refused
 _KNOWN_REASONS = {
     "deepseek_v2": "its keys and values differ in size",
     "deepseek_v3": "its keys and values differ in size",
@@ -57,7 +57,7 @@ def layer_shapes(config: PretrainedConfig) -> tuple[LayerShape, ...]:
 
 def _reasons(config: PretrainedConfig) -> Iterator[str]:
     kind = config.model_type
-    # before the type, because it says more
+    # checked before the type, because the message is more specific
     if getattr(config, "is_encoder_decoder", False):
         yield f"{kind} is an encoder-decoder"
     if kind not in SERVED_MODEL_TYPES:
@@ -113,7 +113,7 @@ def _window(config: PretrainedConfig, layer: int) -> int | None:
     if config.model_type in _WINDOW_BY_LAYER_TYPE:
         if _layer_types(config)[layer] != "sliding_attention":
             return None
-        # gemma3 has no such switch
+        # gemma3 has no such setting
         if not getattr(config, "use_sliding_window", True):
             return None
     window: int | None = config.sliding_window

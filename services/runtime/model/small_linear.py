@@ -1,8 +1,9 @@
-"""The product of a few rows with a large weight, f32 on CPU, at the speed memory is read.
+"""The product of few rows with a large weight, f32 on CPU, at the speed of memory.
 
-A decode step multiplies one row per sequence, so that reading the weights is all that counts. MKL
-reads them at less than half the memory's speed (11 of 25 GB/s at one row). Here each thread reads
-its own part of the weight once, in order, and fetches ahead.
+A decode step multiplies one row per sequence, so reading the weights determines its time. MKL
+reads them at less than half the speed of memory (11 of 25 GB/s at one row). Here each thread reads
+its own part of the weight once, in order, and prefetches. `small_batches` states when this module
+can go.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from numba import prange
 from kvstore.kernels.prefetch import LINE_BYTES, prefetch
 from kvstore.kernels.threads import ONLY_PRANGE, match_torch_threads
 
-# kernels of one file: numba's cache on disk sees no change in another's functions.
-# arrays inside them; numba has no static types to offer
+# the kernels are in one file, because numba's cache on disk misses changes in other files;
+# arrays inside kernels, for which numba has no static types
 _Array = Any
 
-# at 32 rows still 1.4 to 2.8 times as fast as MKL, whose blocking wins later
-MOST_ROWS = 32
-# weights that are worth waking a thread for
+# at 32 rows 1.4 to 2.8 times as fast as MKL, whose blocking is faster for more rows
+MAX_ROWS = 32
+# weights per thread, below which another thread costs more than it saves
 _THREAD_WEIGHTS = 1 << 15
 # partial sums in registers: four rows of the weight by up to four of the input
 _BLOCK = 4
@@ -35,7 +36,7 @@ _LINE_FLOATS = LINE_BYTES // 4
 def small_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """`x [..., K]` times `weight [N, K]` transposed, plus `bias [N]`: `[..., N]`, all f32 on CPU.
 
-    The weight is contiguous. Takes any number of rows and is meant for at most `MOST_ROWS`.
+    The weight is contiguous. Takes any number of rows and is meant for at most `MAX_ROWS`.
     """
     outputs, inputs = weight.shape
     out = x.new_empty(*x.shape[:-1], outputs)
@@ -45,9 +46,9 @@ def small_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
         (_NO_BIAS if bias is None else bias.detach()).numpy(),
         out.view(-1, outputs).numpy(),
     )
-    most = 1 + weight.numel() // _THREAD_WEIGHTS
-    # threads that others keep from running are waited for even where one is enough
-    parts = match_torch_threads(most) if most > 1 else 1
+    max_parts = 1 + weight.numel() // _THREAD_WEIGHTS
+    # a single part runs without threads, because a parallel region waits for all of them
+    parts = match_torch_threads(max_parts) if max_parts > 1 else 1
     if parts == 1:
         _product(*arrays, 0, outputs)
     else:
@@ -57,7 +58,7 @@ def small_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 
 @numba.njit(parallel=ONLY_PRANGE, cache=True, nogil=True)
 def _shared_product(x: _Array, weight: _Array, bias: _Array, out: _Array, parts: int) -> None:
-    """Each thread takes a part of the outputs, whole blocks of them."""
+    """Split the outputs over threads, in multiples of a block."""
     outputs = len(weight)
     share = -(-outputs // (parts * _BLOCK)) * _BLOCK
     for part in prange(parts):

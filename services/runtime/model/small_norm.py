@@ -1,4 +1,8 @@
-"""Root-mean-square normalisation of a few rows in one pass, f32 on CPU."""
+"""Root-mean-square normalisation of few rows in one pass, f32 on CPU.
+
+One call replaces six of torch: 7 µs instead of 30 for a row of 576, 61 times in each step of
+SmolLM2. `small_batches` states when this module can go.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,15 @@ import numba
 import numpy as np
 import torch
 
-# arrays inside kernels; numba has no static types to offer
+# arrays inside kernels, for which numba has no static types
 _Array = Any
 
-# above this torch's threads are worth their while
-MOST_VALUES = 1 << 16
+# with more values torch is faster, because it uses several threads
+MAX_VALUES = 1 << 16
 
 
 def small_rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """`weight [K]` · `x [..., K]` / √(mean of x² + `epsilon`), all f32 on CPU.
-
-    One call instead of six: 30 µs become 7 for a row of 576, 61 times in each step of SmolLM2.
-    """
+    """`weight [K]` · `x [..., K]` / √(mean of x² + `epsilon`), all f32 on CPU."""
     size = len(weight)
     out = x.new_empty(x.shape)
     _rms_norm(

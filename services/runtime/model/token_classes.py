@@ -1,4 +1,4 @@
-"""Which tokens are special or punctuation: one table per tokenizer, and template markers."""
+"""Classes of tokens (special, punctuation), and markers of chat templates in plain text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kvstore.rules import TokenClass
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# SentencePiece writes a space as this
+# the character that SentencePiece writes for a space
 _SPACE_MARK = "\u2581"
 # markers that chat templates spell out in plain text, so that they span several tokens
 _LITERAL_MARKERS = (

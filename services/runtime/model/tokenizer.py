@@ -1,4 +1,4 @@
-"""Prompts to tokens and back, without the parts of a Hugging Face tokenizer that keep state."""
+"""Prompts to tokens and back, without the stateful parts of a Hugging Face tokenizer."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from services.runtime.model.token_classes import TokenClasses, special_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# stands for what was said before; no template changes it, and nobody says it
-_STAND_IN = "headwise-7c1f-stand-in"
+# placeholder for earlier messages: a string that templates copy verbatim and users never send
+_PLACEHOLDER = "headwise-7c1f-stand-in"
 
 
 class PromptTokenizer:
     """One model's tokenizer. Safe to share between threads.
 
-    `vocabulary_size` is the model's, which may be larger than the tokenizer's own. Takes the
-    tokenizer over: its padding and truncation are switched off. `ModelRefused` if it is not backed
+    `vocabulary_size` is the model's, which may be larger than the tokenizer's own. The
+    tokenizer's padding and truncation are switched off. `ModelRefused` if it is not backed
     by the tokenizers library.
     """
 
@@ -72,18 +72,18 @@ class PromptTokenizer:
     def encode_turn(self, messages: Sequence[tuple[str, str]], *, after: int) -> list[int]:
         """Tokens that follow the model's own answer, whose last token is `after`.
 
-        What the template writes to end an answer comes first, but for what the answer ended with
-        itself. Raises what `encode_chat` raises.
+        The template's end of an answer comes first, without the token `after` itself. Raises what
+        `encode_chat` raises.
         """
         if not self._tokenizer.chat_template:
             raise ChatTemplateMissing
-        before = [("user", _STAND_IN), ("assistant", _STAND_IN)]
-        _, _, text = self._render([*before, *messages]).rpartition(_STAND_IN)
+        before = [("user", _PLACEHOLDER), ("assistant", _PLACEHOLDER)]
+        _, _, text = self._render([*before, *messages]).rpartition(_PLACEHOLDER)
         ids = self.encode(text, begins=False)
         return ids[1:] if ids[:1] == [after] else ids
 
     def encode_context(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        """Tokens of messages that others are to follow. Raises what `encode_chat` raises."""
+        """Tokens of messages that later messages continue. Raises what `encode_chat` raises."""
         if not self._tokenizer.chat_template:
             raise ChatTemplateMissing
         return self.encode(self._render(messages, answer=False), begins=False)
@@ -92,15 +92,15 @@ class PromptTokenizer:
         """Tokens that follow messages that were encoded as a context, ready for an answer.
 
         Raises what `encode_chat` raises, and `InvalidParameter` where the template writes a
-        context otherwise once something follows.
+        context differently if messages follow it.
         """
         if not self._tokenizer.chat_template:
             raise ChatTemplateMissing
-        before = [("system", _STAND_IN)]
-        context, whole = self._render(before, answer=False), self._render([*before, *messages])
-        if not whole.startswith(context):
+        before = [("system", _PLACEHOLDER)]
+        context, complete = self._render(before, answer=False), self._render([*before, *messages])
+        if not complete.startswith(context):
             raise InvalidParameter("messages", "this model's template has no stored contexts")
-        return self.encode(whole.removeprefix(context), begins=False)
+        return self.encode(complete.removeprefix(context), begins=False)
 
     def _render(self, messages: Sequence[tuple[str, str]], *, answer: bool = True) -> str:
         turns = [{"role": role, "content": content} for role, content in messages]
@@ -124,8 +124,8 @@ class PromptTokenizer:
     def digest(self) -> str:
         """SHA-256 over what each token id means, and the chat template; the same in every process.
 
-        Caches are of ids, so how text is cut into them is left out: releases of transformers write
-        that down differently for one and the same GGUF file.
+        The rules that split text into ids are left out: caches depend on ids alone, and releases of
+        transformers write these rules differently for the same GGUF file.
         """
         identity = {
             "vocabulary": self._backend.get_vocab(with_added_tokens=True),

@@ -1,4 +1,4 @@
-"""Which weights a model has, as one digest."""
+"""A digest that identifies the weights of a model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _tensors(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 def _tensor_digest(name: str, tensor: torch.Tensor) -> bytes:
     digest = hashlib.sha256(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-    # as bytes, because numpy knows no bfloat16
+    # as bytes, because numpy has no bfloat16
     flat = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
     digest.update(flat.numpy().data)
     return digest.digest()

@@ -1,1 +1,1 @@
-"""What any process needs: options, logs, metrics, tracing, watched files."""
+"""Parts that every process needs: options, logs, metrics, tracing, watched files."""

@@ -1,4 +1,4 @@
-"""What a person can do about a call that a service did not answer."""
+"""Advice for the operator on a call that a service did not answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from headwise.errors import (
 
 
 def advice_for(error: HeadwiseError) -> str:
-    """One sentence, in the words of the command line's flags."""
+    """Return advice that names the flags of the command line."""
     match error:
         case Unavailable():
             return "Is it started, is the address right? With TLS give --tls-ca."

@@ -40,5 +40,5 @@ def configure_logs(level: str, form: str) -> None:
         else logging.Formatter("%(asctime)s %(levelname)-7s %(request_id)s %(name)s: %(message)s")
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # its notices about GGUF and generation defaults are not the operator's business
+    # its notices about GGUF and generation defaults do not concern the operator
     logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -123,13 +123,13 @@ RECOVERED_MASS = Histogram(
 
 
 class FailureReasons:
-    """Keeps the label of `FAILURES` bounded: a peer's error may name any reason.
+    """Bounds the label `reason` of `FAILURES`, because a peer's error may name any reason.
 
-    The first `most` reasons that look like ours pass; every other is `OTHER`.
+    The first `max_reasons` reasons in upper case with underscores are kept; all others are `OTHER`.
     """
 
-    def __init__(self, most: int = 64) -> None:
-        self._most = most
+    def __init__(self, max_reasons: int = 64) -> None:
+        self._max_reasons = max_reasons
         self._known: set[str] = set()
         self._lock = threading.Lock()
 
@@ -137,7 +137,9 @@ class FailureReasons:
         with self._lock:
             if reason in self._known:
                 return reason
-            if len(self._known) < self._most and re.fullmatch("[A-Z][A-Z0-9_]{1,62}", reason):
+            if len(self._known) < self._max_reasons and re.fullmatch(
+                "[A-Z][A-Z0-9_]{1,62}", reason
+            ):
                 self._known.add(reason)
                 return reason
         return "OTHER"

@@ -16,31 +16,31 @@ _Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
 class WatchedFiles(Generic[T]):
-    """Reads at once, which may raise; later what cannot be read is logged, and the last good value
-    stays. Safe to use from any thread.
+    """A value that is read at construction, which may raise, and again after the files change.
 
-    A look costs a stat per file. Links are followed, so that a Kubernetes volume, which swaps a
-    link, is seen to change.
+    A later failure to read is logged, and the last good value stays. Safe to use from any thread.
+    A check costs one `stat` per file. Links are followed, because a Kubernetes volume changes its
+    files by replacing a link.
     """
 
     def __init__(self, paths: Sequence[pathlib.Path], read: Callable[[], T]) -> None:
         self._paths = tuple(paths)
         self._read = read
         self._lock = threading.Lock()
-        # before reading: what changes meanwhile is read once more
-        self._stamp = self._look()
+        # taken before reading, so that a change during the read causes another one
+        self._stamp = self._stamps()
         self._value = read()
 
     def current(self) -> T:
-        """The value of the files as they are now."""
+        """Return the value of the files in their present state."""
         with self._lock:
-            stamp = self._look()
+            stamp = self._stamps()
             if stamp != self._stamp:
                 self._stamp = stamp
                 self._renew()
             return self._value
 
-    def _look(self) -> _Stamp:
+    def _stamps(self) -> _Stamp:
         return tuple(map(_stamp, self._paths))
 
     def _renew(self) -> None:
@@ -48,7 +48,7 @@ class WatchedFiles(Generic[T]):
         try:
             self._value = self._read()
         except Exception as error:
-            # an error's text may quote the file, so only its kind is told
+            # an error's text may quote the file, so only its class is logged
             kind = type(error).__name__
             log.error("%s changed and cannot be used (%s); what was read before stays", names, kind)
         else:

@@ -1,4 +1,4 @@
-"""What one tenant has used of its limits, in this process. Used on the event loop alone."""
+"""The use that each tenant makes of its limits in this process, on the event loop alone."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterator
 from headwise.errors import Overloaded
 from services.runtime.security.tenants_file import TenantLimits
 
-# streams and bytes come free when some call ends, nobody knows when
+# streams and bytes become free at the end of a call, whose time is unknown
 _RETRY_SECONDS = 1.0
-_MOST_TENANTS = 4096
+_MAX_TENANTS = 4096
 
 
 class Allowance:
-    """Tokens are a bucket that a minute fills.
+    """The streams, bytes and tokens of one tenant. Tokens are a bucket that fills in one minute.
 
-    A prompt needs room for itself, or a full bucket; an answer is taken off as it is made and may
-    leave a debt. So what has begun is never cut, and the mean over minutes stays within the limit.
+    A prompt needs as many tokens in the bucket as it has, or a full bucket. Generated tokens are
+    charged as they come and may make the bucket negative, so that no running answer is cut and the
+    mean over minutes stays within the limit.
     """
 
     def __init__(self, limits: TenantLimits, clock: Callable[[], float] = time.monotonic) -> None:
@@ -32,15 +33,15 @@ class Allowance:
 
     @property
     def idle(self) -> bool:
-        """Nothing would be forgotten with it."""
+        """Whether this allowance equals a new one and can be dropped."""
         return not self._streams and self._fill() >= self.limits.tokens_per_minute
 
     @contextlib.contextmanager
     def stream(self) -> Iterator[None]:
-        """Within this a streaming call runs. Raises `Overloaded`."""
-        most = self.limits.streams
-        if most and self._streams >= most:
-            raise _spent(f"{most} calls of this tenant are running", "TENANT_STREAMS")
+        """Count a streaming call until the block ends. Raises `Overloaded` at the limit."""
+        max_streams = self.limits.streams
+        if max_streams and self._streams >= max_streams:
+            raise _spent(f"{max_streams} calls of this tenant are running", "TENANT_STREAMS")
         self._streams += 1
         try:
             yield
@@ -48,7 +49,7 @@ class Allowance:
             self._streams -= 1
 
     def take_prompt(self, tokens: int) -> None:
-        """Raises `Overloaded` with the time after which there is room for so many tokens."""
+        """Charge a prompt. Raises `Overloaded` with the time until the bucket has enough tokens."""
         rate = self.limits.tokens_per_minute
         if not rate:
             return
@@ -59,19 +60,21 @@ class Allowance:
         self._tokens -= tokens
 
     def take_answer(self, tokens: int) -> None:
-        """What was made is made: never refused."""
+        """Charge generated tokens; the bucket may go negative."""
         if self.limits.tokens_per_minute:
             self._tokens -= tokens
 
     @contextlib.contextmanager
     def hold(self, kept: int, more: int) -> Iterator[None]:
-        """Within this the tenant holds `more` bytes, beside those `kept` and other calls'.
+        """Count `more` bytes until the block ends, beside `kept` bytes and those of other calls.
 
-        Raises `Overloaded` where that is too much.
+        Raises `Overloaded` if the sum exceeds the limit.
         """
-        most, held = self.limits.bytes, kept + self._bytes
-        if most and held + more > most:
-            text = f"this tenant may hold {most} bytes: it holds {held}, and asks for {more} more"
+        max_bytes, held = self.limits.bytes, kept + self._bytes
+        if max_bytes and held + more > max_bytes:
+            text = (
+                f"this tenant may hold {max_bytes} bytes: it holds {held}, and asks for {more} more"
+            )
             raise _spent(text, "TENANT_BYTES")
         self._bytes += more
         try:
@@ -80,7 +83,7 @@ class Allowance:
             self._bytes -= more
 
     def _fill(self) -> float:
-        """Tokens in the bucket now."""
+        """Fill the bucket for the time passed and return its tokens."""
         now, rate = self._clock(), self.limits.tokens_per_minute
         self._tokens = min(float(rate), self._tokens + (now - self._filled) * rate / 60)
         self._filled = now
@@ -88,14 +91,14 @@ class Allowance:
 
 
 class Allowances:
-    """One for each tenant that has limits."""
+    """The allowance of each tenant that has limits."""
 
     def __init__(self, limits_of: Callable[[str], TenantLimits]) -> None:
         self._limits_of = limits_of
         self._by_tenant: OrderedDict[str, Allowance] = OrderedDict()
 
     def of(self, tenant: str) -> Allowance:
-        """The tenant's, with its limits as they are now."""
+        """Return the tenant's allowance, with its present limits."""
         limits = self._limits_of(tenant)
         if limits == TenantLimits():
             return Allowance(limits)
@@ -108,7 +111,7 @@ class Allowances:
         return allowance
 
     def _forget_idle(self) -> None:
-        if len(self._by_tenant) >= _MOST_TENANTS:
+        if len(self._by_tenant) >= _MAX_TENANTS:
             idle = [name for name, allowance in self._by_tenant.items() if allowance.idle]
             for name in idle:
                 del self._by_tenant[name]

@@ -1,4 +1,4 @@
-"""The one place where it is decided who is calling."""
+"""Authentication of calls: the only place that determines the caller's tenant."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from services.runtime.security.tenants_file import (
 T = TypeVar("T")
 
 _SCHEME = "bearer "
-# gRPC takes 8 KiB of metadata; a longer token is no token
-_LONGEST_TOKEN = 8192
-_NOBODY_S_FILE = TenantsFile()
+# gRPC accepts 8 KiB of metadata; longer tokens count as missing
+_MAX_TOKEN_CHARACTERS = 8192
+_NO_TENANTS = TenantsFile()
 
 
 class Authentication:
-    """Raises `ServeError` for files that cannot be used."""
+    """Finds the identity of a caller. Raises `ServeError` for files that cannot be used."""
 
     def __init__(self, options: SecurityOptions) -> None:
         self._file = _watched("--tokens", options.tokens, read_tenants_file)
@@ -46,7 +46,7 @@ class Authentication:
         self._allowances = Allowances(lambda tenant: self._tenants.limits_of(tenant))
 
     def identify(self, metadata: Iterable[tuple[str, str | bytes]]) -> Identity:
-        """Who is calling. Raises `Unauthenticated`, `Forbidden` or `InvalidRequest`."""
+        """Return the caller. Raises `Unauthenticated`, `Forbidden` or `InvalidRequest`."""
         pairs = list(metadata)
         named = _named_tenant(_values(pairs, TENANT_KEY))
         token = _token(_values(pairs, AUTHORIZATION_KEY))
@@ -61,14 +61,14 @@ class Authentication:
 
     @property
     def _tenants(self) -> TenantsFile:
-        return _NOBODY_S_FILE if self._file is None else self._file.current()
+        return _NO_TENANTS if self._file is None else self._file.current()
 
     def _tenant(self, token: str) -> str:
         if not token:
             raise Unauthenticated("this call needs a token", "TOKEN_MISSING")
         if self._keys is not None and token.count(".") == 2:
             return self._signed(self._keys.current(), token)
-        # looking a digest up tells by its time nothing of any token
+        # the time that looking up a digest takes reveals nothing about any token
         known = self._tenants.tokens.get(hashlib.sha256(token.encode()).hexdigest())
         if known is None:
             raise _refused()
@@ -97,8 +97,8 @@ def _watched(flag: str, name: str, read: Callable[[pathlib.Path], T]) -> Watched
     except OSError as error:
         raise ServeError(f"{flag}: cannot read {path}: {error.strerror}") from error
     except (BadTenantsFile, BadKeys, UnicodeDecodeError) as error:
-        said = "it is no text" if isinstance(error, UnicodeDecodeError) else str(error)
-        raise ServeError(f"{flag}: {path}: {said}") from error
+        reason = "it is no text" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise ServeError(f"{flag}: {path}: {reason}") from error
 
 
 def _values(pairs: list[tuple[str, str | bytes]], key: str) -> list[str | bytes]:
@@ -106,7 +106,7 @@ def _values(pairs: list[tuple[str, str | bytes]], key: str) -> list[str | bytes]
 
 
 def _named_tenant(values: list[str | bytes]) -> str:
-    """Empty where none is named. Two are refused: whoever reads one could read the other."""
+    """Return the named tenant, or "". Two names are refused, because each could be meant."""
     match values:
         case []:
             return ""
@@ -120,11 +120,11 @@ def _named_tenant(values: list[str | bytes]) -> str:
 
 
 def _token(values: list[str | bytes]) -> str:
-    """What follows the scheme; "" where there is no token, or more than one."""
+    """Return the text after the scheme; "" where there is no token, or more than one."""
     match values:
         case [str() as value] if value[: len(_SCHEME)].lower() == _SCHEME:
             token = value[len(_SCHEME) :].strip()
-            return token if len(token) <= _LONGEST_TOKEN else ""
+            return token if len(token) <= _MAX_TOKEN_CHARACTERS else ""
     return ""
 
 

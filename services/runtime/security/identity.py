@@ -1,4 +1,4 @@
-"""Who is calling: decided once a call, before its handler runs, and read wherever it matters."""
+"""The identity of the caller, set once per call before its handler runs."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from services.runtime.security.tenants_file import TenantLimits
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Identity:
-    """`tenant` is empty for callers who are not told apart."""
+    """A tenant and its allowance. `tenant` is empty where the process has no tenants."""
 
     tenant: str
     allowance: Allowance
 
 
 _identity: contextvars.ContextVar[Identity] = contextvars.ContextVar("identity")
-# outside of calls, as when decode asks prefill what it serves
-_NOBODY = Identity("", Allowance(TenantLimits()))
+# outside of calls, for example when decode calls Describe of prefill
+_ANONYMOUS = Identity("", Allowance(TenantLimits()))
 
 
 def current_tenant() -> str:
-    """The tenant this call is made for, or ""."""
-    return _identity.get(_NOBODY).tenant
+    """The tenant of this call, or ""."""
+    return _identity.get(_ANONYMOUS).tenant
 
 
 def current_namespace() -> str:
-    """Where its stored caches rest: that tenant's own, or the one of callers not told apart."""
+    """The namespace of this call's stored caches: its tenant's, or the default one."""
     return current_tenant() or DEFAULT_NAMESPACE
 
 
 def current_allowance() -> Allowance:
-    """What that tenant may use, and has used."""
-    return _identity.get(_NOBODY).allowance
+    """The allowance of this call's tenant."""
+    return _identity.get(_ANONYMOUS).allowance
 
 
 def set_identity(identity: Identity) -> None:
-    """For the rest of this call; the interceptor alone does that."""
+    """Set the identity for the rest of this call. Only the interceptor calls this."""
     _identity.set(identity)

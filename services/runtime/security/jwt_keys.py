@@ -12,9 +12,9 @@ import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-# public-key algorithms only: with an HMAC whoever can check a token could also make one
+# public-key algorithms only, because the key that checks an HMAC also makes valid tokens
 _ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA")
-# clocks of two machines differ
+# allowed difference between the clocks of two machines
 _LEEWAY_SECONDS = 10.0
 
 
@@ -24,7 +24,7 @@ class BadKeys(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class JwtRules:
-    """What a token must say beside being signed and not expired; empty means anything."""
+    """Required claims of a token beside signature and expiry; empty accepts any value."""
 
     issuer: str = ""
     audience: str = ""
@@ -47,7 +47,7 @@ class JwtKeys:
             raise BadKeys("the JWKS document has no public key for signatures")
 
     def claims(self, token: str, rules: JwtRules) -> Mapping[str, Any]:
-        """What a token says. Raises `jwt.ExpiredSignatureError` or another `jwt.PyJWTError`."""
+        """Return the claims of a token. Raises `jwt.ExpiredSignatureError` or `jwt.PyJWTError`."""
         claims: Mapping[str, Any] = jwt.decode(
             token,
             self._key(token),
@@ -76,7 +76,7 @@ def read_jwt_keys(path: pathlib.Path) -> JwtKeys:
 
 
 def _public_keys(document: Mapping[str, Any]) -> dict[str | None, jwt.PyJWK]:
-    """A private or symmetric key in the document is no key to check with."""
+    """Return the public keys by id; private and symmetric keys in the document are ignored."""
     entries = (
         entry
         for entry in document["keys"]

@@ -1,4 +1,4 @@
-"""The file of static tokens and of what each tenant may use.
+"""The file of static tokens and of the limits of each tenant.
 
     [[tokens]]
     sha256 = "<hex of the token's SHA-256>"     # the token itself is nowhere in the file
@@ -10,7 +10,7 @@
     tokens_per_minute = 60000                   # prompt and answer together
     bytes = 1073741824                          # of sessions and running generations, in decode
 
-A limit that is left out or 0 is none.
+A limit that is missing or 0 does not apply.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class BadTenantsFile(Exception):
-    """The message says where, and quotes nothing."""
+    """The file is invalid; the message names the place and quotes no content."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TenantLimits:
-    """What one tenant may use of one process; 0 means no limit."""
+    """Limits of one tenant in one process; 0 means no limit."""
 
     streams: int = 0
     tokens_per_minute: int = 0
@@ -43,7 +43,7 @@ class TenantLimits:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StaticToken:
-    """Whom a token stands for; `expires` in seconds since the epoch."""
+    """The tenant of a token; `expires` is in seconds since the epoch."""
 
     tenant: str
     expires: float | None = None
@@ -66,11 +66,11 @@ def is_tenant_name(name: str) -> bool:
 
 
 def read_tenants_file(path: pathlib.Path) -> TenantsFile:
-    """Raises `BadTenantsFile`, or `OSError`."""
+    """Return the content of the file. Raises `BadTenantsFile` or `OSError`."""
     try:
         content = tomllib.loads(path.read_text())
     except ValueError as error:
-        # its text may quote the line
+        # the error's text may quote a line of the file
         raise BadTenantsFile("it is no TOML") from error
     _require_keys(content, {"tokens", "tenants"}, "the file")
     tokens: dict[str, StaticToken] = {}

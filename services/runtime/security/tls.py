@@ -17,7 +17,7 @@ from services.runtime.security.security_options import SecurityOptions
 
 
 def server_credentials(options: SecurityOptions) -> grpc.ServerCredentials | None:
-    """None for plain text. Raises `ServeError` for files that cannot be used."""
+    """Return credentials, or None for plain text. Raises `ServeError` for unusable files."""
     if not (options.tls_certificate or options.tls_key or options.tls_client_ca):
         return None
     if not (options.tls_certificate and options.tls_key):
@@ -29,7 +29,7 @@ def server_credentials(options: SecurityOptions) -> grpc.ServerCredentials | Non
     except OSError as error:
         raise ServeError(_advice(options, error)) from error
     certificates = _Certificates(watched)
-    # its stubs know no None, which says that nothing changed
+    # a None means that nothing changed; the type stubs of gRPC do not allow it
     changed = cast(Callable[[], grpc.ServerCertificateConfiguration], certificates.changed)
     return grpc.dynamic_ssl_server_credentials(
         certificates.first, changed, require_client_authentication=bool(options.tls_client_ca)
@@ -47,24 +47,24 @@ class _Pem:
 
 
 class _Certificates:
-    """What gRPC is given when it starts, and asks for before every handshake."""
+    """The certificates for the start, and newer ones, which gRPC requests before handshakes."""
 
     def __init__(self, watched: WatchedFiles[_Pem]) -> None:
         self._watched = watched
-        self._given = watched.current()
-        self.first = self._given.configuration()
+        self._passed = watched.current()
+        self.first = self._passed.configuration()
 
     def changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """Certificates that gRPC does not have yet, each once: it takes over what it is given."""
+        """Return certificates that gRPC does not have yet, or None."""
         pem = self._watched.current()
-        if pem is self._given:
+        if pem is self._passed:
             return None
-        self._given = pem
+        self._passed = pem
         return pem.configuration()
 
 
 def _read(options: SecurityOptions) -> _Pem:
-    """Raises `OSError`, as `ssl.SSLError` where the files are no pair."""
+    """Read the files. Raises `OSError`, as `ssl.SSLError` where the files are no pair."""
     # while a pair is being replaced, the old one stays in use until the new halves agree
     chain, key = read_pair(options.tls_certificate, options.tls_key)
     authorities = read_authorities(options.tls_client_ca) if options.tls_client_ca else None

@@ -1,4 +1,4 @@
-"""Which formats of a cache both ends of a stream know: services of two versions may meet."""
+"""Agreement on the format of a cache between services of different versions."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from headwise.errors import Refused
 from kvstore.cache import CODED_FORMAT_VERSION, FORMAT_VERSION, FORMAT_VERSIONS
 
-# of callers, and of prefill services, that say nothing: they are older than the question
-_READ_UNSAID = (FORMAT_VERSION, CODED_FORMAT_VERSION)
-_WRITTEN_UNSAID = (FORMAT_VERSION,)
+# formats of callers and of prefill services that name none, because they predate the field
+_READ_BY_DEFAULT = (FORMAT_VERSION, CODED_FORMAT_VERSION)
+_WRITTEN_BY_DEFAULT = (FORMAT_VERSION,)
 
 
 def require_read(needed: int, read: Sequence[int]) -> None:
     """Raise `Refused` where a caller that reads these formats cannot read the one needed."""
-    known = read or _READ_UNSAID
+    known = read or _READ_BY_DEFAULT
     if needed not in known:
         raise Refused(
             f"the cache needs format {needed}, the caller reads {_listed(known)}: "
@@ -26,7 +26,7 @@ def require_read(needed: int, read: Sequence[int]) -> None:
 
 def require_common(written: Sequence[int]) -> None:
     """Raise `Refused` where none of the formats a prefill service writes is read here."""
-    theirs = written or _WRITTEN_UNSAID
+    theirs = written or _WRITTEN_BY_DEFAULT
     if not set(theirs) & set(FORMAT_VERSIONS):
         ours = _listed(FORMAT_VERSIONS)
         raise Refused(

@@ -21,7 +21,7 @@ from services.runtime.security.authentication import Authentication
 from services.runtime.security.identity import set_identity
 from services.runtime.serving.status import to_headwise_error
 
-# longer ids are cut: they end up in every log line
+# longer ids are cut, because every log line contains the id
 _REQUEST_ID_LENGTH = 64
 
 Handler = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
@@ -30,7 +30,7 @@ log = logging.getLogger("headwise.calls")
 
 
 class StatusInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps Headwise's own methods; health and reflection are left as they are."""
+    """Wraps the methods of Headwise; health and reflection are not wrapped."""
 
     def __init__(self, authentication: Authentication) -> None:
         self._authentication = authentication
@@ -40,11 +40,11 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         self._idle.set()
 
     async def idle(self) -> None:
-        """Wait until no call of Headwise's own is running."""
+        """Wait until no call of a Headwise method is running."""
         await self._idle.wait()
 
     async def quiet(self, seconds: float) -> None:
-        """Wait until any call has run since the last time, and then none for so long."""
+        """Wait until a call has run since the last wait, and then none for `seconds`."""
         await self._worked.wait()
         while self._worked.is_set():
             await self._idle.wait()
@@ -82,7 +82,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         )
 
     def _identified(self, handler: Handler, kind: str) -> Handler:
-        """Runs the handler as whom the call is by, if it may; else raises a typed error."""
+        """Return a handler that sets the caller's identity, or raises a typed error."""
 
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             identity = self._authentication.identify(context.invocation_metadata() or ())
@@ -116,7 +116,7 @@ async def _answer(
         code, reason = "CANCELLED", "CANCELLED"
         raise
     except Exception as error:
-        # a write on a call whose client has gone ends in an internal error of gRPC's own
+        # a write to a cancelled call raises an internal error of gRPC
         if context.cancelled():
             code, reason = "CANCELLED", "CANCELLED"
             raise asyncio.CancelledError from error

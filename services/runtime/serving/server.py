@@ -1,4 +1,4 @@
-"""The server shell: bind, serve, tell that it is ready, drain on SIGTERM."""
+"""The gRPC server of a process: bind, serve, announce readiness, drain on SIGTERM."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from services.runtime.serving.interceptor import StatusInterceptor
 
 log = logging.getLogger("headwise.server")
 
-# a name of the health service that answers SERVING as long as the event loop turns: also while
-# decode waits for prefill and while a drain runs, when a restart would only do harm
+# name in the health service for liveness probes: SERVING while the event loop runs, also while
+# decode waits for prefill and during a drain, when a restart would lose running calls
 LIVE = "live"
 
 _LAST_STATUS_SECONDS = 0.5
-# without any call for so long, what a burst has left is given back
+# seconds without a call after which freed memory is returned to the kernel
 _QUIET_SECONDS = 2.0
-# both processes serve it beside their own
+# both processes serve it beside their own service
 _CACHE_SERVICE = store_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name
 
 
@@ -81,7 +81,7 @@ class Server:
             ) from error
 
     def _probe_server(self, port: int) -> tuple[grpc.aio.Server | None, int | None]:
-        """Health alone, in plain text: a kubelet has neither certificate nor token."""
+        """Return a plain-text server of health alone, for probes without certificate or token."""
         if port < 0:
             return None, None
         server = grpc.aio.server(options=server_options())
@@ -93,7 +93,7 @@ class Server:
         register(self._server)
 
     async def set_serving(self, serving: bool) -> None:
-        """What the health service answers, for the service and for the whole server."""
+        """Set the answer of the health service, for the service and for the server."""
         answer = health_pb2.HealthCheckResponse
         status = answer.SERVING if serving else answer.NOT_SERVING
         for name in (self._service, ""):
@@ -113,14 +113,14 @@ class Server:
         for server in self._servers:
             await server.start()
         self._announce(metrics_server.server_port)
-        tidying = asyncio.create_task(self._give_memory_back())
+        returning_memory = asyncio.create_task(self._give_memory_back())
         try:
             await self._stopping.wait()
             await self._drain()
         finally:
-            tidying.cancel()
-            # after a drain there is nothing left to do; a server that is dropped while it runs
-            # complains when it is collected
+            returning_memory.cancel()
+            # no effect after a drain; after an error it stops the servers, because gRPC logs an
+            # exception when a running server is garbage-collected
             for server in self._servers:
                 await server.stop(None)
             metrics_server.shutdown()
@@ -142,9 +142,9 @@ class Server:
         idle = asyncio.create_task(self._calls.idle())
         await asyncio.wait((stopping, idle), return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
-        # the last answer's status is still to be sent
+        # time to send the status of the last answer
         await asyncio.wait((stopping,), timeout=_LAST_STATUS_SECONDS)
-        # what is left is no work of ours: a watch of the health service never ends by itself
+        # remaining calls are those of other services: a watch of the health service never ends
         await self._server.stop(None)
         await stopping
 

@@ -1,4 +1,4 @@
-"""The one table from what kvstore raises to what a caller sees."""
+"""The table from errors of kvstore to errors of the API."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kvstore.errors import (
     UnknownPolicy,
 )
 
-# what a caller is told to wait when the pool or the queue is full
+# retry delay that a caller receives when the pool or the queue is full
 RETRY_AFTER_SECONDS = 1.0
 
 _TABLE: dict[type[KVStoreError], tuple[type[HeadwiseError], str]] = {
@@ -34,10 +34,10 @@ _TABLE: dict[type[KVStoreError], tuple[type[HeadwiseError], str]] = {
 
 
 def to_headwise_error(error: Exception) -> HeadwiseError:
-    """The typed error a caller gets; what is not in the table is INTERNAL with a fixed text."""
+    """Return the caller's typed error; INTERNAL with a fixed text for errors not in the table."""
     if isinstance(error, HeadwiseError):
         return error
-    # a subclass means what its nearest base in the table means
+    # a subclass has the entry of its nearest base class in the table
     entries = (_TABLE[base] for base in type(error).__mro__ if base in _TABLE)
     kind, reason = next(entries, (InternalError, "INTERNAL"))
     if kind is InternalError:

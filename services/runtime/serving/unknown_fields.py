@@ -1,4 +1,4 @@
-"""What a newer client asks for and this version does not know: refused, never left out silently."""
+"""Refusal of requests with fields that this version does not know."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def require_known(request: Message) -> None:
 
 
 def _unknown(message: Message, path: str) -> Iterator[str]:
-    """Each as the names on the way and its number."""
+    """Yield unknown fields as the path of names with the field's number."""
     fields = UnknownFieldSet(message)
     yield from (f"{path}{fields[place].field_number}" for place in range(len(fields)))
     for field, value in message.ListFields():
         kind = field.message_type
-        # of a map the values are plain, in all that is asked here
+        # in all requests here the values of maps are scalars
         if kind is None or kind.GetOptions().map_entry:
             continue
         if field.is_repeated:
-            for place, one in enumerate(value):
-                yield from _unknown(one, f"{path}{field.name}[{place}].")
+            for place, item in enumerate(value):
+                yield from _unknown(item, f"{path}{field.name}[{place}].")
         else:
             yield from _unknown(value, f"{path}{field.name}.")

@@ -1,4 +1,4 @@
-"""Counts a cache's bytes, and the seconds in which they moved, over one and the same interval."""
+"""Metrics of a cache transfer: its bytes, and the seconds of the same interval."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.runtime.process import metrics
 class WireWatch:
     """Follows one cache in one direction, `sent` or `received`.
 
-    Seconds run from the first `begin` to the last `moved`, whatever the stream waited for between.
+    Seconds run from the first `begin` to the last `moved`, pauses of the stream included.
     """
 
     def __init__(self, direction: str) -> None:
@@ -19,12 +19,12 @@ class WireWatch:
         self._mark: float | None = None
 
     def begin(self) -> None:
-        """A message is about to be sent, or has just come; only the first one's time counts."""
+        """Start the interval at the first message; later calls do nothing."""
         if self._mark is None:
             self._mark = time.perf_counter()
 
     def moved(self, message_bytes: int) -> None:
-        """So many bytes went through."""
+        """Count the bytes of a message that was sent or received."""
         assert self._mark is not None, "an interval begins before it is measured"
         now = time.perf_counter()
         self._bytes.inc(message_bytes)

@@ -1,4 +1,4 @@
-"""Which row codecs a server allows, and what it makes of a request's."""
+"""The codecs that a server allows, and conversion of a request's codec."""
 
 from __future__ import annotations
 

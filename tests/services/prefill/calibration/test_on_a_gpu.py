@@ -1,4 +1,4 @@
-"""What is measured of a model on a GPU is what is measured on a CPU, and lies with the host."""
+"""Measurements on a GPU equal those on a CPU, and their tensors are in host memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What cannot be served faithfully is refused, with the reason."""
+"""Models that would give wrong answers are refused, with the reason."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from services.runtime.model.small_batches import (
     SmallBatchLinear,
     prepare_for_small_batches,
 )
-from services.runtime.model.small_linear import MOST_ROWS, small_linear
-from services.runtime.model.small_norm import MOST_VALUES, small_rms_norm
+from services.runtime.model.small_linear import MAX_ROWS, small_linear
+from services.runtime.model.small_norm import MAX_VALUES, small_rms_norm
 from services.runtime.model.weights_digest import weights_digest
 
 VOCABULARY = 101
@@ -66,7 +66,7 @@ def _prepared(model: PreTrainedModel) -> PreTrainedModel:
 
 @settings(deadline=None, max_examples=60)
 @given(
-    rows=st.integers(0, MOST_ROWS + 1),
+    rows=st.integers(0, MAX_ROWS + 1),
     inputs=st.sampled_from([1, 15, 16, 63, 576]),
     outputs=st.sampled_from([1, 3, 4, 5, 64, 257]),
     with_bias=st.booleans(),
@@ -130,8 +130,8 @@ def test_a_prepared_model_gives_the_logits_of_the_untouched_one(model_type: str)
 
 def test_more_rows_than_the_kernels_are_for_are_computed_as_ever() -> None:
     model = _model("llama")
-    tokens = MOST_VALUES // model.config.hidden_size + 1
-    assert tokens > MOST_ROWS
+    tokens = MAX_VALUES // model.config.hidden_size + 1
+    assert tokens > MAX_ROWS
     assert torch.equal(_logits(_prepared(model), 1, tokens), _logits(model, 1, tokens))
 
 

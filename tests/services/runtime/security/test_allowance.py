@@ -1,4 +1,4 @@
-"""What a tenant may use: streams, tokens of a minute, bytes."""
+"""Limits of a tenant: streams, tokens per minute, bytes."""
 
 from __future__ import annotations
 
