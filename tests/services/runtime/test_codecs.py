@@ -21,7 +21,7 @@ def test_model_rows_are_always_allowed() -> None:
     assert allowed_codecs("int4, int8") == ("model", "int8", "int4")
 
 
-def test_a_server_told_of_an_unknown_codec_does_not_start() -> None:
+def test_an_unknown_codec_in_the_options_stops_the_start() -> None:
     with pytest.raises(ServeError, match=r"--codecs: .*'int2'"):
         require_codecs(ModelOptions(codecs="int8,int2"))
     require_codecs(ModelOptions())
@@ -36,13 +36,13 @@ def test_a_server_told_of_an_unknown_codec_does_not_start() -> None:
         ("fp8", "int4", "fp8/int4"),
     ],
 )
-def test_what_is_left_out_has_a_meaning(keys: str, values: str, name: str) -> None:
+def test_missing_codec_names_have_defaults(keys: str, values: str, name: str) -> None:
     codec = codec_from_proto(RowCodecProto(keys=keys, values=values), EVERY)
     assert codec.name == name
     assert codec_from_proto(codec_to_proto(codec), EVERY) == codec
 
 
-def test_what_is_not_allowed_or_not_known_is_refused() -> None:
+def test_unknown_and_disallowed_codecs_are_refused() -> None:
     allowed = allowed_codecs("int8")
     with pytest.raises(InvalidRequest) as refusal:
         codec_from_proto(RowCodecProto(keys="int8", values="fp8"), allowed)

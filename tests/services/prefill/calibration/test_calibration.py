@@ -61,7 +61,7 @@ def test_scores_are_the_mean_attention_to_earlier_copies(sharp: bool, window: in
         torch.testing.assert_close(scores[0].double(), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_head_that_copies_is_told_from_one_that_echoes() -> None:
+def test_copying_and_echoing_heads_are_distinguished() -> None:
     for shift, high, low in ((1, "induction", "echo"), (0, "echo", "induction")):
         q, k = _copied(shift)
         hook = _CopyAttention(_COPY)
@@ -119,7 +119,7 @@ def _read_the_same_texts(served: ServedModel, hook: _QueryNotes, tokens: int) ->
         forward(served, text[None], torch.arange(tokens)[None], hook, logits=False)
 
 
-def test_filters_point_where_queries_project_positively() -> None:
+def test_queries_project_positively_on_filters() -> None:
     torch.manual_seed(1)
     centre = torch.randn(4, 1, 8) * 3
     queries = (centre + torch.randn(4, 200, 8)).double()
@@ -197,7 +197,7 @@ class _Disturbed(DenseAttention):
         return out
 
 
-def test_sensitivity_tells_what_an_error_costs(served: ServedModel) -> None:
+def test_sensitivity_predicts_the_effect_of_an_error(served: ServedModel) -> None:
     """Noise in one head's output, and the divergence that it causes over all tokens."""
     torch.manual_seed(3)
     tokens, size = 192, served.shapes[0].head_size
@@ -228,7 +228,7 @@ def test_sensitivity_tells_what_an_error_costs(served: ServedModel) -> None:
             assert 0.7 < float(cost / expected) < 1.4
 
 
-def test_sensitivity_is_measured_once_whoever_asks(
+def test_sensitivity_is_measured_once_for_all_policies(
     tmp_path: Path, served: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also among computations that want no gradients; and only a policy that uses it has it."""

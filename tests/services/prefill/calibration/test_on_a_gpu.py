@@ -19,7 +19,7 @@ def there(tiny_model: Path, any_device: str) -> ServedModel:
 
 
 @pytest.mark.parametrize("any_device", ["gpu"], indirect=True)
-def test_all_three_measures(tiny_model: Path, there: ServedModel) -> None:
+def test_all_three_measurements_equal_those_on_a_cpu(tiny_model: Path, there: ServedModel) -> None:
     found, expected = (measures(served) for served in (there, load_model(str(tiny_model))))
     for ours, others in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, others, atol=1e-4, rtol=1e-3)

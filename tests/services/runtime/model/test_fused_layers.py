@@ -33,7 +33,7 @@ def logits(served: ServedModel) -> torch.Tensor:
     return given
 
 
-def test_they_compute_the_same(served: ServedModel) -> None:
+def test_fused_layers_compute_the_same_logits(served: ServedModel) -> None:
     expected = logits(served)
     layers = served.model.get_decoder().layers
     methods = [layer.forward for layer in layers]
@@ -48,7 +48,7 @@ def test_they_compute_the_same(served: ServedModel) -> None:
     torch.testing.assert_close(logits(served), expected, atol=0, rtol=0)
 
 
-def test_who_fails_inside_leaves_layers_as_they_were(served: ServedModel) -> None:
+def test_layers_are_restored_after_an_error(served: ServedModel) -> None:
     layers = served.model.get_decoder().layers
     methods = [layer.forward for layer in layers]
     with (

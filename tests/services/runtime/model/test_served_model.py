@@ -204,7 +204,9 @@ def test_a_gguf_file_keeps_its_weights_and_is_converted_once(
     assert torch.equal(_logits(first, "ab"), _logits(second, "ab"))
 
 
-def test_two_that_convert_at_once_both_get_the_whole_model(gguf_file: Path, tmp_path: Path) -> None:
+def test_two_concurrent_conversions_both_return_the_complete_model(
+    gguf_file: Path, tmp_path: Path
+) -> None:
     with ThreadPoolExecutor(2) as pool:
         loads = [pool.submit(load_model, str(gguf_file), cache_dir=tmp_path) for _ in range(2)]
         first, second = (load.result() for load in loads)
@@ -212,7 +214,7 @@ def test_two_that_convert_at_once_both_get_the_whole_model(gguf_file: Path, tmp_
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
 
 
-def test_of_several_that_convert_one_file_at_once_one_does(
+def test_one_of_several_processes_converts_a_file(
     gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     converted = []
@@ -233,7 +235,7 @@ def test_of_several_that_convert_one_file_at_once_one_does(
     assert all((folder / "whole").exists() for folder in folders)
 
 
-def test_what_a_killed_conversion_left_is_not_read(gguf_file: Path, tmp_path: Path) -> None:
+def test_the_rest_of_a_killed_conversion_is_not_read(gguf_file: Path, tmp_path: Path) -> None:
     expected = load_model(str(gguf_file), cache_dir=tmp_path / "other").fingerprint
     left = tmp_path / f"gguf-1-{file_digest(gguf_file)}.partial"
     left.mkdir()

@@ -71,9 +71,7 @@ def _prepared(model: PreTrainedModel) -> PreTrainedModel:
     outputs=st.sampled_from([1, 3, 4, 5, 64, 257]),
     with_bias=st.booleans(),
 )
-def test_a_product_is_that_of_float64(
-    rows: int, inputs: int, outputs: int, with_bias: bool
-) -> None:
+def test_a_product_equals_float64(rows: int, inputs: int, outputs: int, with_bias: bool) -> None:
     generator = torch.Generator().manual_seed(rows * outputs + inputs)
     x = torch.randn(rows, 1, inputs, generator=generator)
     weight = torch.randn(outputs, inputs, generator=generator)
@@ -87,7 +85,7 @@ def test_a_product_is_that_of_float64(
 
 
 @pytest.mark.parametrize("size", [1, 15, 64, 576])
-def test_a_norm_is_that_of_float64(size: int) -> None:
+def test_a_norm_equals_float64(size: int) -> None:
     x, weight = torch.randn(3, 2, size), torch.randn(size)
     exact = torch.nn.functional.rms_norm(x.double(), (size,), weight.double(), 1e-5)
     torch.testing.assert_close(
@@ -96,14 +94,14 @@ def test_a_norm_is_that_of_float64(size: int) -> None:
 
 
 @pytest.mark.parametrize("model_type", sorted(SERVED_MODEL_TYPES))
-def test_norms_of_another_definition_are_left_alone(model_type: str) -> None:
+def test_norms_of_another_definition_stay_unchanged(model_type: str) -> None:
     kinds = {type(module).__name__ for module in _prepared(_model(model_type)).modules()}
     small = any(kind.startswith("SmallBatch") and kind.endswith("RMSNorm") for kind in kinds)
     # gemma's weights are differences from one
     assert small == (model_type != "gemma3_text")
 
 
-def test_nothing_is_not_a_number_unless_an_input_is() -> None:
+def test_finite_inputs_give_finite_outputs() -> None:
     x, weight = torch.ones(2, 64), torch.ones(8, 64)
     x[1, 3], weight[5, 7] = torch.nan, torch.inf
     found = small_linear(x, weight, None)
@@ -111,7 +109,7 @@ def test_nothing_is_not_a_number_unless_an_input_is() -> None:
     assert found[0].isinf().tolist() == [n == 5 for n in range(8)]
 
 
-def test_rows_that_are_no_neighbours_in_memory_are_taken() -> None:
+def test_non_contiguous_rows_are_accepted() -> None:
     x, weight = torch.randn(3, 5, 64), torch.randn(8, 64)
     torch.testing.assert_close(small_linear(x[:, -1:], weight, None), x[:, -1:] @ weight.t())
 
@@ -128,7 +126,7 @@ def test_a_prepared_model_gives_the_logits_of_the_untouched_one(model_type: str)
         torch.testing.assert_close(_logits(prepared, rows, 1), expected, rtol=0, atol=TOLERANCE)
 
 
-def test_more_rows_than_the_kernels_are_for_are_computed_as_ever() -> None:
+def test_more_rows_than_the_limit_are_computed_by_torch() -> None:
     model = _model("llama")
     tokens = MAX_VALUES // model.config.hidden_size + 1
     assert tokens > MAX_ROWS
@@ -136,14 +134,14 @@ def test_more_rows_than_the_kernels_are_for_are_computed_as_ever() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_another_dtype_is_left_alone(dtype: torch.dtype) -> None:
+def test_layers_of_another_dtype_stay_unchanged(dtype: torch.dtype) -> None:
     model = _model("llama", dtype)
     prepared = _prepared(model)
     assert not any(isinstance(module, SmallBatchLinear) for module in prepared.modules())
     assert torch.equal(_logits(prepared, 2, 1), _logits(model, 2, 1))
 
 
-def test_a_layer_derived_from_linear_is_left_alone() -> None:
+def test_subclasses_of_linear_stay_unchanged() -> None:
     class Doubled(torch.nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) * 2
@@ -160,7 +158,7 @@ class Gated(torch.nn.Module):
 
 
 @torch.inference_mode()
-def test_siblings_answer_for_the_input_that_each_was_given() -> None:
+def test_each_sibling_multiplies_its_own_input() -> None:
     module = Gated()
     expected = copy.deepcopy(module)
     prepare_for_small_batches(module)
@@ -189,7 +187,7 @@ def test_layers_of_different_inputs_are_no_siblings() -> None:
     assert type(module.up_proj) is type(module.gate_proj) is SmallBatchLinear
 
 
-def test_gradients_are_still_to_be_had() -> None:
+def test_prepared_layers_have_gradients() -> None:
     layer = torch.nn.Linear(8, 8)
     prepare_for_small_batches(layer)
     layer(torch.ones(1, 8)).sum().backward()

@@ -91,7 +91,7 @@ def _generate(served: ServedModel, prompt: list[int], tokens: int) -> list[int]:
         ("model.norm.weight", "output_norm.weight"),
     ],
 )
-def test_weights_are_those_of_the_file(
+def test_weights_equal_the_file(
     served: ServedModel, reader: gguf.GGUFReader, ours: str, theirs: str
 ) -> None:
     tensor = next(tensor for tensor in reader.tensors if tensor.name == theirs)
@@ -99,7 +99,7 @@ def test_weights_are_those_of_the_file(
     assert torch.equal(served.model.state_dict()[ours], torch.from_numpy(expected))
 
 
-def test_tokens_are_those_of_the_file(served: ServedModel, reader: gguf.GGUFReader) -> None:
+def test_tokens_equal_the_file(served: ServedModel, reader: gguf.GGUFReader) -> None:
     pieces = reader.fields["tokenizer.ggml.tokens"].contents()
     ids = served.tokenizer.encode("Hello world")
     assert [pieces[token_id] for token_id in ids] == ["Hello", "Ġworld"]

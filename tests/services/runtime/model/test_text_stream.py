@@ -32,7 +32,7 @@ def _sentencepiece() -> Tokenizer:
     return tokenizer
 
 
-def test_a_character_comes_with_its_last_byte() -> None:
+def test_a_character_is_emitted_with_its_last_byte() -> None:
     stream = TextStream(_bytes_to_text)
     deltas = [stream.push(byte) for byte in "a👩你".encode()]
     assert deltas == ["a", "", "", "", "👩", "", "", "你"]
@@ -46,19 +46,19 @@ def test_deltas_add_up_byte_by_byte() -> None:
     assert not any("\ufffd" in delta for delta in deltas)
 
 
-def test_an_unfinished_character_comes_out_at_the_end_only() -> None:
+def test_an_unfinished_character_is_emitted_by_flush_only() -> None:
     stream = TextStream(_bytes_to_text)
     assert [stream.push(byte) for byte in b"a\xf0\x9f"] == ["a", "", ""]
     assert stream.flush() == "\ufffd"
     assert stream.flush() == ""
 
 
-def test_a_character_that_the_context_began_comes_whole() -> None:
+def test_a_character_that_begins_in_the_context_is_emitted_completely() -> None:
     stream = TextStream(_bytes_to_text, context=[*b"before ", *"👩".encode()[:3]])
     assert stream.push("👩".encode()[3]) == "👩"
 
 
-def test_bytes_that_never_become_text_are_not_held_for_ever() -> None:
+def test_bytes_that_are_no_text_are_emitted_after_a_limit() -> None:
     stream = TextStream(_bytes_to_text)
     deltas = [stream.push(0xFF) for _ in range(40)]
     assert "".join(deltas) + stream.flush() == "\ufffd" * 40
@@ -75,7 +75,5 @@ def test_byte_fallback_tokens_add_up() -> None:
 
 
 @pytest.mark.parametrize(("context", "delta"), [((), "Hello"), ((258,), " Hello")])
-def test_the_first_word_has_its_space_where_something_came_before(
-    context: tuple[int, ...], delta: str
-) -> None:
+def test_the_first_word_has_its_space_after_a_context(context: tuple[int, ...], delta: str) -> None:
     assert TextStream(_sentencepiece().decode, context).push(256) == delta

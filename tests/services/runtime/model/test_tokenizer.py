@@ -47,7 +47,7 @@ def _marked(tokenizer: PromptTokenizer, text: str, kind: TokenClass) -> str:
     return "".join(c for c, found in zip(text, classes, strict=True) if found & kind)
 
 
-def test_a_prompt_begins_as_the_tokenizer_itself_begins_it() -> None:
+def test_a_prompt_starts_with_the_tokenizers_own_bos() -> None:
     ids = _tokenizer().encode("Grüße")
     assert ids == _wrapped()("Grüße").input_ids
     assert ids[0] == 256

@@ -28,7 +28,7 @@ print(kept - before, resident() - before)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="no glibc")
-def test_what_is_kept_is_given_back() -> None:
+def test_freed_memory_is_returned_to_the_kernel() -> None:
     ended = subprocess.run(
         [sys.executable, "-c", _PROGRAM], capture_output=True, text=True, timeout=60, check=True
     )

@@ -36,7 +36,7 @@ def test_one_stream_too_many_is_refused_until_another_ends() -> None:
     assert allowance.idle
 
 
-def test_a_prompt_waits_for_the_bucket_and_is_told_how_long() -> None:
+def test_a_refused_prompt_has_the_time_until_the_bucket_suffices() -> None:
     clock = Clock()
     allowance = Allowance(TenantLimits(tokens_per_minute=600), clock)
     allowance.take_prompt(500)
@@ -61,7 +61,7 @@ def test_a_prompt_above_the_limit_needs_a_full_bucket_and_leaves_a_debt() -> Non
 
 
 @given(st.lists(st.tuples(st.integers(1, 90), st.integers(0, 40), st.floats(0, 20)), max_size=60))
-def test_over_any_run_no_more_than_bucket_rate_and_one_request_pass(
+def test_the_tokens_of_any_run_are_bounded_by_bucket_rate_and_one_request(
     requests: list[tuple[int, int, float]],
 ) -> None:
     clock, used, last = Clock(), 0, 0
@@ -104,7 +104,7 @@ def test_limits_follow_the_file_and_use_stays() -> None:
 def test_tenants_without_use_are_forgotten_and_others_are_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_MOST_TENANTS", 10)
+    monkeypatch.setattr(module, "_MAX_TENANTS", 10)
     allowances = Allowances(lambda tenant: TenantLimits(streams=1))
     with allowances.of("busy").stream():
         for number in range(100):

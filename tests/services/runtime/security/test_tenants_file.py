@@ -36,7 +36,7 @@ def test_tokens_and_limits(tmp_path: Path) -> None:
     assert read.limits_of("other") == TenantLimits(bytes=7)
 
 
-def test_an_empty_file_limits_nobody(tmp_path: Path) -> None:
+def test_an_empty_file_sets_no_limits(tmp_path: Path) -> None:
     assert _read(tmp_path, "").limits_of("x") == TenantLimits()
 
 
@@ -57,7 +57,7 @@ def test_an_empty_file_limits_nobody(tmp_path: Path) -> None:
         ("[tenants.x]\nrows = 1", "key beside"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
+def test_errors_name_their_place_in_the_file(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(BadTenantsFile, match=said) as caught:
         _read(tmp_path, text)
     assert "secret-text" not in str(caught.value)

@@ -11,7 +11,7 @@ from services.runtime.serving.interceptor import StatusInterceptor
 _QUIET = 0.05
 
 
-async def test_it_is_quiet_once_nothing_has_run_for_a_while_and_something_before() -> None:
+async def test_quiet_returns_after_a_call_and_a_pause() -> None:
     calls = StatusInterceptor(Authentication(SecurityOptions()))
     quiet = asyncio.create_task(calls.quiet(_QUIET))
     await asyncio.sleep(2 * _QUIET)

@@ -36,7 +36,7 @@ _ERRORS = [
 
 
 @pytest.mark.parametrize(("error", "code", "reason", "field"), _ERRORS)
-def test_an_error_of_the_cache_becomes_a_typed_one(
+def test_an_error_of_kvstore_becomes_a_typed_error(
     error: KVStoreError, code: grpc.StatusCode, reason: str, field: str | None
 ) -> None:
     typed = to_headwise_error(error)
@@ -45,7 +45,7 @@ def test_an_error_of_the_cache_becomes_a_typed_one(
     assert (typed.retry_after_seconds is not None) == isinstance(typed, Overloaded)
 
 
-def test_no_error_of_the_cache_is_left_out() -> None:
+def test_every_error_of_kvstore_is_in_the_table() -> None:
     assert {type(error) for error, *_ in _ERRORS} >= set(KVStoreError.__subclasses__())
 
 
@@ -54,7 +54,7 @@ def test_a_typed_error_passes_as_it_is() -> None:
     assert to_headwise_error(error) is error
 
 
-def test_an_unknown_error_tells_nothing_of_itself() -> None:
+def test_the_text_of_an_unknown_error_is_hidden() -> None:
     typed: HeadwiseError = to_headwise_error(ValueError("secret prompt"))
     assert isinstance(typed, InternalError)
     assert "secret" not in typed.message
