@@ -15,10 +15,10 @@ def advice_for(error: HeadwiseError) -> str:
     """Return advice that names the flags of the command line."""
     match error:
         case Unavailable():
-            return "Is it started, is the address right? With TLS give --tls-ca."
+            return "Check that the service is running at this address. With TLS give --tls-ca."
         case Unauthenticated() | Forbidden():
-            return "Give --token-file with a token that is let in."
+            return "Give --token-file with a token that the service accepts."
         case NotSupported():
             return "Another program listens there; give a Headwise service."
         case _:
-            return "Its log says more."
+            return "The service's log has the details."

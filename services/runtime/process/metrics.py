@@ -1,4 +1,4 @@
-"""Every metric of both processes, declared once. Seconds and bytes; labels are bounded."""
+"""The metrics of both processes, in seconds and bytes, with bounded labels."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def _token(values: list[str | bytes]) -> str:
 
 
 def _refused() -> Unauthenticated:
-    return Unauthenticated("this token is not good here", "TOKEN_REFUSED")
+    return Unauthenticated("this token is not accepted", "TOKEN_REFUSED")
 
 
 def _expired() -> Unauthenticated:

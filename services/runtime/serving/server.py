@@ -59,7 +59,7 @@ class Server:
         credentials = server_credentials(security)
         self._port = self._bind(self._server, port, "--port", credentials)
         if authentication.required and credentials is None:
-            log.warning("tokens are asked for in plain text: whoever reads the network has them")
+            log.warning("tokens arrive in plain text and can be read on the network: configure TLS")
         self._probes, self._health_port = self._probe_server(security.health_port)
         self._stopping = asyncio.Event()
 

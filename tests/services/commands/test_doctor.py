@@ -80,7 +80,7 @@ def test_a_target_that_does_not_answer_is_a_problem(free_port: int) -> None:
     result = _doctor("--target", f"127.0.0.1:{free_port}")
     assert result.exit_code == 1
     assert "UNAVAILABLE" in result.output
-    assert "Is it started" in result.output
+    assert "Check that the service is running" in result.output
     assert "Error: 1 problem found" in result.output
 
 

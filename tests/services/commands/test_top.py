@@ -159,7 +159,7 @@ def test_a_service_that_does_not_answer_is_named_beside_the_others(tiny_pair: Pa
         (("--metrics", nobody), ("Connection refused", "--metrics-port")),
         # gRPC answers there
         (("--metrics", decode.target), ("no metrics there",)),
-        (("--target", nobody), ("UNAVAILABLE", "Is it started")),
+        (("--target", nobody), ("UNAVAILABLE", "Check that the service is running")),
         (("--target", prefill.target), ("there is no decode", "--metrics")),
     ):
         command = ("--metrics", _metrics(decode), *flags, "--once", "--every", "0.1")

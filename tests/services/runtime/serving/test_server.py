@@ -1,4 +1,4 @@
-"""A server that nobody asks anything gives back what a burst has left."""
+"""A server without calls returns freed memory to the kernel."""
 
 from __future__ import annotations
 
