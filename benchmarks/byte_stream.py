@@ -39,7 +39,7 @@ async def _serve() -> None:
 
 @contextlib.contextmanager
 def byte_server() -> Iterator[str]:
-    """Its target; a process of its own, until the block ends."""
+    """Run a server in a process of its own until the block ends; yields its target."""
     command = [sys.executable, "-m", "benchmarks.byte_stream", "--serve"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:

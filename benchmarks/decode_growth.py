@@ -1,10 +1,10 @@
-"""What a generated token costs as the answer grows: flat or linear, as the heads' rules say.
+"""Measure the time of a generated token as the answer grows, for bounded and for full heads.
 
 Two sequences generate on random caches of the same prompt length: one whose heads all keep a fixed
 number of rows, as coverage with a fixed budget writes them, and one whose heads all keep
-everything. They take turns, a step each, and a forward pass without any context runs among them: it
-has no reason to grow, so what it does is drift of the machine, and is taken out of the figures. On
-a machine that others use, `--clock processor` counts processor time instead of time that passes.
+everything. The sequences alternate, one step each. A forward pass without any context runs between
+them: its time shows the drift of the machine, which the figures subtract. On a shared machine,
+`--clock processor` counts processor time instead of wall time.
 """
 
 from __future__ import annotations

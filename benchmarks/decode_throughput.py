@@ -62,7 +62,7 @@ class Contest:
         return statistics.median(self.seconds[name])
 
     def ratio(self, name: str) -> float:
-        """How many times the peer's tokens per second, the median of the rounds' own ratios."""
+        """Tokens per second relative to the peer's; the median of the rounds' ratios."""
         pairs = zip(self.seconds["transformers"], self.seconds[name], strict=True)
         return statistics.median(peer / ours for peer, ours in pairs)
 
@@ -143,7 +143,7 @@ def hold(
 
 
 def read_bytes_per_second() -> float:
-    """How fast memory can be read at best, by a sum over more than any cache holds."""
+    """Measure the rate of reading memory, by a sum over more bytes than any cache holds."""
     floats = torch.ones(_BANDWIDTH_FLOATS)
     best = 0.0
     for _ in range(6):

@@ -90,7 +90,7 @@ def hold(served: ServedModel, python: Path, tokens: int, rounds: int) -> dict[st
 
 
 def ratio(seconds: dict[str, list[float]], name: str) -> float:
-    """How many times OpenVINO's tokens per second, the median of the rounds' own ratios."""
+    """Tokens per second relative to OpenVINO's; the median of the rounds' ratios."""
     pairs = zip(seconds["openvino"], seconds[name], strict=True)
     return statistics.median(peer / ours for peer, ours in pairs)
 

@@ -1,6 +1,6 @@
-"""What compression costs: exact predictions against those from compact caches.
+"""Measure the loss of compression: predictions from compact caches against exact ones.
 
-Text that every Python carries is prefilled, compacted by each policy, and its real continuation
+Text of the standard library is prefilled, compacted by each policy, and its real continuation
 fed on top (teacher forcing): KL(full‖compact) in nats, perplexity and how often the first choice
 is the same. Then pass keys are hidden in prompts and asked for after compression.
 """
@@ -21,8 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks import settings
 from benchmarks.fidelity_report import figures, tables
+from benchmarks.fidelity_results import Report
 from benchmarks.pass_key import found_keys
-from services.evaluation.forced_runs import Measured, with_later_kept, with_rules
+from services.evaluation.forced_runs import with_later_kept, with_rules
 from services.evaluation.passages import COPYING_OFFSET, OFFSETS, hidden_keys, passages
 from services.runtime.model.served_model import ServedModel, load_model
 
@@ -38,18 +39,6 @@ class Sizes:
     fed: int
     long: int
     passages: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Report:
-    """Every part's results, in the order of its settings; `keys` are (name, found, cases)."""
-
-    later_kept: list[Measured]
-    rules_on: list[Measured]
-    long: list[Measured]
-    long_kept: list[Measured]
-    copying: list[Measured]
-    keys: list[tuple[str, int, int]]
 
 
 def measure(served: ServedModel, sizes: Sizes, progress: Progress) -> Report:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import rich.box
 from rich.table import Table
 
+from benchmarks.fidelity_results import Report
 from services.evaluation.forced_runs import Measured
-
-if TYPE_CHECKING:
-    from benchmarks.fidelity import Report
 
 Figure = dict[str, float | str | None]
 
@@ -37,7 +34,7 @@ def tables(report: Report) -> list[Table]:
 
 
 def figures(report: Report) -> dict[str, Figure]:
-    """By name; `target` is None where none was set."""
+    """Return the figures by name; `target` is None if there is none."""
     found: dict[str, Figure] = {}
     parts = {"": report.later_kept, "_decoding": report.rules_on, "_copying": report.copying}
     for part, results in parts.items():
@@ -50,7 +47,7 @@ def figures(report: Report) -> dict[str, Figure]:
 
 
 def key_figures(keys: Iterable[tuple[str, int, int]]) -> dict[str, Figure]:
-    """Of (setting, found, cases)."""
+    """Return the figures of pass keys; `keys` holds (setting, found, cases)."""
     names = ((f"{setting}_pass_keys", count / cases) for setting, count, cases in keys)
     return {name: _figure(name, share, "ratio", "all hidden pass keys") for name, share in names}
 
@@ -110,7 +107,7 @@ def _by_quarter(title: str, results: Iterable[Measured]) -> Table:
 
 
 def keys_table(keys: Iterable[tuple[str, int, int]]) -> Table:
-    """Of (setting, found, cases)."""
+    """Return a table of pass keys; `keys` holds (setting, found, cases)."""
     table = _empty("Pass keys asked for after compression", ("setting", "found", "hidden"))
     for name, found, cases in keys:
         table.add_row(name, str(found), str(cases))

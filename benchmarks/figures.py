@@ -26,7 +26,7 @@ class Figure:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What `report` needs to be told."""
+    """Add the options that `report` reads."""
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--machine", default=f"{os.cpu_count()} CPU cores", help="its kind")
 

@@ -114,7 +114,7 @@ def dense_bytes(model: PreTrainedModel, tokens: int) -> int:
 def divergence(
     exact: torch.Tensor, measured: torch.Tensor, targets: Sequence[int]
 ) -> dict[str, float]:
-    """As services/evaluation/teacher_forcing.compare has it, means over the tokens."""
+    """Return the figures of services/evaluation/teacher_forcing.compare, means over the tokens."""
     theirs, ours = exact.log_softmax(-1), measured.log_softmax(-1)
     kl = (theirs.exp() * (theirs - ours)).sum(-1, dtype=torch.float64)
     loss = -ours.gather(1, torch.tensor(targets)[:, None])

@@ -1,6 +1,6 @@
-"""How many hidden sentences a compact cache still finds, of those that the full cache finds.
+"""Count the hidden sentences that a compact cache finds, of those that the full cache finds.
 
-Query-agnostic: the question comes only after compression. The set, 72 cases of 1,500 to 4,000
+The question comes after compression, so policies cannot use it. The set, 72 cases of 1,500 to 4,000
 tokens over a grid of depths, is that of `services.evaluation.needles`.
 """
 
@@ -31,9 +31,9 @@ def find_needles(
     tasks: Sequence[Task],
     settings: Sequence[Setting],
 ) -> Iterator[dict[str, list[tuple[bool, float]]]]:
-    """By setting, for each task whether it was found, and the bytes of a dense float16 cache's.
+    """Yield, after every task, the outcomes so far by setting.
 
-    What is known so far, after every task.
+    An outcome: whether the sentence was found, and the bytes as a share of a dense float16 cache's.
     """
     calibration = calibration_for(Calibrations(served, default_cache_dir()), settings)
     found: dict[str, list[tuple[bool, float]]] = {setting.name: [] for setting in settings}

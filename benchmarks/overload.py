@@ -37,7 +37,7 @@ _ROUNDS = 4
 
 @dataclasses.dataclass(slots=True)
 class Seen:
-    """What clients saw, in seconds; `answer_gaps` are means, one an answer."""
+    """Times that clients measured, in seconds; `answer_gaps` has one mean per answer."""
 
     gaps: list[float] = dataclasses.field(default_factory=list)
     answer_gaps: list[float] = dataclasses.field(default_factory=list)
@@ -78,7 +78,7 @@ class Asker:
 
 
 async def closed_loop(asker: Asker, seen: Seen, seconds: float) -> None:
-    """As many clients as decode takes, each asking again when its answer has ended."""
+    """Run as many clients as decode accepts; each asks again when its answer has ended."""
     began = time.perf_counter()
 
     async def again() -> None:
@@ -90,7 +90,7 @@ async def closed_loop(asker: Asker, seen: Seen, seconds: float) -> None:
 
 
 async def open_loop(asker: Asker, seen: Seen, rate: float, seconds: float) -> None:
-    """So many requests a second, evenly, whatever becomes of them."""
+    """Send `rate` requests a second, evenly spaced, whatever their outcome."""
     asked = []
     began = time.perf_counter()
     for number in range(int(rate * seconds)):
@@ -101,7 +101,7 @@ async def open_loop(asker: Asker, seen: Seen, rate: float, seconds: float) -> No
 
 
 async def measure(target: str, seconds: float) -> tuple[Seen, Seen]:
-    """At saturation, and offered five times that, by turns."""
+    """Measure at saturation and at five times that load, alternately."""
     saturated, offered = Seen(), Seen()
     async with AsyncClient(target, retries=False) as client:
         asker = Asker(client)

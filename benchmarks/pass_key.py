@@ -23,7 +23,7 @@ def found_keys(
     on_case: Callable[[], None],
     calibration: Calibration | None = None,
 ) -> list[int]:
-    """For each policy in how many of the cases the greedy answer holds the key, rules on."""
+    """Count, for each policy, the cases whose greedy answer holds the key, with rules applied."""
     found = [0] * len(policies)
     for case in cases:
         for number, answer in enumerate(_answers(served, case, policies, calibration)):

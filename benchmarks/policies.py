@@ -1,8 +1,8 @@
-"""What every policy costs at like sizes: KL against the full cache, and pass keys found.
+"""Compare all policies at similar sizes: KL against the full cache, and pass keys found.
 
 The passages and keys are those of `benchmarks.fidelity`. Every fed token is kept beside the
 compact prompt, so KL is the loss of the prompt's own compaction; pass keys are asked for with each
-head's rule at work.
+head's rule applied.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def ask_for_keys(
     settings: Sequence[Setting],
     bar: _Bar,
 ) -> tuple[Table, dict[str, Figure]]:
-    """How many of the hidden pass keys each setting still finds."""
+    """Count the hidden pass keys that each setting finds."""
     cases = hidden_keys(served, prompt)
     policies = [setting.policy for setting in settings]
     found = found_keys(served, cases, policies, bar("pass keys", len(cases)), calibration)

@@ -1,4 +1,4 @@
-"""What the pool occupies beyond the rows it was given: marks, and slack of last pages.
+"""Measure the pool's bytes beyond the rows: metadata, and unused rows of last pages.
 
 Real text of 32 different lengths is prefilled and compacted by the default policy, and all caches
 lie in one pool as decode would hold them. Resident bytes are those of the pages in use.
@@ -81,7 +81,7 @@ def payload_bytes(pool: PagePool) -> int:
 
 
 def table_of(pool: PagePool, held: Sequence[SequencePages]) -> Table:
-    """What each part adds to the rows' own bytes."""
+    """Return a table of the bytes that each part adds to the rows' bytes."""
     payload = payload_bytes(pool)
     parts = {
         "keys and values of the rows held": payload,

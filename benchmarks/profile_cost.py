@@ -1,8 +1,9 @@
-"""What profiling adds to an unprofiled CPU prefill, and what sampling rows costs in accuracy.
+"""Measure the time that profiling adds to a CPU prefill, and the error of sampling rows.
 
 Each repetition runs the same prefill unprofiled, with all rows and with 512 rows, one after
-another; a share is the median of the repetitions' own ratios, so that drift of the machine falls
-out. Shares of wall time and of processor time are given: on a shared machine the former is noisy.
+another; a share is the median of the repetitions' ratios, so that drift of the
+machine cancels. Shares of wall time and of processor time are given: on a shared machine the
+former is noisy.
 Weights are SmolLM2-135M's and the text is English prose out of Python's own documentation.
 """
 
@@ -109,7 +110,7 @@ def prose(served: ServedModel, tokens: int) -> torch.Tensor:
 def timed_prefill(
     served: ServedModel, ids: torch.Tensor, request: ProfileRequest | None
 ) -> tuple[Taken, list[AttentionProfile]]:
-    """What one prefill took, and its profiles."""
+    """Run one prefill; return its times and its profiles."""
     hook = ProfilingHook(request)
     wall, processor = time.perf_counter(), time.process_time()
     forward(served, ids, torch.arange(ids.shape[1])[None], hook, logits=False)
@@ -123,7 +124,7 @@ def recovered(profile: AttentionProfile, columns: torch.Tensor) -> torch.Tensor:
 
 
 def sampling_errors(exact: list[AttentionProfile], sampled: list[AttentionProfile]) -> torch.Tensor:
-    """Per head: how far off a sample's recovered mass is, for the columns the sample chose."""
+    """Return each head's error of attention coverage, for the columns that the sample chose."""
     errors = []
     for whole, part in zip(exact, sampled, strict=True):
         far = part.beyond(WINDOW).mean(1)

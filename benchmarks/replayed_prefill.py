@@ -12,7 +12,7 @@ from tests.faults.fake_prefill import FakePrefill
 
 @contextlib.contextmanager
 def replayed_prefill(description: bytes, messages: Sequence[bytes]) -> Iterator[str]:
-    """Where it listens, until the block ends; `description` is what Describe answers."""
+    """Serve until the block ends; yields the target. `description` is the answer of Describe."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=_serve, args=(theirs, description, tuple(messages)))

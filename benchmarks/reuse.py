@@ -1,4 +1,4 @@
-"""How much sooner a question over a stored document starts than one that prefills it."""
+"""Compare the time to first token with a stored document to that with a new prefill."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TARGETS = {"memory": 10.0, "disk": 5.0, "valkey": 5.0}
 
 @contextlib.contextmanager
 def store_arguments(tier: str, folder: pathlib.Path) -> Iterator[list[str]]:
-    """What makes prefill keep caches in that tier alone."""
+    """Yield the arguments with which prefill keeps caches in `tier` alone."""
     if tier == "memory":
         yield []
         return

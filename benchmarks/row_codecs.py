@@ -1,4 +1,4 @@
-"""What row codecs cost, alone and multiplied with policies: KL against measured bytes.
+"""Measure the loss of codecs, alone and combined with policies: KL against measured bytes.
 
 The passages are those of `benchmarks.fidelity`, every fed token kept as the model computed it, so
 that KL is the loss of the prompt's own compaction and coding. Bytes are those of the tensors as
@@ -101,7 +101,7 @@ def best_at_sizes(found: dict[_Setting, _Figures]) -> dict[str, float]:
 
 
 def figures_of(found: dict[_Setting, _Figures]) -> dict[str, dict[str, object]]:
-    """As every benchmark writes them."""
+    """Return the figures in the form of every benchmark."""
     units = {"kl": "nats", "rows": "ratio", "fp16_bytes": "ratio"}
     figures: dict[str, dict[str, object]] = {
         name: {

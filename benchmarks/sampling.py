@@ -38,7 +38,7 @@ _PARAMETERS = {
 
 
 def peer(parameters: SamplingParameters) -> LogitsProcessorList:
-    """What `generate` would build of them."""
+    """Return the processors that transformers' `generate` would build."""
     processors = LogitsProcessorList()
     if parameters.repetition_penalty != 1:
         processors.append(RepetitionPenaltyLogitsProcessor(parameters.repetition_penalty))

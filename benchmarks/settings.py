@@ -1,4 +1,4 @@
-"""What is measured: policies under the names that the figures carry; `t95` is a recovery of .95."""
+"""Policies that are measured, under the figures' names; `t95` is an attention coverage of .95."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What it takes to ship caches between two processes on loopback.
+"""Measure the transfer of caches between two processes on loopback.
 
-A held cache through FetchCache against a bare stream of messages of the same sizes, by turns. The
-time to first token of the split, which ships each layer while the next computes, against the same
-prefill handed over in memory, and against an unprofiled prefill; the services are idle while this
-process computes and the other way round.
+- A stored cache through FetchCache, alternating with a bare stream of messages of the same sizes.
+- Time to first token with prefill and decode split, where each layer is sent while the next is
+  computed. It is compared with the same prefill handed over in memory, and with an unprofiled
+  prefill. The services are idle while this process computes, and the reverse.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Shipping:
 
     @property
     def efficiency(self) -> float:
-        """Of the bare stream's speed in the same round, the median."""
+        """Speed relative to the bare stream in the same round; the median."""
         return statistics.median(map(operator.truediv, self.bare_seconds, self.fetch_seconds))
 
 

@@ -37,10 +37,10 @@ def lowest_format(codec: RowCodec, *, weighted: bool) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LayerShape:
-    """What a model's attention layer holds: H KV heads of size D, each read by G query heads.
+    """Shape of an attention layer: H KV heads of size D, each read by G query heads.
 
-    `sliding_window` is the layer's own window in tokens (a query sees the last that many keys, its
-    own included), or None where the layer sees everything.
+    `sliding_window` is the layer's window in tokens: a query attends to that many keys at most, its
+    own included. None if the layer attends to all keys.
     """
 
     kv_heads: int
@@ -56,7 +56,7 @@ class LayerShape:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelFingerprint:
-    """Which model a cache belongs to. Digests are lower-case hex SHA-256."""
+    """Identity of the model that a cache belongs to. Digests are lower-case hex SHA-256."""
 
     model_id: str
     revision: str
@@ -84,7 +84,7 @@ def _require_equal(field: str, ours: str, theirs: str) -> None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What exactly a cache is a cache of; equal fingerprints mean interchangeable caches."""
+    """Identity of a cache; caches with equal fingerprints are interchangeable."""
 
     model: ModelFingerprint
     token_digest: str
@@ -94,7 +94,7 @@ class Fingerprint:
     codec: str = MODEL_ROWS.name
 
     def coded_as(self, codec: RowCodec, *, weighted: bool = False) -> Fingerprint:
-        """That of the same cache with its rows under this codec, some `weighted` or none."""
+        """Return the same cache's fingerprint under `codec`, with log-weights if `weighted`."""
         version = lowest_format(codec, weighted=weighted)
         return dataclasses.replace(self, format_version=version, codec=codec.name)
 
@@ -170,7 +170,7 @@ class RaggedLayer:
 
     @classmethod
     def of_heads(cls, heads: Sequence[HeadRows]) -> RaggedLayer:
-        """These heads' rows as one layer, copied, in host memory; nothing is known of recovery."""
+        """Copy the heads' rows into one layer in host memory; its attention coverage is unknown."""
         scores = [head.scores for head in heads if head.scores is not None]
         flags = [head.flags for head in heads if head.flags is not None]
         weights = [head.log_weights for head in heads if head.log_weights is not None]

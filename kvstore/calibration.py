@@ -1,4 +1,4 @@
-"""What is known of a model's heads before any prompt: measured once, by probes of the model."""
+"""Properties of a model's heads, measured once by probes of the model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ECHO_PART = 1 / 15
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class RetrievalScores:
-    """How much each KV head copies, f32 `[H]` a layer: the most of its group's query heads.
+    """Retrieval scores of KV heads, f32 `[H]` a layer: the maximum over the group's query heads.
 
     `induction`: attention to the token after an earlier copy of the current one. `echo`: to the
     earlier copies themselves. Source: RazorAttention (arXiv 2407.15891).

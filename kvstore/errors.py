@@ -1,8 +1,8 @@
-"""What can go wrong in the cache, as a tree:
+"""Errors of the cache, as a tree:
 
 KVStoreError
-├── InvalidParameter      a policy parameter, budget or option that a caller chose badly
-├── UnknownPolicy         a policy name nobody registered
+├── InvalidParameter      a policy parameter, budget or option with an invalid value
+├── UnknownPolicy         a policy name that is not registered
 ├── CorruptCache          frames or a file that disagree with their own checksums or sizes
 ├── LimitExceeded         a size, claimed or real, above what this process allows
 ├── FingerprintMismatch   a cache made by another model, tokenizer, dtype or format

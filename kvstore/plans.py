@@ -1,4 +1,4 @@
-"""What a policy asks of a profile, what it receives, and what it decides."""
+"""Values between profile and policy: requests for measurements, facts, and plans."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from kvstore.rules import RetentionRule
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ProfileRequest:
-    """What a policy wants measured.
+    """Measurements that a policy asks for.
 
-    `edges`: ascending distances in tokens, the first 0, at which far mass is wanted; none of them
-    where no mass is.
-    `rows`: how many uniformly strided query rows to look at; 0 means all of them.
+    `edges`: ascending distances in tokens, the first 0, at which far mass is measured; empty if
+    none is needed.
+    `rows`: the number of uniformly strided query rows to measure; 0 means all rows.
     `value_weighted`: weigh each probability by the norm of its value, renormalised per row.
-    `recent_rows`: look at the prompt's last rows alone, and at all of these; 0 for no such limit.
+    `recent_rows`: measure only the prompt's last rows, all of them; 0 for no such limit.
     `keys`, `values`: the prompt's keys or values themselves.
     `density_threshold`: what part of a row's highest probability counts as looked at; 0 where no
     density is wanted.
@@ -96,7 +96,7 @@ class AttentionProfile:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class PromptFacts:
-    """What a policy may know of the prompt: its length and each token's class, uint8 `[T]`."""
+    """Facts about the prompt for a policy: its length and each token's class, uint8 `[T]`."""
 
     tokens: int
     classes: torch.Tensor
@@ -104,9 +104,9 @@ class PromptFacts:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class FittedRows:
-    """What R kept rows hold: `values` `[R, D]`, and `log_weights` f32 `[R]` for their logits.
+    """Contents of R kept rows: `values` `[R, D]`, and `log_weights` f32 `[R]` for their logits.
 
-    `keys` `[R, D]` where these are others too.
+    `keys` `[R, D]` if the keys are replaced too.
     """
 
     values: torch.Tensor
@@ -116,7 +116,7 @@ class FittedRows:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class HeadPlan:
-    """What one KV head keeps of the prompt: ascending row numbers int64 `[R]`, and its rule.
+    """Plan for one KV head: ascending row numbers int64 `[R]` to keep, and the head's rule.
 
     `scores` f32 `[T]` are the scores of *all* prompt tokens (None where the rule needs none);
     `recovered` is the share of the head's attention mass, in the rows that were looked at, that
@@ -150,7 +150,7 @@ def _f32_row_bytes(shape: LayerShape) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class CacheFacts:
-    """What a policy may know of the cache it plans.
+    """Facts about the whole cache for a policy that plans all layers together.
 
     `row_bytes`: what a key and a value take together as they are shipped, coded or not.
     `whole`: (layer, head) of the heads that keep everything, whatever the policy decides for them.

@@ -132,7 +132,7 @@ class Profiler:
         self._density += float(densities.mean(0).sum()) / self._positions.numel()
 
     def profile(self) -> AttentionProfile:
-        """What was observed, scaled from the rows looked at to all rows."""
+        """Return the profile, scaled from the measured rows to all rows."""
         rows = self._positions.numel()
         sampled = rows < self._tokens and not self._request.recent_rows
         far = self._far * (self._tokens / rows) if sampled else self._far

@@ -1,4 +1,4 @@
-"""Which of a head's rows its rule keeps."""
+"""Selection of the rows that a head's rule keeps."""
 
 from __future__ import annotations
 

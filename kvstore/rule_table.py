@@ -74,6 +74,6 @@ def needs_scores(rules: NDArray[np.void]) -> NDArray[np.bool_]:
 
 
 def may_evict(rules: NDArray[np.void]) -> NDArray[np.bool_]:
-    """Which entries could ever let go of a row."""
+    """Return the entries whose rules can drop a row."""
     bounded: NDArray[np.bool_] = ~rules["full"] | (rules["horizon"] > 0)
     return bounded

@@ -16,7 +16,7 @@ class TokenClass(enum.IntFlag):
 
 
 class ScoreUpdate(enum.StrEnum):
-    """How attention probabilities (mean over the G query heads) change a row's score."""
+    """Update of a row's score by attention probabilities, the mean over the G query heads."""
 
     NONE = "none"
     SUM = "sum"
@@ -34,7 +34,7 @@ def share_of(ratio: float, tokens: int) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RetentionRule:
-    """Which of a KV head's rows stay, decided anew at the end of every fed block.
+    """The rule that decides, at the end of every retention chunk, which rows of a KV head stay.
 
     With `length` tokens seen so far, a row at original position `p` stays if any of these holds:
     `full`; its class is in `protected`; `p < sinks`; it is recent, `length − 1 − p < recent_rows`;

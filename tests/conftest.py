@@ -29,9 +29,9 @@ Pair: TypeAlias = tuple[Service, Service]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What runs longest begins first, so that no worker is left with it at the end.
+    """Begin the longest tests first, so that no worker ends alone with one of them.
 
-    What runs on any device is a GPU's where there is one.
+    Tests that run on any device are marked `gpu` if there is a GPU.
     """
     for item in items:
         if _NATIVE and "any_device" in getattr(item, "fixturenames", ()):
@@ -84,7 +84,7 @@ def sanitized(monkeypatch: pytest.MonkeyPatch) -> Any:
 def running_pair(
     model: str, prefill_arguments: tuple[str, ...] = (), decode_arguments: tuple[str, ...] = ()
 ) -> Iterator[Pair]:
-    """Both services as processes of their own, until the block ends."""
+    """Run both services as processes until the block ends."""
     with (
         running_service("prefill", ["--model", model, *prefill_arguments]) as prefill,
         running_service(

@@ -45,7 +45,7 @@ class AdaKV(SnapKV):
 
 
 def adaptive_counts(scores: torch.Tensor, total: int) -> list[int]:
-    """How many of the `total` highest of all scores `[H, T]` each row of them holds."""
+    """Count, per row of `scores` `[H, T]`, its members of the `total` highest scores."""
     heads, width = scores.shape
     winners = scores.flatten().sort(descending=True, stable=True).indices[:total] // width
     found: list[int] = torch.bincount(winners, minlength=heads).tolist()

@@ -81,9 +81,9 @@ class AttentionMatching(Competing):
 
 
 def _shares(reference: ReferenceAttention, head: int, shape: LayerShape) -> torch.Tensor:
-    """What each query of KV head `head` pays to the prompt's rows, as shares that sum to 1.
+    """Return each query's attention to the prompt's rows for KV head `head`, summing to 1.
 
-    f32 `[m, T]`; in a layer with a sliding window, of the queries that still see some of it.
+    f32 `[m, T]`; in a layer with a sliding window, of the queries that reach the prompt.
     """
     seen = visible_columns(reference, shape)
     shares = head_shares(reference, head, shape, seen)
@@ -110,7 +110,7 @@ def _fitted(plan: LayerPlan, reference: ReferenceAttention, layer: LayerFacts) -
 def _fitted_head(
     plan: HeadPlan, reference: ReferenceAttention, head: int, shape: LayerShape
 ) -> HeadPlan:
-    """With its rows fitted, unless they are all there are or nothing reads them."""
+    """Return a head's plan with fitted rows, unless it keeps all rows or no query reads them."""
     shares = _shares(reference, head, shape)
     rows = plan.rows.to(shares.device)
     recovered = float(shares[:, rows].sum(1, dtype=torch.float64).mean()) if len(shares) else 0.0

@@ -1,4 +1,4 @@
-"""What a policy is: it asks for a profile and answers with a plan."""
+"""The policy interface: a policy requests a profile and returns a plan."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from kvstore.plans import (
 
 
 class Scope(enum.Enum):
-    """What a policy decides about at once.
+    """The part of a cache that a policy plans in one call.
 
-    A layer leaves as soon as it is planned, so of a policy that needs them all none leaves before
-    the last has been computed, and the dense keys and values of all are held until then.
+    A layer is sent as soon as it is planned. A policy that plans all layers together delays all of
+    them until the last is computed; their dense keys and values are held until then.
     """
 
     LAYER = "layer"
@@ -29,7 +29,7 @@ class Scope(enum.Enum):
 
 
 class _AnyPolicy(Protocol):
-    """What the policies of either scope have."""
+    """Members of policies of both scopes."""
 
     name: ClassVar[str]
     scope: ClassVar[Scope]
@@ -47,7 +47,7 @@ class _AnyPolicy(Protocol):
         """The share of KV heads, best at retrieving, that keep everything; 0 to 1."""
 
     def profile_request(self, tokens: int, shape: LayerShape) -> ProfileRequest | None:
-        """What to measure in a layer of this shape for a prompt of `tokens`; None for nothing."""
+        """Return the measurements for a layer and a prompt of `tokens`; None for none."""
 
     def parameters(self) -> dict[str, object]:
         """Every parameter, defaults included, as JSON values: part of the cache's fingerprint."""

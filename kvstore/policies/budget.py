@@ -1,4 +1,4 @@
-"""How much of a prompt's cache may be kept: a ratio of its rows, rows per head, or bytes."""
+"""The budget of a policy: a ratio of the prompt's rows, rows per head, or bytes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Budget:
         return cls(bytes=count * _UNITS[unit])
 
     def spelled(self) -> float | str:
-        """As a parameter: the inverse of `parse`, or the ratio itself."""
+        """Return the budget as a parameter: the inverse of `parse`, or the ratio itself."""
         if self.ratio:
             return self.ratio
         return f"{self.rows} rows" if self.rows else f"{self.bytes} bytes"
@@ -53,9 +53,9 @@ def visible_rows(prompt: PromptFacts, shape: LayerShape) -> int:
 def share_of_others(
     budget: Budget, prompt: PromptFacts, cache: CacheFacts, *, mark_bytes: int
 ) -> float:
-    """What the heads that are not kept whole may keep of their rows, 0 to 1.
+    """Return the share of rows, 0 to 1, that heads other than retrieval heads may keep.
 
-    `mark_bytes`: of the score and log-weight that each of their rows carries.
+    `mark_bytes`: bytes of the score and the log-weight of each of their rows.
     """
     allowed, whole, others = float(budget.bytes), 0.0, 0.0
     for index, shape in enumerate(cache.shapes):

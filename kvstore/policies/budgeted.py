@@ -1,4 +1,4 @@
-"""What policies with a budget have in common: their parameters, and how many rows these are."""
+"""Base of policies with a budget: their parameters, and the numbers of rows."""
 
 from __future__ import annotations
 

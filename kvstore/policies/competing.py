@@ -51,7 +51,7 @@ class Competing(Budgeted):
 
 
 def _winners(parts: Sequence[torch.Tensor], total: int) -> list[int]:
-    """How many of the `total` highest of all scores lie in each part; of equal ones the first."""
+    """Count the `total` highest of all scores per part; the first of equal scores wins."""
     if not parts:
         return []
     owners = torch.repeat_interleave(

@@ -102,7 +102,7 @@ class Coverage:
         return tuple(sorted(w for w in grid if w + self.sinks < everything))
 
     def _choose(self, profile: AttentionProfile, window: int) -> _Choice:
-        """How many columns each head needs beyond `window`."""
+        """Choose the columns that each head needs beyond `window`."""
         far = profile.beyond(window).double()
         scores = profile.beyond(window).mean(1)
         order = scores[:, self.sinks :].sort(dim=-1, descending=True, stable=True).indices

@@ -82,7 +82,7 @@ class KVMerger(Budgeted):
     def _apart(
         self, mass: torch.Tensor, rows: int, prompt: PromptFacts, layer: LayerFacts
     ) -> torch.Tensor:
-        """What is not merged, bool `[H, T]`: sinks, the latest rows and the heaviest of others."""
+        """Return unmerged rows, bool `[H, T]`: sinks, latest rows and the heaviest others."""
         recent = max(share_of(self.recent_ratio, rows), self.floor_rows - self.sinks)
         # one row at least is left for what is merged
         recent = max(1, min(recent, rows - self.sinks - 1))

@@ -1,14 +1,14 @@
-"""Lookback: what the latest queries of a prompt read from afar, over all heads at once.
+"""Lookback: SnapKV-style scoring by a prompt's late queries, one budget over all layers and heads.
 
-Own work, on SnapKV's idea (Li et al., arXiv 2404.14469) that the end of a prompt shows what will be
-read next. A row scores the root mean square, over the late queries far enough from it, of what it
-adds to their output: its share of the attention times the distance of its value from what they get
-from afar altogether. If asked to, times the head's sensitivity: the outputs of early layers' heads
-are small beside what later layers add, and yet the predictions depend on them more. Near rows are
-read by everything and say nothing of later, so the latest are kept and not scored. The scores of
-all layers and heads compete for one budget, as AdaKV's do within a layer. Measured on real text:
-squares beat sums and peaks, values help, and the last third of the queries tell more than all of
-them or the last few.
+An own method, based on SnapKV's observation (Li et al., arXiv 2404.14469) that the end of a prompt
+shows which rows later queries read. A row's score is the root mean square, over the late queries
+far enough from it, of its contribution to their output: its share of the attention times the
+distance between its value and the mean output from far rows. With `sensitivity` the score is
+multiplied by the head's sensitivity: early layers' heads have small outputs, and predictions depend
+on them more. All queries read near rows, which says nothing about later queries, so the latest rows
+are kept and not scored. The scores of all layers and heads compete for one budget, as AdaKV's do
+within a layer. Measured on real text: squares are better than sums and peaks, values help, and the
+last third of the queries is better than all of them or the last few.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Lookback(Competing):
         ]
 
     def _weights(self, layer: LayerFacts, head: int) -> torch.Tensor | None:
-        """What errors of a KV head's query heads count, f32 `[G]`; None for all the same."""
+        """Return the weights of errors of a KV head's query heads, f32 `[G]`; None if equal."""
         if not self.sensitivity:
             return None
         known = layer.cache.sensitivity
@@ -103,7 +103,7 @@ class Lookback(Competing):
         return known[layer.index].view(-1, layer.shape.group)[head]
 
     def _ruled(self, plan: LayerPlan, prompt: PromptFacts) -> LayerPlan:
-        """What was chosen of the prompt stays; what is generated, as far as it is wanted."""
+        """Add the rule: chosen prompt rows stay; generated rows stay as the parameters say."""
         if not self.generated_window:
             return plan
         rule = RetentionRule(
@@ -118,7 +118,7 @@ class Lookback(Competing):
     def _scores(
         self, heads: Sequence[_Reading], prompt: PromptFacts, layer: LayerFacts
     ) -> torch.Tensor:
-        """Of all the layer's heads, f32 `[H, T]`, sinks and latest rows foremost."""
+        """Return the scores of all heads, f32 `[H, T]`; sinks and latest rows are highest."""
         recent = min(self.recent, int(_MOST_RECENT * self.rows(prompt, layer)))
         recent = max(recent, self.floor_rows - self.sinks)
         afar = torch.stack([head.afar for head in heads])
@@ -127,10 +127,10 @@ class Lookback(Competing):
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Reading:
-    """What the late queries read of one KV head's rows, f32 `[T]` each.
+    """Attention of the late queries to one KV head's rows, f32 `[T]` each.
 
-    `afar` the scores, 0 for rows that no query is far enough from; `shares` of all the attention,
-    from near and from afar.
+    `afar`: the scores, 0 for rows that are near every query. `shares`: shares of all attention,
+    near and far.
     """
 
     afar: torch.Tensor

@@ -20,10 +20,10 @@ from kvstore.policies.selection import full_rule, head_plan
 
 
 class CachePlanner:
-    """One prompt's planning. Whatever the policy decides, retrieval heads keep everything.
+    """Plans the layers of one prompt. Retrieval heads keep all rows, whatever the policy decides.
 
-    Source of the latter: RazorAttention (arXiv 2407.15891). Raises `MissingCalibration` where the
-    policy needs an artefact that `calibration` has not. `row_bytes`: of a key and a value together.
+    Source of retrieval heads: RazorAttention (arXiv 2407.15891). `calibration` must hold what the
+    policy needs. `row_bytes`: bytes of a key and a value together.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class CachePlanner:
         self._plans: list[LayerPlan] = []
 
     def request(self, index: int) -> ProfileRequest | None:
-        """What the policy wants measured in this layer."""
+        """Return the measurements that the policy asks for in this layer."""
         return self._policy.profile_request(self._prompt.tokens, self._cache.shapes[index])
 
     def add(self, profile: AttentionProfile | None) -> Sequence[tuple[int, LayerPlan]]:

@@ -35,7 +35,7 @@ class PyramidKV(SnapKV):
 
 
 def falling_shares(beta: int, layers: int) -> list[float]:
-    """On a straight line down to `1 / beta`, their mean 1."""
+    """Return shares that fall linearly to `1 / beta`, with mean 1."""
     if layers == 1:
         return [1.0]
     return [2 - 1 / beta - index / (layers - 1) * 2 * (1 - 1 / beta) for index in range(layers)]

@@ -1,4 +1,4 @@
-"""What reference queries of a prompt pay to its rows."""
+"""Attention of reference queries to the rows of a prompt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvstore.plans import ReferenceAttention
 
 
 def visible_columns(reference: ReferenceAttention, shape: LayerShape) -> torch.Tensor:
-    """Which of the prompt's rows each query sees, bool `[n, T]`."""
+    """Return the prompt's rows that each query attends to, bool `[n, T]`."""
     tokens, device = reference.k.shape[1], reference.k.device
     away = reference.positions.to(device)[:, None] - torch.arange(tokens, device=device)
     seen = away >= 0
@@ -23,9 +23,9 @@ def visible_columns(reference: ReferenceAttention, shape: LayerShape) -> torch.T
 def head_shares(
     reference: ReferenceAttention, head: int, shape: LayerShape, seen: torch.Tensor
 ) -> torch.Tensor:
-    """What each query of KV head `head` pays to the rows it sees, f32 `[G, n, T]`; they sum to 1.
+    """Return attention of KV head `head`, f32 `[G, n, T]`; each query's rows sum to 1.
 
-    `seen`: see `visible_columns`; a query that sees nothing gets NaN.
+    `seen`: see `visible_columns`; a query without visible rows gets NaN.
     """
     group = shape.group
     q = reference.q[head * group : (head + 1) * group].float()

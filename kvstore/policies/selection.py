@@ -1,4 +1,4 @@
-"""From a head's rule and scores to the rows it keeps: the same for every policy."""
+"""Selection of a head's rows by its rule and scores; shared by all policies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kvstore.rules import RetentionRule
 def kept_columns(
     rule: RetentionRule, scores: torch.Tensor | None, prompt: PromptFacts
 ) -> torch.Tensor:
-    """What `rule` keeps once the whole prompt has been seen, bool `[T]`."""
+    """Return the rows that `rule` keeps at the end of the prompt, bool `[T]`."""
     device = prompt.classes.device if scores is None else scores.device
     positions = torch.arange(prompt.tokens, dtype=torch.int32, device=device)
     return keep_mask(rule, positions, scores, prompt.classes.to(device), prompt.tokens)
@@ -75,7 +75,7 @@ def chosen_plan(
 
 
 def chosen_rule(shape: LayerShape) -> RetentionRule:
-    """What is held stays, and so does what comes, as far as the layer sees."""
+    """Return the rule that keeps all rows, within the layer's sliding window."""
     return RetentionRule(horizon=shape.sliding_window or 0, generated_window=MAX_TOKENS)
 
 

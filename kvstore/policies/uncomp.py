@@ -85,7 +85,7 @@ class UNComp(SnapKV):
 
 
 def group_shares(heads: int, groups: int, spread: float) -> list[float]:
-    """What each of `heads` heads, by falling entropy, has of an equal part."""
+    """Return each head's share relative to an equal one, by falling entropy."""
     groups = min(groups, heads)
     if groups == 1:
         return [1.0] * heads

@@ -103,7 +103,7 @@ class ZeroMerge(Budgeted):
         parts: _Parts,
         shape: LayerShape,
     ) -> HeadPlan:
-        """What is `kept`, bool `[T]`, and the residual rows of what is not."""
+        """Return a head's plan: the `kept` rows, bool `[T]`, and residual rows of the others."""
         recovered = min(1.0, float(scores[kept].sum() / scores.sum()))
         held, sinks, merged = kept, self.sinks, None
         if parts.residual:
@@ -139,7 +139,7 @@ class ZeroMerge(Budgeted):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Parts:
-    """How many of a head's rows are its latest, and how many stand for what is dropped."""
+    """Numbers of a head's rows: the latest ones, and those that stand for dropped rows."""
 
     recent: int
     residual: int

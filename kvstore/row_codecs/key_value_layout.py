@@ -1,4 +1,4 @@
-"""How the rows of one head size are coded: what tensors of keys and values hold."""
+"""Layout of keys and values of one head size under a codec."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class RowLayout:
 
     @property
     def storage_dtype(self) -> torch.dtype:
-        """Of the tensor `[R, width]` that holds rows."""
+        """The dtype of the tensor `[R, width]` that holds rows."""
         return self.dtype if self.codec is ElementCodec.MODEL else torch.uint8
 
     @property

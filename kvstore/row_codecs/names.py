@@ -1,4 +1,4 @@
-"""Which codecs there are, and how a choice of them is spelled."""
+"""The codecs and their spelling."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kvstore.errors import InvalidParameter
 
 
 class ElementCodec(enum.StrEnum):
-    """How the D elements of a key or of a value are stored."""
+    """Storage of the D elements of a key or of a value."""
 
     MODEL = "model"
     FP8 = "fp8"

@@ -30,7 +30,7 @@ def decode_row(stored: bytes, layout: RowLayout) -> list[float]:
 
 
 def error_bound(row: Sequence[float], layout: RowLayout) -> list[float]:
-    """How far each decoded element may be from the row's, beside f32's own rounding.
+    """Return the largest error of each decoded element, besides f32's own rounding.
 
     A scale is at most 2⁻⁷ above the least one that would do, and half a step is the error. The
     offset of int4 lies at most 2⁻⁷ of itself below the lowest element. fp8 has four significant

@@ -30,7 +30,7 @@ def hadamard(size: int) -> torch.Tensor:
 
 @functools.cache
 def _hadamard_on(size: int, device: torch.device) -> torch.Tensor:
-    """There once and for all: a step that is captured on a device cannot copy from the host."""
+    """Return a matrix that stays on the device: a captured step cannot copy from the host."""
     return hadamard(size).to(device)
 
 

@@ -1,4 +1,4 @@
-"""What the demo does, in order."""
+"""The steps of the demo, in order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FULL = Policy("full")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """What the demo can be told."""
+    """Options of the demo."""
 
     model: str
     model_cache: pathlib.Path

@@ -1,4 +1,4 @@
-"""What was found, how bad it is, and what to do about it."""
+"""A finding: its severity, and the remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this machine can serve: device, model, ports."""
+"""Checks of this machine: device, model, ports."""
 
 from __future__ import annotations
 

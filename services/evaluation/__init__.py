@@ -1,1 +1,1 @@
-"""What a policy costs in quality, bytes and time, measured on a model's own predictions."""
+"""Evaluation of policies: quality, bytes and time, measured on a model's own predictions."""

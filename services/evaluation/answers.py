@@ -1,4 +1,4 @@
-"""What a compact cache answers: to questions it was made without, and to one it was made with."""
+"""Answers from a compact cache, to later questions and to one that is part of the prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a known text attends: exactly, or to a compact prompt and itself."""
+"""Attention hooks for a known text: exact, or over a compact prompt and the text itself."""
 
 from __future__ import annotations
 

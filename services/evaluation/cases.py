@@ -25,7 +25,7 @@ from services.runtime.model.served_model import ServedModel
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Bench:
-    """What every case measures with."""
+    """Model and inputs that every case uses."""
 
     served: ServedModel
     calibration: Calibration
@@ -43,7 +43,7 @@ class Case(Protocol):
 
     @property
     def name(self) -> str:
-        """Which of the part's cases: it and the sizes that shape it."""
+        """The case's name: its part, and the sizes that define it."""
 
     @property
     def group(self) -> str:
@@ -192,7 +192,7 @@ def _both_ways(
     *,
     by_position: bool = False,
 ) -> Iterator[tuple[Setting, Values]]:
-    """As it is served, each head's rule at work, and beside it with every later token kept."""
+    """Measure each setting as served, with rules applied, and with every later token kept."""
     exact = dense_logits(bench.served, passage.prompt, passage.fed)
     served = ruled(bench.served, passage, record, exact, settings, _nothing)
     for setting, one in zip(settings, served, strict=True):

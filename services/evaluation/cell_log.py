@@ -19,7 +19,7 @@ _FORMAT = 1
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CellKey:
-    """Which measurement: a part's case, and the setting's `key`."""
+    """Key of a measurement: a part's case, and the setting's `key`."""
 
     part: str
     case: str

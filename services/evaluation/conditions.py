@@ -1,4 +1,4 @@
-"""What a measurement depends on and its figures do not say."""
+"""Conditions of a measurement: versions, machine and model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the exact model itself says next, to be forced onto compact caches."""
+"""The exact model's own continuation, which is then forced onto compact caches."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def _cut(ids: Sequence[int], first: int, prompt_tokens: int, fed_tokens: int) ->
 def cut_passages(
     ids: Sequence[int], prompt_tokens: int, fed_tokens: int, count: int
 ) -> tuple[Passage, ...]:
-    """At most `count` passages, spread over a text; as few as find room beside one another.
+    """Cut up to `count` passages, spread over a text, that do not overlap.
 
     Raises `InvalidParameter` if the text has no room for one.
     """

@@ -97,7 +97,7 @@ class _Profiled:
 
 
 class PromptRecord:
-    """What the prefill of one prompt knows; policies that ask for the same profile share it."""
+    """Records of one prompt's prefill; policies with equal requests share a profile."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What is measured: policies with parameters and a codec, as they are written on a command line."""
+"""Settings to measure: policies with parameters and a codec, in command-line spelling."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _PAGE_ROWS = 16
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Divergence:
-    """Per predicted token, f64 `[n]`, natural logarithms.
+    """Divergence per predicted token, f64 `[n]`, natural logarithms.
 
     `kl` KL(full‖compact), `loss` the negative log-likelihood of the token that came, `agreed` 1
     where both put the same token first.

@@ -1,1 +1,1 @@
-"""What people see of a cache in a terminal."""
+"""Tables and maps of a cache for the terminal."""

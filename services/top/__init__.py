@@ -1,1 +1,1 @@
-"""What running services hold and do, read from their metrics and their own lists of sessions."""
+"""A live view of running services, read from their metrics and lists of sessions."""

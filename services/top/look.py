@@ -1,4 +1,4 @@
-"""What is seen of all services at one time, as plain values."""
+"""A snapshot of all services, as plain values."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Look:
 
 
 def service_look(address: str, page: MetricsPage, earlier: MetricsPage | None) -> ServiceLook:
-    """What the page says, with rates since the earlier one of the same process."""
+    """Return a service's snapshot, with rates since the earlier page of the same process."""
     pool = page.total("headwise_kv_capacity_bytes", tier="pool")
     kind = "decode" if pool else "prefill"
     method = _METHODS[kind]

@@ -17,7 +17,7 @@ _MOST_BYTES = 4 << 20
 
 
 class NotReadable(Exception):
-    """There are no metrics of a service of ours at that address; the message says why."""
+    """Raised if an address serves no Headwise metrics; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

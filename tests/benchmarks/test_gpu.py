@@ -25,7 +25,7 @@ from tests.pretended_cuda.tensors import DeviceTensor
 def test_every_figure_is_written(
     any_device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a device where mixed devices, hidden waits and what no graph can hold would fail."""
+    """Run on a device that rejects mixed devices, hidden waits and uncapturable operations."""
     out = tmp_path / "figures.json"
     if isinstance(torch.empty(0, device=any_device), DeviceTensor):
         # the compiler wants the device itself

@@ -1,4 +1,4 @@
-"""How machine code is read: loops by statement, the shortest way round, accesses by width."""
+"""Machine code is read by loop, by the shortest path round a loop, and by width of access."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def counts(rows: int) -> None:
 
 
 def a_listing(*instructions: str) -> Listing:
-    """Of a loop of all instructions but the first and the last; `.L_x_1` is before `C`."""
+    """Build a listing whose loop holds all instructions but the first and the last."""
     file, (_, first) = "test_listing.py", inspect.getsourcelines(counts.fn)
     places = [(file, first)] + [(file, first + 2)] * (len(instructions) - 1)
     labels = {".L_x_0": 1, ".L_x_1": instructions.index("C")}

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a request is told by status, reason and field, and harms nothing."""
+"""Every invalid request is refused with status, reason and field, and changes nothing."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def _policy(name: str) -> cache_pb2.Policy:
 def _prefilled_format(
     channel: grpc.Channel, policy: str, codec: cache_pb2.RowCodec | None, formats: Sequence[int]
 ) -> int:
-    """Of the cache that Prefill sends."""
+    """Return the format of the cache that Prefill sends."""
     request = prefill_pb2.PrefillRequest(
         token_ids=_TOKENS, policy=_policy(policy), codec=codec, cache_formats=formats
     )

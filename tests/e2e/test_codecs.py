@@ -95,7 +95,7 @@ def test_a_request_says_keys_and_values() -> None:
 
 
 def test_a_kept_cache_keeps_its_codec(pair: Pair) -> None:
-    """Through store, fetch and decode: the same answer as of the whole prompt, in less memory."""
+    """Store, fetch and decode give the same answer as the complete prompt, in less memory."""
     _, decode = pair
     document, question = [(7 * i * i + 3 * i) % 500 + 2 for i in range(200)], [8, 61, 3]
 

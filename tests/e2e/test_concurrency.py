@@ -38,7 +38,7 @@ _TOKENS = (8, 24, 48)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Request:
-    """What one client asks; with `turn` it goes on from its session with these tokens."""
+    """One client's request; `turn` holds the tokens of a next turn on its session."""
 
     prompt: tuple[int, ...]
     policy: Policy

@@ -1,4 +1,4 @@
-"""Under load each metric says what was counted outside the services."""
+"""Each metric equals a figure that was counted outside the services, under load."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _REFUSED = 3
 
 
 class Load(NamedTuple):
-    """What was asked of a fresh pair, what its callers were told, and what its metrics say."""
+    """Requests to a fresh pair of services, the answers, and the metrics afterwards."""
 
     pair: Pair
     results: list[Result]

@@ -35,7 +35,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
 @pytest.fixture
 def decode(pair: Pair) -> Iterator[Service]:
-    """With nothing left of an earlier test, and nothing left at the end of this one."""
+    """The decode service, empty at the begin and at the end of a test."""
     yield pair[1]
     wait_until(lambda: _value(pair[1], "headwise_sequences") == 0, 5, "the end of all")
     told = scrape(pair[1].metrics_url)
@@ -93,8 +93,8 @@ def test_who_waits_in_line_is_counted(decode: Service) -> None:
         assert _value(decode, "headwise_queued_requests") == 0
 
 
-def test_who_has_to_make_room_is_counted(decode: Service) -> None:
-    """Of three answers the pool ends up holding one, and afterwards the two others again."""
+def test_preempted_sequences_are_counted(decode: Service) -> None:
+    """The pool holds one of three answers in the end, and then the two others again."""
     before = scrape(decode.metrics_url)
     per_head = sum(_pages(before).values()) // _HEADS
     # tokens a head may hold when there are two or three: each answer goes beyond one of these

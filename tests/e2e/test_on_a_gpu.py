@@ -1,4 +1,4 @@
-"""Both services with `--device cuda`, whole steps captured, answer as they do on a CPU."""
+"""The two services with `--device cuda`, whole steps captured, answer as they do on a CPU."""
 
 from __future__ import annotations
 

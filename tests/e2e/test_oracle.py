@@ -32,7 +32,7 @@ def prompts(smollm2: str) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def expected(smollm2: str, prompts: list[list[int]]) -> list[list[int]]:
-    """What the same weights give with attention and cache of transformers' own."""
+    """Return the greedy tokens of transformers with its own attention and cache."""
     from transformers import AutoModelForCausalLM
 
     folder = _locate(smollm2, "", default_cache_dir()).location

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture(scope="module")
 def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the same architecture and tokenizer, with other weights."""
+    """A model of the same architecture and tokenizer with other weights."""
     return save_tiny_model(tmp_path_factory.mktemp("other-model"), seed=1)
 
 
@@ -35,7 +35,7 @@ def taken_port() -> Iterator[int]:
 
 
 def _end(*arguments: str, **environment: str) -> str:
-    """What a process that must fail at once says, after a look at how it ends."""
+    """Run a process that must fail at once, check its exit status and return its output."""
     ended = subprocess.run(
         [sys.executable, "-m", "services.cli", *arguments],
         env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment,

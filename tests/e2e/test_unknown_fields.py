@@ -1,4 +1,4 @@
-"""What a newer client asks for beyond this contract is refused; what a newer decode adds is not."""
+"""Unknown fields of a request are refused; unknown fields of an answer are ignored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NEWER = b"\xf8\x3f\x01"
 
 
 def _answers(target: str, method: str, request: bytes) -> Sequence[bytes]:
-    """Of a call whose messages are bytes on either side."""
+    """Return the answers of a call whose messages are bytes on both sides."""
     with grpc.insecure_channel(target) as channel:
         call: Any = channel.unary_stream(f"/headwise.v1.{method}")
         return list(call(request, timeout=60))

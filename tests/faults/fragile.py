@@ -31,7 +31,7 @@ class FragilePair:
         return self._running("decode", "--prefill", self._at("prefill").target)
 
     def pair(self) -> tuple[Service, Service]:
-        """Both, running."""
+        """The two services, running."""
         return self.prefill, self.decode
 
     def _at(self, name: str) -> Service:

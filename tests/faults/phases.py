@@ -1,4 +1,4 @@
-"""Where a request is, and what is left of it, as the metrics of both processes tell."""
+"""The phase of a request, and what remains of it, by the metrics of both processes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PREFILL_CLEAN = (
 
 
 class Phase(enum.Enum):
-    """What is happening to the only request of a pair."""
+    """The phase of the only request of a pair of services."""
 
     NOTHING = "nothing"
     PREFILL = "prefill"
@@ -84,7 +84,7 @@ class PhaseWatch:
 
 
 def leftovers(service: Service) -> dict[str, float]:
-    """What a service still holds or does; empty when there is nothing."""
+    """Return what a service still holds or does; empty if nothing."""
     names = _DECODE_CLEAN if service.name == "decode" else _PREFILL_CLEAN
     samples = scrape(service.metrics_url)
     # a method that was never called has no sample
@@ -101,7 +101,7 @@ def clean_after(*services: Service, within_seconds: float) -> float:
 
 
 def serving(service: Service) -> bool:
-    """What the standard health service answers for the whole server."""
+    """Return the answer of the standard health service for the server."""
     with grpc.insecure_channel(service.target) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=5)

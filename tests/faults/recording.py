@@ -1,4 +1,4 @@
-"""What a prefill service sends for a prompt, message by message, made without one."""
+"""The messages of a prefill service for a prompt, made without running one."""
 
 from __future__ import annotations
 

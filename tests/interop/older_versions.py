@@ -35,12 +35,12 @@ class OlderVersion:
 
     @contextlib.contextmanager
     def running(self, name: str, arguments: Sequence[str]) -> Iterator[Service]:
-        """Its service of that name, as a process, until the block ends."""
+        """Run the version's service `name` as a process until the block ends."""
         with running_service(name, arguments, packages=self._folder) as service:
             yield service
 
     def generate(self, target: str, prompt: str, policy: str, max_tokens: int) -> str:
-        """What its client gets; raises what `subprocess.run` raises."""
+        """Return the answer that the version's client gets; raises as `subprocess.run` does."""
         arguments = [target, prompt, policy, str(max_tokens)]
         ran = subprocess.run(
             [sys.executable, "-c", _GENERATE, *arguments],

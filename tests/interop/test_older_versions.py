@@ -44,7 +44,7 @@ def decode_on_older(older: OlderVersion, tiny_model: Path) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def expected(tiny_pair: Pair) -> dict[str, str]:
-    """What the services of today answer."""
+    """The answers of the present services."""
     return {policy: _text(tiny_pair[1], policy=policy) for policy in ("full", "coverage")}
 
 

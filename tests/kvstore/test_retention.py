@@ -16,7 +16,7 @@ def kept_positions(
     scores: list[float] | None = None,
     classes: list[int] | None = None,
 ) -> list[int]:
-    """What stays of rows at positions 0 to `length` − 1."""
+    """Return the positions that stay, of 0 to `length` − 1."""
     mask = keep_mask(
         rule,
         torch.arange(length, dtype=torch.int32),

@@ -1,4 +1,4 @@
-"""What is imported when: the client stays small, and the command line quick."""
+"""The client imports no heavy packages, and the command line starts without torch."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class Asking:
 
 
 def prompt(number: int) -> list[int]:
-    """Its answer is its own, so that no other's can be taken for it."""
+    """Return a prompt whose answer no other prompt has."""
     return [2 + (7 * n + 13 * number) % 500 for n in range(40 + number % 50)]
 
 

@@ -82,7 +82,7 @@ def _leftovers(pair: Pair) -> dict[str, float]:
 
 
 def _wait_until_empty(pair: Pair) -> None:
-    """Within the time that the longest-kept session has left."""
+    """Wait until the pair holds nothing; at most the longest TTL of a session."""
     try:
         wait_until(lambda: not _leftovers(pair), 40, "everything to be given back")
     except AssertionError:
@@ -103,7 +103,7 @@ def _resident(service: Service) -> int:
 
 
 def _growth(resident: list[int]) -> float:
-    """After the warm-up, the last third's median over the first third's."""
+    """Return the ratio of the last third's median to the first third's, after the warm-up."""
     settled = resident[_WARM_UP_SLICES:]
     third = len(settled) // 3 or 1
     return statistics.median(settled[-third:]) / statistics.median(settled[:third]) - 1

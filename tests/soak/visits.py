@@ -157,7 +157,7 @@ class Visitor:
 
 
 async def visits(target: str, visitors: int, seconds: float, seed: int) -> collections.Counter[str]:
-    """So many visitors at once, for so long; returns how often each outcome was."""
+    """Run `visitors` at once for `seconds`; returns the count of each outcome."""
     until = time.monotonic() + seconds
     crowd = [Visitor(target, seed * visitors + number) for number in range(visitors)]
     await asyncio.gather(*(visitor.visit(until) for visitor in crowd))

@@ -48,7 +48,7 @@ SMALL: dict[str, dict[str, object]] = {
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Attended:
-    """What one layer computed: `q` `[HQ, T, D]`, `k` and `v` `[H, T, D]`."""
+    """Tensors of one layer: `q` `[HQ, T, D]`, `k` and `v` `[H, T, D]`."""
 
     q: torch.Tensor
     k: torch.Tensor
@@ -90,7 +90,7 @@ def calibration_of(layers: list[Attended]) -> Calibration:
 
 
 def plans_of(policy: Policy, layers: list[Attended], n: int = TOKENS) -> list[LayerPlan]:
-    """What a prefill of these layers would decide."""
+    """Return the plans that a prefill of these layers would make."""
     shapes = tuple(layer.shape for layer in layers)
     planner = CachePlanner(
         policy, facts_of(n), shapes, lambda s: 8 * s.head_size, calibration_of(layers)
@@ -118,7 +118,7 @@ def _profile(planner, index, layer, n):
 
 
 def repetition_peaks(layer: Attended, n: int) -> torch.Tensor:
-    """What the same queries pay when they come again after the prompt, f32 `[H, G, T]`."""
+    """Return the attention of the prompt's queries repeated after the prompt, f32 `[H, G, T]`."""
     q, k = layer.q.double(), layer.k.double().repeat_interleave(2, 0)
     distance = n + torch.arange(n)[:, None] - torch.arange(n)
     hidden = distance >= (layer.shape.sliding_window or 2 * n)

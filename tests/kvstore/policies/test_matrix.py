@@ -1,4 +1,4 @@
-"""What holds for every policy there is: a policy that is registered is tested here."""
+"""Tests that every registered policy must pass."""
 
 import pytest
 import torch

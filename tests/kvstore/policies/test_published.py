@@ -1,4 +1,4 @@
-"""What each paper says its policy does, against definitions written out anew."""
+"""Each published policy against an independent implementation of its paper's definition."""
 
 import itertools
 import math
@@ -298,7 +298,7 @@ def test_reconstruction_has_one_threshold_for_all_heads():
 
 
 def _reference_shares(layer, head):
-    """What the queries of a KV head pay to the prompt's rows when they come again, f64 `[m, T]`."""
+    """Return attention of a KV head's repeated queries to the prompt's rows, f64 `[m, T]`."""
     q, k = layer.q[2 * head : 2 * head + 2].double(), layer.k[head].double()
     return (q @ k.mT * SCALE).softmax(-1).view(-1, TOKENS)
 
@@ -434,7 +434,7 @@ def test_citrus_lets_the_instruction_vote_once_for_all_heads():
 
 
 def matrix_entropy(x, size=32):
-    """As the paper has it, of `x` `[n, D]`."""
+    """Compute the paper's matrix entropy of `x` `[n, D]`."""
     centred = x.double() - x.double().mean(0)
     rows = centred / centred.norm(dim=1, keepdim=True)
     spectrum = torch.linalg.svdvals(rows).square() / len(x)

@@ -106,7 +106,7 @@ def test_model_rows_are_what_they_were(dtype: torch.dtype) -> None:
 
 
 def test_a_row_is_coded_alone() -> None:
-    """So that one can be overwritten, moved or appended without its neighbours."""
+    """A row can be overwritten, moved or appended without its neighbours."""
     rows = torch.randn(2, 3, 7, 64)
     for codec in CODED:
         layout = layout_of(codec, 64)

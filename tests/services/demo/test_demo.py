@@ -31,7 +31,7 @@ def _run_demo(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def demo(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Path]:
-    """What it printed, its figures, and the folder they lie in."""
+    """The demo's output, its figures, and their folder."""
     folder = tmp_path_factory.mktemp("demo")
     ended = _run_demo(
         *("--model", str(tiny_model), "--max-tokens", str(_TOKENS), "--recovery", "0.8"),

@@ -1,4 +1,4 @@
-"""What a cache answers, held against dense greedy decoding."""
+"""Answers from a cache, compared with dense greedy decoding."""
 
 import pytest
 import torch

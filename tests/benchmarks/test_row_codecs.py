@@ -1,4 +1,4 @@
-"""What the codec benchmark counts."""
+"""Counting of bytes by the codec benchmark."""
 
 from __future__ import annotations
 
