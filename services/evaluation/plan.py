@@ -58,7 +58,7 @@ class Plan:
         self._own = text
 
     def cases(self, parts: Sequence[str]) -> list[Case]:
-        """Return the cases of `parts`. Raises `InvalidParameter` if the user's text is too short."""
+        """Return the cases of `parts`. Raises `InvalidParameter` if the text is too short."""
         made = (self._forced, self._needles, self._ruler, self._conversations, self._long)
         makers = dict(zip(PARTS, made, strict=True))
         return [case for part in parts for case in makers[part]()]
