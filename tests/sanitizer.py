@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.utils._pytree import tree_leaves
 from triton.runtime import interpreter
 
 _NOBODY, _SEVERAL = 0, -1
@@ -55,7 +56,7 @@ class Sanitizer:
 
         def launch(this: Any, given: Any, named: Any) -> Any:
             found = own["_init_args_hst"](this, given, named)
-            self._begin([each for each in (*found[0], *found[1].values()) if _is_tensor(each)])
+            self._begin([leaf for leaf in tree_leaves(found) if _is_tensor(leaf)])
             return found
 
         def program(this: Any, *at: int) -> None:

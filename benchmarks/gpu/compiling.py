@@ -5,6 +5,7 @@ For programs of their own: the interpreter must be off, which Triton settles whe
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -52,18 +53,42 @@ def _compile(kernel: JITFunction[Any], args: tuple[Any, ...], given: dict[str, A
         name: given.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in given
     }
     values = dict(zip(kernel.arg_names, args, strict=False)) | given
-    constants, signature, attributes = {}, {}, {}
+    specialised = _Specialised()
+    signature: dict[str, Any] = {}
     for number, parameter in enumerate(kernel.params):
         value = values[parameter.name]
-        special = isinstance(value, int) and not parameter.do_not_specialize
-        if parameter.is_constexpr or (special and value == 1):
-            constants[parameter.name], signature[parameter.name] = value, "constexpr"
-            continue
-        signature[parameter.name] = _type_of(value)
-        if isinstance(value, torch.Tensor) or (special and value % 16 == 0):
-            attributes[(number,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, attributes)
+        if parameter.is_constexpr:
+            specialised.constants[(number,)], signature[parameter.name] = value, "constexpr"
+        else:
+            signature[parameter.name] = specialised.type_of(
+                value, (number,), parameter.do_not_specialize
+            )
+    source = ASTSource(kernel, signature, specialised.constants, specialised.attributes)
     return triton.compile(source, target=TARGET, options=options)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Specialised:
+    """Constants and attributes of a compiled form, by the path of an argument or a field."""
+
+    constants: dict[tuple[int, ...], Any] = dataclasses.field(default_factory=dict)
+    attributes: dict[tuple[int, ...], Any] = dataclasses.field(default_factory=dict)
+
+    def type_of(self, value: Any, path: tuple[int, ...], as_given: bool = False) -> Any:
+        """Return the type of an argument. `as_given`: its value makes no form of its own.
+
+        Triton specialises integers inside a tuple in any case.
+        """
+        if isinstance(value, tuple):
+            fields = (self.type_of(field, (*path, n)) for n, field in enumerate(value))
+            return type(value)(*fields)
+        special = isinstance(value, int) and not as_given
+        if special and value == 1:
+            self.constants[path] = value
+            return "constexpr"
+        if isinstance(value, torch.Tensor) or (special and value % 16 == 0):
+            self.attributes[path] = [["tt.divisibility", 16]]
+        return _type_of(value)
 
 
 def _type_of(value: object) -> str:

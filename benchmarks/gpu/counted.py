@@ -15,7 +15,7 @@ from benchmarks.gpu.pool import fill
 from benchmarks.gpu.sizes import TINY
 from kvstore.kernels.column_mass import kernel as column_mass_kernel
 from kvstore.kernels.compact.kernel import gather_rows, rows_a_program
-from kvstore.kernels.ragged_attention import chunk, hand_back, join
+from kvstore.kernels.ragged_attention import attend_slice, combine, row_attention
 from kvstore.kernels.ragged_attention.kernel import ROW_TILE
 from kvstore.kernels.retain import decision, moves
 from kvstore.kernels.retain import kernel as retain_kernel
@@ -59,17 +59,25 @@ def attention(codec: str, *, scored: bool = False) -> tuple[dict[str, Listing], 
 def _attention() -> Iterator[Round]:
     for codec in ATTENTION_CODECS:
         kernels, row_bytes = attention(codec)
-        kernel = kernels["attend_chunk"]
-        (loop,) = kernel.loops(chunk.attend_chunk, "for at in")
+        kernel = kernels["attend_slice"]
+        (loop,) = kernel.loops(attend_slice.attend_slice, "for at in")
         yield Round(codec, f"{ROW_TILE} rows", kernel, loop.shortest, ROW_TILE * row_bytes)
     kernels, _ = attention("model", scored=True)
-    (loop,) = kernels["join_pieces"].loops(join.join_pieces, "for number in")
-    piece = 4 * _SIZES.group * (2 + _SIZES.head_size)
-    pieces = join.JOINED.value
-    yield Round("join_pieces", f"{pieces} pieces", kernels["join_pieces"], loop.all, pieces * piece)
-    (loop,) = kernels["hand_back"].loops(hand_back.hand_back_saved, "for at in")
+    (loop,) = kernels["combine_partials"].loops(combine.combine_partials, "for number in")
+    partial = 4 * _SIZES.group * (2 + _SIZES.head_size)
+    partials = combine.COMBINED.value
+    yield Round(
+        "combine_partials",
+        f"{partials} partials",
+        kernels["combine_partials"],
+        loop.all,
+        partials * partial,
+    )
+    (loop,) = kernels["write_row_attention"].loops(row_attention.write_saved_attention, "for at in")
     row, tile = 4 * _SIZES.group + 4, 4 * ROW_TILE
-    yield Round("hand_back", f"{tile} rows", kernels["hand_back"], loop.all, tile * row)
+    yield Round(
+        "write_row_attention", f"{tile} rows", kernels["write_row_attention"], loop.all, tile * row
+    )
 
 
 def _column_mass() -> Iterator[Round]:

@@ -6,6 +6,8 @@ come in afterwards: once a row instead of once an element, and nothing is rounde
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -34,30 +36,51 @@ _NOT_FINITE = tl.constexpr(0x7F800000)
 
 
 def codec_number(layout: RowLayout) -> int:
-    """The codec as kernels tell it apart."""
+    """Return the number by which kernels know the codec."""
     return _CODECS.index(layout.codec)
 
 
-def page_options(page_layout: PageLayout) -> dict[str, int]:
-    """The compile-time parameters of kernels that read or write pages of this layout.
+class RowForm(NamedTuple):
+    """Where a kernel finds keys or values in pages, as constants of its compiled form.
 
-    Strides of pages and rows and where the values begin are counted in what the codec stores:
-    elements of the model's dtype, or bytes.
+    `page` and `codes`, the strides of pages and rows, and `first`, where a page's rows begin, count
+    what the codec stores: elements of the model's dtype, or bytes. `scales` counts bytes.
     """
-    keys, values = page_layout.coding.keys, page_layout.coding.values
-    key_item, value_item = keys.storage_dtype.itemsize, values.storage_dtype.itemsize
-    return {
-        "KEY_CODEC": codec_number(keys),
-        "KEY_PAGE": page_layout.page_bytes // key_item,
-        "KEY_CODES": keys.code_bytes // key_item,
-        "KEY_SCALES": page_layout.key_scales,
-        "VALUE_CODEC": codec_number(values),
-        "VALUE_PAGE": page_layout.page_bytes // value_item,
-        "VALUE_CODES": values.code_bytes // value_item,
-        "VALUE_SCALES": page_layout.value_scales,
-        "VALUE_FIRST": page_layout.value_offset // value_item,
-        "PAGE_ROWS": page_layout.rows,
-    }
+
+    codec: int
+    page: int
+    codes: int
+    scales: int
+    first: int
+
+
+class PageForm(NamedTuple):
+    """Keys and values of a page layout, as constants of a kernel's compiled form."""
+
+    key_rows: RowForm
+    value_rows: RowForm
+    page_rows: int
+
+
+def page_form(page_layout: PageLayout) -> PageForm:
+    """Return the constants of kernels that read or write pages of this layout."""
+    coding = page_layout.coding
+
+    def rows(layout: RowLayout, first: int, scales: int) -> RowForm:
+        item = layout.storage_dtype.itemsize
+        return RowForm(
+            codec=codec_number(layout),
+            page=page_layout.page_bytes // item,
+            codes=layout.code_bytes // item,
+            scales=scales,
+            first=first // item,
+        )
+
+    return PageForm(
+        rows(coding.keys, 0, page_layout.key_scales),
+        rows(coding.values, page_layout.value_offset, page_layout.value_scales),
+        page_layout.rows,
+    )
 
 
 @triton.jit

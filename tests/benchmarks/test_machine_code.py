@@ -17,8 +17,15 @@ def test_every_loop_is_counted(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu.machine_code", "--json", str(target)]
     subprocess.run(command, cwd=Path(__file__).parents[2], check=True, timeout=250)
     figures = json.loads(target.read_text())["figures"]
-    counted = ("model", "int8", "fp8", "int8/int4", "int4", "join_pieces", "hand_back")
-    counted += ("column_sums", "row_totals", "gather_model", "gather_int8", "gather_int4")
+    counted = ("model", "int8", "fp8", "int8/int4", "int4", "combine_partials")
+    counted += (
+        "write_row_attention",
+        "column_sums",
+        "row_totals",
+        "gather_model",
+        "gather_int8",
+        "gather_int4",
+    )
     counted += ("retain_window", "retain_budget", "retain_moves")
     kinds = ("instruction_share", "shared_memory_share", "spills")
     assert set(figures) == {f"{kind}_{name}" for kind in kinds for name in counted}

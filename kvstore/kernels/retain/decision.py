@@ -1,4 +1,4 @@
-"""Which rows of a head stay, by its rule's words: device functions of the retain kernel."""
+"""The decision by a rule about the rows of a head: device functions of the retain kernel."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from kvstore.kernels.flat_rows import flat_rows
+from kvstore.kernels.retain.arguments import HeadMetadata, RetainForm
 from kvstore.rule_table import RULE_DTYPE, SCORE_DECAYED, SCORE_SUM
 
 _FIELDS = {name: int(at[1]) for name, at in (RULE_DTYPE.fields or {}).items()}
@@ -51,37 +52,37 @@ def _position(bound: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def positions_of(
-    mark_table: tl.tensor,
+    metadata_table: tl.tensor,
     positions: tl.tensor,
     row: tl.tensor,
     held: tl.tensor,
     length: tl.tensor,
-    MARK_ROWS: tl.constexpr,
+    METADATA_ROWS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Positions of rows `[0, R + m)`, int32, and where the held ones' marks lie."""
-    mark = flat_rows(mark_table, row, row < held, MARK_ROWS)
-    old = tl.load(positions + mark, mask=row < held, other=0)
-    return tl.where(row < held, old, (length + row - held).to(tl.int32)), mark
+    """Return positions of rows `[0, R + m)`, int32, and where the held rows' metadata lies."""
+    entry = flat_rows(metadata_table, row, row < held, METADATA_ROWS)
+    old = tl.load(positions + entry, mask=row < held, other=0)
+    return tl.where(row < held, old, (length + row - held).to(tl.int32)), entry
 
 
 @triton.jit
-def tile_marks(
-    mark_table: tl.tensor,
+def metadata_tile(
+    metadata_table: tl.tensor,
     first: tl.tensor,
     held: tl.tensor,
-    MARK_ROWS: tl.constexpr,
+    METADATA_ROWS: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """A tile's rows `[BLOCK_R / n, n]`, where their marks lie, and which of these can be read.
+    """Return a tile's rows `[BLOCK_R / n, n]`, where their metadata lies, and what can be read.
 
-    n rows have their marks side by side, so that one load has them all. Of the last n there may be
-    more than are held.
+    The metadata of n rows lies side by side, so that one load takes it all. The last n may be more
+    than the held rows.
     """
-    SIDE: tl.constexpr = 4 if MARK_ROWS % 4 == 0 else 1
+    SIDE: tl.constexpr = 4 if METADATA_ROWS % 4 == 0 else 1
     begin, side = first + tl.arange(0, BLOCK_R // SIDE) * SIDE, tl.arange(0, SIDE)[None, :]
-    mark = flat_rows(mark_table, begin, begin < held, MARK_ROWS)
+    entry = flat_rows(metadata_table, begin, begin < held, METADATA_ROWS)
     row = begin[:, None] + side
-    return row, mark[:, None] + side, tl.broadcast_to((begin < held)[:, None], row.shape)
+    return row, entry[:, None] + side, tl.broadcast_to((begin < held)[:, None], row.shape)
 
 
 @triton.jit
@@ -145,27 +146,25 @@ def budget_of(rule: tl.tensor, seen: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
 @triton.jit
 def decide_rows(
     rule: tl.tensor,
-    mark_table: tl.tensor,
-    positions: tl.tensor,
-    scores: tl.tensor,
-    flags: tl.tensor,
-    new_flags: tl.tensor,
-    grown: tl.tensor,
-    stays: tl.tensor,
-    ranks: tl.tensor,
+    metadata_table: tl.tensor,
+    metadata: HeadMetadata,
+    staged_flags: tl.tensor,
+    entries: tl.tuple,
     held: tl.tensor,
     fed: tl.tensor,
     length: tl.tensor,
     scored: tl.tensor,
     budget: tl.tensor,
-    MARK_ROWS: tl.constexpr,
-    BLOCK_R: tl.constexpr,
+    form: RetainForm,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Write `stays` and the new scores to `grown`; how many rows stay, and how many are new.
+    """Decide by the rule; return how many rows stay, and how many of these are new.
 
-    `length` is from before the step; `new_flags`, `grown`, `stays` and `ranks` begin at
-    this head's own.
+    `entries` are new scores, decisions and ranks from this head's first on; the first two are
+    written. `length` is from before the step; `staged_flags` begin at this head's own.
     """
+    METADATA_ROWS: tl.constexpr = form.metadata_page_rows
+    BLOCK_R: tl.constexpr = form.block_r
+    grown, stays, ranks = entries
     total, seen = held + fed, length + fed
     single = tl.load(rule + _BYTES)
     full = (single & 0xFF).to(tl.int32)
@@ -191,20 +190,22 @@ def decide_rows(
     new_from = (length - held).to(tl.int32)
     clauses, staying, arriving = 0, 0, 0
     for first in range(0, total, BLOCK_R):
-        row, mark, there = tile_marks(mark_table, first, held, MARK_ROWS, BLOCK_R)
+        row, entry, there = metadata_tile(metadata_table, first, held, METADATA_ROWS, BLOCK_R)
         old, valid = row < held, row < total
-        position = tl.load(positions + mark, mask=there, other=0)
+        position = tl.load(metadata.positions + entry, mask=there, other=0)
         position = tl.where(old, position, new_from + row)
-        flag = tl.load(flags + mark, mask=there, other=0)
+        flag = tl.load(metadata.flags + entry, mask=there, other=0)
         if first + BLOCK_R > held:
-            flag = tl.where(old, flag, tl.load(new_flags + row - held, mask=~old & valid, other=0))
+            flag = tl.where(
+                old, flag, tl.load(staged_flags + row - held, mask=~old & valid, other=0)
+            )
         protects = (flag.to(tl.int32) & protected) != 0
         kept = ((position >= late) | (position < early) | protects) & valid
         inside = position >= oldest
         if scored:
             clauses += tl.sum(kept.to(tl.int32))
             got = tl.load(grown + row, mask=valid, other=0.0)
-            old_score = tl.where(old, tl.load(scores + mark, mask=there, other=0.0), 0.0)
+            old_score = tl.where(old, tl.load(metadata.scores + entry, mask=there, other=0.0), 0.0)
             got = tl.where(adds, got, 0.0) + decay.to(tl.float32) * old_score
             tl.store(grown + row, got, mask=valid)
             # rows that do not compete for the budget rank above all that do

@@ -1,4 +1,4 @@
-"""Pages nobody holds, as a queue on the device that programs take from and give back to."""
+"""Free pages, as a queue on the device that programs take from and return to."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import torch
 import triton
 import triton.language as tl
 
+from kvstore.kernels.retain.arguments import FreeQueue
+
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class FreePages:
-    """Pages nobody holds, a queue on the device.
+    """Free pages, as a queue on the device.
 
-    They are the entries `taken` to `returned` − 1 of `ring` int32 `[pages]`, taken round; both
-    counters (int64 `[1]`) only grow. Pages given back by a launch can be taken from the next one
-    on. The caller's reservations see to it that there are enough. Should they not, `exhausted`
-    int32 `[1]` becomes 1, the head that asked stays as it was, and the queue is not fit for use.
+    The free pages are the entries `taken` to `returned` − 1 of `ring` int32 `[pages]`, taken round;
+    both counters (int64 `[1]`) only grow. Pages that a launch returns can be taken from the next
+    launch on. The caller's reservations ensure that there are enough. If there are too few,
+    `exhausted` int32 `[1]` becomes 1, the head that asked stays unchanged, and the queue must not
+    be used again.
     """
 
     ring: torch.Tensor
@@ -26,54 +29,41 @@ class FreePages:
 
     @classmethod
     def of(cls, pages: int, free: torch.Tensor) -> FreePages:
-        """A pool of so many pages, of which `free` int32 are taken first to last."""
+        """Return the queue of a pool of so many pages; `free` int32 are taken first to last."""
         ring = free.new_full((pages,), -1)
         ring[: free.numel()] = free
         none = torch.zeros(1, dtype=torch.int64, device=free.device)
         return cls(ring, none, none + free.numel(), none.to(torch.int32))
 
-    def arguments(self) -> tuple[torch.Tensor | int, ...]:
-        """What a kernel takes of it: ring, capacity, taken, returned, fence and exhausted."""
-        # what is given back meanwhile cannot be taken yet
+    def arguments(self) -> FreeQueue:
+        """Return the queue as an argument of kernels."""
+        # pages that this launch returns cannot be taken yet
         fence = self.returned.clone()
-        return self.ring, self.ring.numel(), self.taken, self.returned, fence, self.exhausted
+        ring = self.ring
+        return FreeQueue(ring, ring.numel(), self.taken, self.returned, fence, self.exhausted)
 
 
 @triton.jit
-def take_pages(
-    table: tl.tensor,
-    have: tl.tensor,
-    need: tl.tensor,
-    ring: tl.tensor,
-    capacity: int,
-    taken: tl.tensor,
-    fence: tl.tensor,
-    exhausted: tl.tensor,
-) -> tl.tensor:
-    """Extend a head's table to `need` pages; 1, or 0 if there are not so many."""
+def take_pages(table: tl.tensor, have: tl.tensor, need: tl.tensor, free: FreeQueue) -> tl.tensor:
+    """Extend a head's table to `need` pages; return 1, or 0 if there are too few free pages."""
     enough = 1
     if need > have:
-        first = tl.atomic_add(taken, (need - have).to(tl.int64))
-        if first + need - have > tl.load(fence):
-            tl.store(exhausted, 1)
+        first = tl.atomic_add(free.taken, (need - have).to(tl.int64))
+        if first + need - have > tl.load(free.fence):
+            tl.store(free.exhausted, 1)
             enough = 0
         else:
             for page in range(have, need):
-                tl.store(table + page, tl.load(ring + (first + page - have) % capacity))
+                number = tl.load(free.ring + (first + page - have) % free.capacity)
+                tl.store(table + page, number)
     return enough
 
 
 @triton.jit
-def give_back_pages(
-    table: tl.tensor,
-    have: tl.tensor,
-    need: tl.tensor,
-    ring: tl.tensor,
-    capacity: int,
-    returned: tl.tensor,
-) -> None:
-    """Shorten a head's table to `need` pages."""
+def return_pages(table: tl.tensor, have: tl.tensor, need: tl.tensor, free: FreeQueue) -> None:
+    """Shorten a head's table to `need` pages and return the others to the queue."""
     if have > need:
-        first = tl.atomic_add(returned, (have - need).to(tl.int64))
+        first = tl.atomic_add(free.returned, (have - need).to(tl.int64))
         for page in range(need, have):
-            tl.store(ring + (first + page - need) % capacity, tl.load(table + page))
+            number = tl.load(table + page)
+            tl.store(free.ring + (first + page - need) % free.capacity, number)

@@ -1,11 +1,12 @@
-"""Where rows that stay move to, and their coding: device functions of the retain kernel."""
+"""Moves of rows that stay, and their coding: device functions of the retain kernel."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from kvstore.kernels.coded_rows import INT4, MODEL, scale_words, store_codes
+from kvstore.kernels.coded_rows import INT4, MODEL, RowForm, scale_words, store_codes
+from kvstore.kernels.retain.arguments import HeadRows, RetainForm
 
 
 @triton.jit
@@ -18,10 +19,10 @@ def list_moves(
     arriving: tl.tensor,
     BLOCK_R: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Slots to fill, ascending, and rows for them: arrivals, then those in slots from `after` on.
+    """List slots to fill, ascending, and rows for them: new ones, then those from `after` on.
 
-    How many rows move, and how many slots are listed. If rows move to more slots than were holes,
-    the others follow slot R − 1; if to fewer, only holes below `after` are filled.
+    Return how many rows move, and how many slots are listed. If more rows move than slots were
+    free, the others follow slot R − 1; if fewer, only free slots below `after` are filled.
     """
     holes, placed, tail = 0, 0, 0
     for first in range(0, total, BLOCK_R):
@@ -49,7 +50,7 @@ def list_moves(
 def arriving_rows(
     stays: tl.tensor, held: tl.tensor, total: tl.tensor, BLOCK_R: tl.constexpr
 ) -> tl.tensor:
-    """How many of the rows from `held` on stay."""
+    """Return how many of the rows from `held` on stay."""
     arriving = 0
     for first in range(held, total, BLOCK_R):
         row = first + tl.arange(0, BLOCK_R)
@@ -60,61 +61,52 @@ def arriving_rows(
 
 @triton.jit
 def place_rows(
-    elements: tl.tensor,
-    arena: tl.tensor,
-    fed_rows: tl.tensor,
-    page: tl.tensor,
-    place: tl.tensor,
-    old_page: tl.tensor,
-    old_place: tl.tensor,
-    given: tl.tensor,
-    new: tl.tensor,
-    old: tl.tensor,
-    CODEC: tl.constexpr,
-    PAGE: tl.constexpr,
-    FIRST: tl.constexpr,
-    CODES: tl.constexpr,
-    SCALES: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_H: tl.constexpr,
+    heads: HeadRows, staged: tl.tensor, move: tl.tuple, row: RowForm, form: RetainForm
 ) -> None:
-    """Write rows at `place` in their `page`: `old` ones as they were, `new` ones from `given` on.
+    """Write rows into their pages: old ones unchanged, new ones coded as the codec asks.
 
-    Where the codec codes, `new` ones are coded.
+    `move` `[K]` each: page and place in it, the old page and place, the element where a staged row
+    begins, and which rows are new and which are old.
     """
-    into = page * PAGE + FIRST + place * CODES
-    stored = old_page * PAGE + FIRST + old_place * CODES
+    page, place, old_page, old_place, given, new, old = move
+    elements, arena = heads.elements, heads.arena
+    CODEC: tl.constexpr = row.codec
+    PAGE: tl.constexpr = row.page
+    D: tl.constexpr = form.size
+    BLOCK_D: tl.constexpr = form.block_d
+    BLOCK_H: tl.constexpr = form.block_h
+    into = page * PAGE + row.first + place * row.codes
+    stored = old_page * PAGE + row.first + old_place * row.codes
     size = tl.arange(0, BLOCK_D)[None, :]
     is_new = new[:, None] & (size < D)
     if CODEC == MODEL:
         is_old = old[:, None] & (size < D)
         kept = tl.load(elements + stored[:, None] + size, mask=is_old, other=0.0)
-        fresh = tl.load(fed_rows + given[:, None] + size, mask=is_new, other=0.0)
+        fresh = tl.load(staged + given[:, None] + size, mask=is_new, other=0.0)
         target = elements + into[:, None] + size
         tl.store(target, tl.where(is_new, fresh, kept), mask=is_new | is_old)
     else:
-        is_old = old[:, None] & (size < CODES)
+        is_old = old[:, None] & (size < row.codes)
         kept = tl.load(arena + stored[:, None] + size, mask=is_old, other=0)
         tl.store(arena + into[:, None] + size, kept, mask=is_old)
-        scales = scale_words(arena, page * PAGE + SCALES) + place
-        old_scales = scale_words(arena, old_page * PAGE + SCALES) + old_place
+        scales = scale_words(arena, page * PAGE + row.scales) + place
+        old_scales = scale_words(arena, old_page * PAGE + row.scales) + old_place
         tl.store(scales, tl.load(old_scales, mask=old, other=0), mask=old)
         if CODEC == INT4:
             HALF: tl.constexpr = (D + 1) // 2
             half = tl.arange(0, BLOCK_H)[None, :]
             low = tl.load(
-                fed_rows + given[:, None] + half, mask=new[:, None] & (half < HALF), other=0.0
+                staged + given[:, None] + half, mask=new[:, None] & (half < HALF), other=0.0
             )
             high = tl.load(
-                fed_rows + given[:, None] + HALF + half,
+                staged + given[:, None] + HALF + half,
                 mask=new[:, None] & (half + HALF < D),
                 other=0.0,
             )
             low, high = low.to(tl.float32), high.to(tl.float32)
             scale, offset = store_codes(arena, into, low, high, new, CODEC, D, BLOCK_H)
         else:
-            fresh = tl.load(fed_rows + given[:, None] + size, mask=is_new, other=0.0)
+            fresh = tl.load(staged + given[:, None] + size, mask=is_new, other=0.0)
             exact = fresh.to(tl.float32)
             scale, offset = store_codes(arena, into, exact, exact, new, CODEC, D, BLOCK_D)
         tl.store(scales, offset | ((scale >> 16) & 0xFFFF), mask=new)

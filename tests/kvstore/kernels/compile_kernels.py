@@ -23,7 +23,7 @@ from kvstore.kernels.column_mass import kernel as column_mass
 from kvstore.kernels.column_peak import kernel as column_peak
 from kvstore.kernels.compact import kernel as compact
 from kvstore.kernels.paged_batch import PagedBatch, StepScratch
-from kvstore.kernels.ragged_attention import chunk
+from kvstore.kernels.ragged_attention import attend_slice
 from kvstore.kernels.ragged_attention import kernel as ragged_attention
 from kvstore.kernels.ragged_attention.line_ends import line_ends
 from kvstore.kernels.retain import kernel as retain
@@ -76,7 +76,7 @@ def launch_all_of(codec: RowCodec, tokens: int, window: int | None) -> None:
     line_ends(batch.on_device.rows, batch.on_device.ends)
     free = retain.FreePages.of(9, torch.arange(5, dtype=torch.int32))
     retain.retain(batch.on_device, scratch.on_device, free, free)
-    retain.carry(batch, scratch, retain.decide(batch, scratch))
+    retain.apply_decision(batch, scratch, retain.decide(batch, scratch))
 
 
 def a_batch(codec: RowCodec, tokens: int, window: int | None) -> tuple[PagedBatch, StepScratch]:
@@ -114,7 +114,7 @@ def launch_all() -> None:
 def main() -> None:
     for kernel in compiled_by(launch_all):
         # where memory's speed is wanted
-        loops = kernel.loops(chunk.attend_chunk, "for at in")
+        loops = kernel.loops(attend_slice.attend_slice, "for at in")
         spilled = sum(spills(loop.all) for loop in loops)
         print(kernel.name, kernel.shared_bytes, len(loops), spilled)  # noqa: T201
 

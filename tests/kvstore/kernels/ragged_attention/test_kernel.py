@@ -29,7 +29,7 @@ from tests.kvstore.kernels.ragged_attention.batches import (
 kernel = pytest.importorskip("kvstore.kernels.ragged_attention.kernel")
 line_ends = pytest.importorskip("kvstore.kernels.ragged_attention.line_ends").line_ends
 
-# heads empty, one row, and sizes around pages, tiles and chunks
+# heads empty, one row, and sizes around pages, tiles and slices
 SHORT = ((0, 1, 20, 70), (33, 16, 0, 0))
 CODECS = ("model", "fp8", "int8", "int4", "int8/int4", "model/fp8", "int4/model")
 # the result itself is rounded to 16 bits
@@ -111,11 +111,11 @@ def test_log_weights_are_added_to_the_logits(
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("chunks", [1, 2, 5, 15])
-def test_the_cut_into_chunks_does_not_show(
-    chunks: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("slices", [1, 2, 5, 15])
+def test_results_do_not_depend_on_the_number_of_slices(
+    slices: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel, "chunks_for", lambda *_: chunks)
+    monkeypatch.setattr(kernel, "slices_for", lambda *_: slices)
     batch = a_batch(1, rows=((0, 1, 20, 70), (3, 0, 40, 2)))
     assert_same(batch, attend(batch, device=device))
 
