@@ -106,7 +106,7 @@ class Sanitizer:
         self._lane = np.zeros(size, np.int64)
 
     def _places(self, addresses: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Where in the shadow these bytes are."""
+        """Return where in the shadow these bytes are."""
         if not self._bases.size:
             raise Unsound("memory is touched and none was given")
         number = np.searchsorted(self._bases, addresses, side="right") - 1

@@ -1,1 +1,1 @@
-"""What the GPU kernels reach, against ceilings and peers measured in the same run."""
+"""Speed of the GPU kernels, beside ceilings and peers measured in the same run."""

@@ -1,4 +1,4 @@
-"""What the device can do at best: copy memory, and multiply matrices."""
+"""Ceilings of the device: its speed in copying memory and in multiplying matrices."""
 
 from __future__ import annotations
 

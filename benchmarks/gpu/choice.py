@@ -16,7 +16,7 @@ _SPREAD = 4.0
 
 @torch.inference_mode()
 def measure(sizes: Sizes, timer: Timer) -> dict[str, Figure]:
-    """What lies between a step's logits and the host's knowing its tokens."""
+    """Measure the time from a step's logits until the host knows its tokens."""
     shape = (sizes.sequences, sizes.vocabulary)
     logits = torch.randn(shape, device=timer.device, dtype=sizes.dtype) * _SPREAD
     samplers = [Sampler(_CHAT.for_answer(n), ()) for n in range(sizes.sequences)]

@@ -1,4 +1,4 @@
-"""What prefill computes of a layer, its attention and column mass, against flash attention."""
+"""Attention and column mass of a layer, as prefill computes them, against flash attention."""
 
 from __future__ import annotations
 

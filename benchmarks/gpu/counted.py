@@ -126,7 +126,7 @@ def _gather() -> Iterator[Round]:
 
 
 def _retain() -> Iterator[Round]:
-    """Of heads that may lose rows; without scores, with them, and the rows that move."""
+    """Yield rounds for heads that may lose rows, without and with scores, and for moving rows."""
     tokens = retain.RETENTION_CHUNK_TOKENS
     kernel = _by_name(retain.step(_SIZES, torch.device("cpu"), tokens))["retain_head"]
     clauses, stays = kernel.loops(decision.decide_rows, "for first in")

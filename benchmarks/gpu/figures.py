@@ -15,7 +15,7 @@ from benchmarks.gpu.sizes import Sizes
 
 
 def document(figures: dict[str, Figure], sizes: Sizes, device: torch.device) -> dict[str, object]:
-    """What the JSON file holds."""
+    """Return the content of the JSON file."""
     conditions = dataclasses.asdict(sizes) | {"dtype": str(sizes.dtype)}
     return {
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),

@@ -1,4 +1,4 @@
-"""How many rows heads hold, as unequal as they were found to be."""
+"""Row counts of heads, as unequal as measured ones."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _LEAVES = re.compile(r"(BRA(?!\.DIV)|EXIT|RET)\S*(?! !?U?P\d)")
 
 
 def spills(instructions: Iterable[str]) -> int:
-    """How many of them read or write a register that had to give way."""
+    """Return how many instructions read or write a spilled register."""
     return sum(bool(_SPILL.match(line)) for line in instructions)
 
 
@@ -59,7 +59,7 @@ class Listing:
 
     @classmethod
     def of(cls, name: str, kernel: Any) -> Listing:
-        """What Triton has compiled."""
+        """Read the listing of a kernel that Triton has compiled."""
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(kernel.asm["cubin"])
             file.flush()
@@ -86,7 +86,7 @@ class Listing:
         )
 
     def loops(self, function: JITFunction[Any], statement: str) -> list[Loop]:
-        """Those that this statement of the function opens, in their order."""
+        """Return the loops that this statement of the function opens, in their order."""
         lines, first = inspect.getsourcelines(function.fn)
         file = Path(inspect.getfile(function.fn)).name
         wanted = {
@@ -112,7 +112,7 @@ class Listing:
         return None if branch is None else self.labels[branch[1]]
 
     def _way(self, begin: int, last: int) -> tuple[str, ...]:
-        """With both ends."""
+        """Return the shortest way between two instructions, both included."""
         came_from, waiting = {begin: begin}, collections.deque([begin])
         while last not in came_from:
             at = waiting.popleft()

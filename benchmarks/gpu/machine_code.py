@@ -1,9 +1,9 @@
-"""What the kernels' loops ask of a multiprocessor, counted in their machine code.
+"""Work of the kernels' loops for a multiprocessor, counted in their machine code.
 
 A round takes the longest of its times: that of its instructions, of which a multiprocessor starts
 four a cycle, that of its accesses to shared memory, of its bytes out of memory, and of its products
-and exponentials. This needs no GPU. It is a bound and not a measurement: nothing that waits is in
-it.
+and exponentials. This needs no GPU. The result is a bound, because time spent waiting
+is left out.
 """
 
 from __future__ import annotations

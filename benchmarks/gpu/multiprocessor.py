@@ -1,4 +1,4 @@
-"""What a multiprocessor of an H200 does in a cycle at best, by data sheet and documentation."""
+"""Work that a multiprocessor of an H200 can do in a cycle, by data sheet and documentation."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def exponential_cycles(exponentials: float) -> float:
 
 
 def instruction_cycles(instructions: float, warps: int) -> float:
-    """Of a program of so many warps, each of which has so many instructions."""
+    """Return the cycles of a program of so many warps with so many instructions each."""
     return instructions * warps / _INSTRUCTIONS
 
 
 def shared_cycles(instructions: Iterable[str], warps: int) -> float:
-    """Of shared memory, if no two accesses collide."""
+    """Return the cycles of shared memory if no two accesses collide."""
     cycles = 0.0
     for instruction in instructions:
         if product := _PRODUCT.match(instruction):
@@ -53,7 +53,7 @@ def shared_cycles(instructions: Iterable[str], warps: int) -> float:
 
 
 def programs_together(kernel: Listing) -> int:
-    """Of a kernel, on one multiprocessor."""
+    """Return how many programs of a kernel run on one multiprocessor at once."""
     registers = -(-kernel.registers // _GRAIN) * _GRAIN * 32 * kernel.warps
     return min(
         _REGISTERS // registers,

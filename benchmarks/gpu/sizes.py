@@ -36,7 +36,7 @@ class Sizes:
 
     @property
     def row_bytes(self) -> int:
-        """Of a key and its value."""
+        """Bytes of a key and its value."""
         return 2 * self.head_size * self.dtype.itemsize
 
 

@@ -1,4 +1,4 @@
-"""How long a call takes on a device."""
+"""Timing of calls on a device."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def _converted(
 
 @triton.jit
 def int8_codes(byte: tl.tensor, TYPE: tl.constexpr, PURE: tl.constexpr) -> tl.tensor:
-    """What the bytes are as int8."""
+    """Return bytes as int8 numbers."""
     if INTERPRETED or tl.float32 == TYPE:
         codes = byte.to(tl.int8, bitcast=True).to(tl.float32).to(TYPE)
     else:
@@ -132,7 +132,7 @@ def int8_codes(byte: tl.tensor, TYPE: tl.constexpr, PURE: tl.constexpr) -> tl.te
 
 @triton.jit
 def fp8_codes(byte: tl.tensor, TYPE: tl.constexpr, PURE: tl.constexpr) -> tl.tensor:
-    """What the bytes are as e4m3, times 2^-8."""
+    """Return bytes as e4m3 numbers, times 2^-8."""
     if INTERPRETED or tl.float32 == TYPE:
         # in the bits of float16, whose exponent is biased by eight more
         bits = byte.to(tl.int32)
@@ -179,7 +179,7 @@ def int4_codes(pair: tl.tensor, TYPE: tl.constexpr, PURE: tl.constexpr) -> tl.te
 
 @triton.jit
 def int4_byte(column: tl.tensor) -> tl.tensor:
-    """Of which byte a column of `int4_codes` is a half."""
+    """Return the byte that contains a column of `int4_codes`."""
     return column // 4 * 2 + column % 2
 
 
@@ -191,8 +191,9 @@ def int4_upper(column: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def int4_unit(column: tl.tensor) -> tl.tensor:
-    """What a column of `int4_codes` in bfloat16 is to be multiplied by, besides `INT4_SCALE`, f32.
+    """Return the factor of a column of `int4_codes` in bfloat16, beside `INT4_SCALE`, f32.
 
-    Queries before the product, results after it, so that products themselves are normal numbers.
+    Queries take the factor before the product and results after it, so that products are normal
+    numbers.
     """
     return tl.where(int4_upper(column) == 1, _HALFWAY * 0.0625, _HALFWAY)

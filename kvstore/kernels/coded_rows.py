@@ -41,7 +41,7 @@ def codec_number(layout: RowLayout) -> int:
 
 
 class RowForm(NamedTuple):
-    """Where a kernel finds keys or values in pages, as constants of its compiled form.
+    """Keys or values in pages, as constants of a kernel's compiled form.
 
     `page` and `codes`, the strides of pages and rows, and `first`, where a page's rows begin, count
     what the codec stores: elements of the model's dtype, or bytes. `scales` counts bytes.
@@ -85,7 +85,7 @@ def page_form(page_layout: PageLayout) -> PageForm:
 
 @triton.jit
 def element_of(column: tl.tensor, CODEC: tl.constexpr, D: tl.constexpr) -> tl.tensor:
-    """Which element stands in a column of `load_codes`; D or more where none does.
+    """Return the element that a column of `load_codes` contains; D or more for none.
 
     int4 mixes them: `int4_codes`.
     """
@@ -99,7 +99,7 @@ def element_of(column: tl.tensor, CODEC: tl.constexpr, D: tl.constexpr) -> tl.te
 
 @triton.jit
 def column_unit(column: tl.tensor, CODEC: tl.constexpr, TYPE: tl.constexpr) -> tl.tensor:
-    """What a column of `load_codes` is to be multiplied by besides the scale, f32."""
+    """Return the factor of a column of `load_codes` beside the scale, f32."""
     unit = tl.full(column.shape, 1.0, tl.float32)
     if CODEC == INT4:
         if tl.bfloat16 == TYPE:
@@ -119,7 +119,7 @@ def load_codes(
     TYPE: tl.constexpr,
     PURE: tl.constexpr,
 ) -> tl.tensor:
-    """Codes of the rows that begin at `start` `[N]`, or the model's own, `[N, BLOCK_D]`.
+    """Load codes of the rows that begin at `start` `[N]`, or numbers of the model, `[N, BLOCK_D]`.
 
     `elements` and `arena` are the same memory in the model's dtype and in bytes. Codes of fp8 and
     int4 may come in other units, which `load_scales` and `column_unit` make up for. `PURE`: whether
@@ -159,9 +159,9 @@ def load_scales(
     CODEC: tl.constexpr,
     TYPE: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """What codes of the type are to be multiplied by, and what is to be added then, f32 each.
+    """Return the factor of codes of the type, and the offset to add then, f32 each.
 
-    The former times `factor`. Rows' words begin at `start` `[N]`.
+    The first is multiplied by `factor`. Rows' words begin at `start` `[N]`.
     """
     word = tl.load(scale_words(arena, start), mask=valid, other=0)
     scale = (word << 16).to(tl.float32, bitcast=True)
@@ -177,7 +177,7 @@ def load_scales(
 
 @triton.jit
 def _up(values: tl.tensor) -> tl.tensor:
-    """The bits of the least bfloat16 not below f32 values >= 0, in the upper half of int32."""
+    """Round f32 values >= 0 up to bfloat16; return its bits in the upper half of int32."""
     bits = values.to(tl.int32, bitcast=True)
     cut = (bits >> 16) << 16
     return tl.where(cut == bits, cut, cut + 0x10000)
@@ -185,7 +185,7 @@ def _up(values: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _down(values: tl.tensor) -> tl.tensor:
-    """The bits of the greatest bfloat16 not above f32 values of either sign, likewise."""
+    """Round f32 values of either sign down to bfloat16; return bits as `_up` does."""
     bits = values.to(tl.int32, bitcast=True)
     cut = (bits >> 16) << 16
     return tl.where((cut == bits) | (bits >= 0), cut, cut + 0x10000)

@@ -1,4 +1,4 @@
-"""What kernels on a device see of a batch: the tables of its sequences alone, as tensors there."""
+"""A batch for kernels on a device: the tables of its sequences as tensors there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tensors the Triton kernels take."""
+"""The choice between Triton kernels and others."""
 
 from __future__ import annotations
 

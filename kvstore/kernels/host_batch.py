@@ -1,4 +1,4 @@
-"""What compiled kernels on the CPU see of a batch: arrays alone, the same for all layers."""
+"""A batch for compiled kernels on the CPU: arrays, the same for all layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What kernels see of a batch of sequences in the pool: arrays alone, no object per head."""
+"""A batch of sequences in the pool as arrays, without an object per head."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class PagedBatch:
 
     @property
     def on_cpu_in_f32(self) -> bool:
-        """What the compiled CPU kernels are written for."""
+        """Whether the compiled CPU kernels can run here."""
         keys = self.fed.keys
         return keys.device.type == "cpu" and keys.dtype == torch.float32
 
@@ -146,7 +146,7 @@ class PagedBatch:
 
     @property
     def query_starts(self) -> NDArray[np.int64]:
-        """Where each sequence's queries begin among all that are fed now, `[B]`."""
+        """Index of each sequence's first query among all that are fed in this step, `[B]`."""
         starts: NDArray[np.int64] = np.cumsum(self.counts) - self.counts
         return starts
 
@@ -234,7 +234,7 @@ class PagedBatch:
         )
 
     def held(self, b: int, layer: int, head: int) -> RowIndex:
-        """Where what a head holds lies in the store, `[R]`."""
+        """Return the index of a head's rows in the row pages, `[R]`."""
         tables, slot = self.tables, self.slots[b]
         slots = np.arange(tables.rows[slot, layer, head], dtype=np.int64)
         return self.store.index(tables.pages[slot, layer, head], slots)
@@ -267,7 +267,7 @@ class PagedBatch:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StepScratch:
-    """What a step finds out before it changes anything.
+    """Results of a step that has not changed any cache yet.
 
     A head that may lose rows has R + m entries, for the rows held and then the block's m tokens so
     far, from `starts` int64 `[B, L, H]` on; −1 says that it has none. `received` f32: the
@@ -310,7 +310,7 @@ class StepScratch:
 
     @functools.cached_property
     def scored_layers(self) -> tuple[bool, ...]:
-        """In which layers any head is scored."""
+        """Whether any head is scored, by layer."""
         return tuple(bool(some.any()) for some in self.scored.transpose(1, 0, 2))
 
     @functools.cached_property
@@ -331,7 +331,7 @@ class StepScratch:
         return self.received[first : first + int(self.sizes[b].sum())]
 
     def stays_of(self, place: tuple[int, int, int]) -> NDArray[np.bool_]:
-        """What was decided of a head's rows, in host memory."""
+        """Return the decision about a head's rows, in host memory."""
         start, size = int(self.starts[place]), int(self.sizes[place])
         stays: NDArray[np.bool_] = self.stays[start : start + size].cpu().numpy()
         return stays

@@ -1,4 +1,4 @@
-"""Row pages as one coding divides them."""
+"""Row pages under one key-value layout."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from kvstore.row_codecs import ElementCodec, KeyValueLayout, RowLayout, decode_r
 RowIndex = tuple[torch.Tensor, torch.Tensor]
 """Rows by page and place in the page, int64 each."""
 
-# what a coded row's scale and offset take in a page: a word, so that one load has both
+# bytes of a coded row's scale and offset in a page: one word, so that one load reads both
 SCALE_WORD_BYTES = 4
-# parts of a page begin at what a GPU loads at once
+# parts of a page are aligned to the largest load of a GPU, in bytes
 _ALIGNMENT = 16
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PageLayout:
-    """What a page of so many bytes holds: `rows` keys, then as many values.
+    """Layout of a page of so many bytes: `rows` keys, then as many values.
 
     Coded ones lie as all codes first, at a multiple of 16 bytes, and then a word of each row with
     its scale and offset, so that codes are loaded in vectors.
@@ -34,7 +34,7 @@ class PageLayout:
 
     @classmethod
     def of(cls, coding: KeyValueLayout, page_bytes: int) -> PageLayout:
-        """As many rows as fit. Raises `InvalidParameter` where not even one does."""
+        """Return the layout with as many rows as fit. Raises `InvalidParameter` if none fits."""
         for rows in range(page_bytes // coding.row_bytes, 0, -1):
             page_layout = cls(coding, page_bytes, rows)
             if page_layout.end <= page_bytes:
@@ -43,12 +43,12 @@ class PageLayout:
 
     @property
     def key_scales(self) -> int:
-        """Where the words of the keys begin; where the codes end if there are none."""
+        """Byte where the words of the keys begin, or where the codes end if there are no words."""
         return self._after(0, self.coding.keys.code_bytes)
 
     @property
     def value_offset(self) -> int:
-        """Where the values begin."""
+        """Byte where the values begin."""
         return self._after(self.key_scales, self._word_bytes(self.coding.keys))
 
     @property
@@ -57,7 +57,7 @@ class PageLayout:
 
     @property
     def row_bytes(self) -> int:
-        """What a key and its value take, whatever is left over at the end of the page."""
+        """Bytes of a key and its value, without the unused end of the page."""
         words = self._word_bytes(self.coding.keys) + self._word_bytes(self.coding.values)
         return self.coding.keys.code_bytes + self.coding.values.code_bytes + words
 
@@ -66,7 +66,7 @@ class PageLayout:
         return self._after(self.value_scales, self._word_bytes(self.coding.values))
 
     def _after(self, first: int, row_bytes: int) -> int:
-        """Where the next part of a page begins. Rows of the model fill it without a gap."""
+        """Return where the next part of a page begins. Unquantized rows leave no gap."""
         end = first + self.rows * row_bytes
         return end if self.coding.plain else -(-end // _ALIGNMENT) * _ALIGNMENT
 
@@ -134,7 +134,7 @@ class RowPages:
         return self.page_layout.rows
 
     def index(self, pages: NDArray[np.int32], slots: NDArray[np.int64]) -> RowIndex:
-        """Where a head's slots lie, by its table of pages."""
+        """Return the row index of a head's slots, by its table of pages."""
         device = self.arena.device
         numbers = pages[slots // self.page_rows].astype(np.int64)
         return (
@@ -143,11 +143,11 @@ class RowPages:
         )
 
     def decoded_keys(self, index: RowIndex) -> torch.Tensor:
-        """f32 `[R, D]`, rotated where the codec rotates."""
+        """Return keys f32 `[R, D]`, rotated where the codec rotates."""
         return decode_rows(self.keys[index], self.coding.keys, turned=True)
 
     def decoded_values(self, index: RowIndex) -> torch.Tensor:
-        """Likewise."""
+        """Return values f32 `[R, D]`, rotated where the codec rotates."""
         return decode_rows(self.values[index], self.coding.values, turned=True)
 
 

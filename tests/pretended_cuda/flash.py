@@ -1,4 +1,4 @@
-"""What `torch.nn.attention.varlen.varlen_attn` says it does, of one sequence."""
+"""The documented result of `torch.nn.attention.varlen.varlen_attn`, for one sequence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Puts the pretended device in the place of the real one, for all threads."""
+"""Installs the pretended device instead of the real one, for all threads."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Generator(torch.Generator):
 
 
 class _Event:
-    """Of a clock that stands still but for one second a question."""
+    """An event of a clock that counts one second per question."""
 
     def __init__(self, **_: Any) -> None: ...
 
@@ -63,7 +63,7 @@ class _Stream:
 
 @contextlib.contextmanager
 def pretended_cuda() -> Iterator[None]:
-    """Within, `cuda` is a device."""
+    """Make `cuda` a device inside the context."""
     # remembered from the first call on
     _device_constructors()
     with pytest.MonkeyPatch.context() as patch:
@@ -96,7 +96,7 @@ def _placed(factory: Callable[..., Any], *, is_given: bool) -> Callable[..., Any
 
 
 def _of_context() -> torch.device | None:
-    """Of the innermost `with torch.device(...)`."""
+    """Return the device of the innermost `with torch.device(...)`."""
     modes = reversed(_get_current_function_mode_stack())
     return next((mode.device for mode in modes if isinstance(mode, DeviceContext)), None)
 

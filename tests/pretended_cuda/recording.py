@@ -1,4 +1,4 @@
-"""What a captured graph holds: operations, and where their operands lie."""
+"""Content of a captured graph: operations, and the addresses of their operands."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def plainly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 class CaptureRefused(RuntimeError):
-    """What CUDA answers to an operation that a graph cannot hold."""
+    """CUDA's error for an operation that a graph cannot contain."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Recording:
 
     @torch.inference_mode()
     def replay(self) -> None:
-        """As the device does: no Python of the step's runs, and its numbers are those of then."""
+        """Replay as the device does: without Python code, with the numbers of the capture."""
         for operation in self._operations:
             args, kwargs = (
                 tree_map(_found, given, is_leaf=_is_elsewhere)

@@ -10,19 +10,19 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tests.pretended_cuda.recording import Recording, plainly
 
 CUDA = torch.device("cuda", 0)
-# of tensors' methods: what hands their data to the host, which waits for it
+# methods of tensors that copy data to the host, which waits for it
 _READS = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "equal", "cpu"}
 # and whose shape depends on data
 _READS |= {"nonzero", "masked_select", "unique", "unique_consecutive", "argwhere", "allclose"}
 _COPIES = {"to", "cpu", "cuda"}
 # what takes a tensor of the host's, too
 _TAKES = {"copy_", "__getitem__", "__setitem__"}
-# before anybody puts another in its place
+# the method before a test replaces it
 _to = torch.Tensor.to
 
 
 class DeviceTensor(torch.Tensor):
-    """On the pretended device; its data lies in memory of the host's."""
+    """A tensor on the pretended device; its data lies in host memory."""
 
     @property
     def device(self) -> torch.device:
@@ -110,7 +110,7 @@ def waits(what: str) -> None:
 
 
 class Waits:
-    """How often the host has waited, or given the device memory that it must read at once."""
+    """Count of the host's waits, and of host memory that the device had to read at once."""
 
     count = 0
 

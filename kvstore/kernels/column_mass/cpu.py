@@ -177,7 +177,7 @@ def _probabilities(
 
 
 def _row_weights(mass: torch.Tensor, norms: torch.Tensor | None) -> torch.Tensor:
-    """What each row's probabilities count, `[HQ, 1, b]`: one, or what renormalises the row."""
+    """Return the weight of each row, `[HQ, 1, b]`: one, or the factor that renormalises the row."""
     if norms is None:
         return mass.new_ones(mass.shape[0], 1, mass.shape[1])
     totals = torch.bmm(mass, norms[:, :, None])

@@ -55,7 +55,7 @@ def column_mass(
     sliding_window: int | None,
     value_norms: torch.Tensor | None,
 ) -> None:
-    """See op.py. One copy to the device, no other synchronisation."""
+    """Compute op.py's column mass with one copy to the device and no other synchronisation."""
     if not positions.numel():
         return
     q, k = _rows_contiguous(q), _rows_contiguous(k)
@@ -73,7 +73,7 @@ def _rows_contiguous(rows: torch.Tensor) -> torch.Tensor:
 
 
 class _Call:
-    """What both launches of one call share: row positions, tile bounds and edges on the device.
+    """Values that both launches share: row positions, tile bounds and edges on the device.
 
     Rows come in whole tiles. Those that fill the last one are where the last row is; an `offset` of
     infinity leaves them no mass.
@@ -106,7 +106,7 @@ class _Call:
         )
 
     def offsets(self, lse: torch.Tensor) -> torch.Tensor:
-        """What the exponents of each row, to the base 2, are relative to: f32 `[HQ, rows]`."""
+        """Return the offset of each row's exponents, to base 2: f32 `[HQ, rows]`."""
         room = self._positions.numel() - lse.shape[1]
         return torch.nn.functional.pad(lse.float() * _LOG2_E, (0, room), value=math.inf)
 

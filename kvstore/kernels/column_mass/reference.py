@@ -21,7 +21,7 @@ def column_mass(
     sliding_window: int | None,
     value_norms: torch.Tensor | None,
 ) -> None:
-    """See op.py."""
+    """Compute op.py's column mass in float64."""
     group, n = q.shape[0] // k.shape[0], k.shape[1]
     keys = k.double().repeat_interleave(group, 0)
     total = torch.zeros(q.shape[0], len(edges), n, dtype=torch.float64, device=q.device)

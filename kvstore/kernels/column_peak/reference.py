@@ -15,7 +15,7 @@ def column_peak(
     scale: float,
     sliding_window: int | None,
 ) -> None:
-    """See op.py."""
+    """Compute op.py's column peaks in float64."""
     keys = k.double().repeat_interleave(q.shape[0] // k.shape[0], 0)
     paid = (q.double() @ keys.mT * scale - lse[:, :, None].double()).exp()
     if sliding_window is not None:

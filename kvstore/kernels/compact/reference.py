@@ -10,7 +10,7 @@ from kvstore.row_codecs import KeyValueLayout, encode_rows
 def gather_rows(
     k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, ends: torch.Tensor, coding: KeyValueLayout
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See op.py."""
+    """Gather rows as op.py defines."""
     keys, values = k.new_empty(len(rows), k.shape[2]), v.new_empty(len(rows), v.shape[2])
     first = 0
     for head, last in enumerate(ends.tolist()):

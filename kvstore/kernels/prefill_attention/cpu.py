@@ -19,7 +19,7 @@ def prefill_attention(
     scale: float,
     sliding_window: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See op.py."""
+    """Compute op.py's attention on the CPU."""
     m, n = q.shape[1], k.shape[1]
     window = n if sliding_window is None else min(sliding_window, n)
     if m == n and window == n:

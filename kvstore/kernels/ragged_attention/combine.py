@@ -108,7 +108,8 @@ def combine_partials(
             top = above
         target = out.data + (first_query + query % fed).to(tl.int64)[:, None] * out.token
         target += (h * GROUP + query // fed)[:, None] * out.head + size[None, :] * out.size
-        tl.store(target, (result / total[:, None]).to(out.data.dtype.element_ty), mask=wanted)
+        TYPE: tl.constexpr = out.data.dtype.element_ty  # type: ignore[attr-defined]
+        tl.store(target, (result / total[:, None]).to(TYPE), mask=wanted)
         if FORM.scored:
             tl.store(
                 partials.totals + head * partial_queries + query, top + tl.log2(total), mask=known

@@ -57,7 +57,7 @@ def attend(
     scale: float,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    """See op.py; every sequence feeds a block of one token."""
+    """Compute op.py's attention where every sequence feeds one token."""
     out = np.empty(q.shape, np.float32)
     host, tables = batch.on_host, batch.tables
     heads, scored = host.kv_heads[layer], scratch.scored_layers[layer]
@@ -243,7 +243,7 @@ def _attend(
 
 @numba.njit(cache=True, nogil=True)
 def _pieces(end: int, rows: int, share: int) -> int:
-    """In how many parts of the line lie a head's rows, which end before `end`."""
+    """Return how many parts contain a head's rows, which end before `end`."""
     return (end - 1) // share - (end - rows) // share + 1 if rows > 0 else 0
 
 
@@ -360,7 +360,7 @@ def _adjust(
 
 @numba.njit(cache=True, nogil=True)
 def _run(pages: _Array, page_rows: int, slot: int, most: int) -> tuple[int, int, int]:
-    """How many rows from `slot` on, at most `most`, lie in its page; page, and place in it."""
+    """Return how many rows from `slot` on are in its page, `most` at most; the page; the row."""
     offset = slot % page_rows
     page: int = pages[slot // page_rows]
     return min(page_rows - offset, most), page, offset
@@ -432,7 +432,7 @@ def _bfloat16(arena: _Array, at: int, bits: _Array) -> np.float32:
 
 @numba.njit(cache=True, nogil=True)
 def _fetched_each(many: int, times: int) -> int:
-    """How many bytes, whole lines, are fetched at a time where `many` are in so many times."""
+    """Return the bytes, whole cache lines, of each of so many prefetches of `many` bytes in all."""
     return LINE_BYTES * -(-many // (LINE_BYTES * max(1, times)))
 
 

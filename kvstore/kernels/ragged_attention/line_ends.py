@@ -1,4 +1,4 @@
-"""Where each head's rows end in its layer's line, found on the device."""
+"""Prefix sums of the heads' rows in each layer, computed on the device."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import triton.language as tl
 
 
 def line_ends(rows: torch.Tensor, ends: torch.Tensor) -> None:
-    """Write where each head's rows end in its layer's line, `ends` int32 `[L, B · H]`.
+    """Write the prefix sums of the heads' rows in each layer, `ends` int32 `[L, B · H]`.
 
-    `rows` int32 `[B, L, H]`; once a step.
+    `rows` int32 `[B, L, H]`. One launch per step.
     """
     _, layers, heads = rows.shape
     _line_ends[(layers,)](ends, rows, layers, heads, ends.shape[1], BLOCK=1024)

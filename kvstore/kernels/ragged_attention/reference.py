@@ -15,7 +15,7 @@ def attend(
     scale: float,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    """See op.py."""
+    """Compute op.py's attention in plain torch."""
     heads, size = int(batch.tables.kv_heads[layer]), q.shape[-1]
     out = torch.empty_like(q)
     for b, first in enumerate(batch.query_starts.tolist()):
@@ -76,7 +76,7 @@ def _logits(
 
 
 def log_weights(batch: PagedBatch, place: tuple[int, int, int]) -> torch.Tensor | None:
-    """What is added to the logits of a head's held rows, f32 `[R]`, if they have any."""
+    """Return the log-weights of a head's held rows, f32 `[R]`, if it has any."""
     b, layer, head = place
     tables, slot = batch.tables, batch.slots[b]
     if not tables.weighted[slot, layer, head]:

@@ -190,7 +190,7 @@ def mixed_values(
     second result is what each weight adds to all elements of a row, `[BLOCK_M, BLOCK_N]`. Where
     the form is split, see `mix_split`.
     """
-    TYPE: tl.constexpr = _value_type(heads.elements.dtype.element_ty)
+    TYPE: tl.constexpr = _value_type(heads.elements.dtype.element_ty)  # type: ignore[attr-defined]
     ROWS: tl.constexpr = valid.shape[0]
     PAGE_ROWS: tl.constexpr = form.pages.page_rows
     CODEC: tl.constexpr = form.pages.value_rows.codec

@@ -1,4 +1,4 @@
-"""What becomes of every head's rows, and of the new ones, after a step's last layer."""
+"""Retention: the choice among held and staged rows after a step's last layer."""
 
 from kvstore.kernels.retain.op import apply_decision, decide
 

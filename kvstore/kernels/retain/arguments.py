@@ -87,6 +87,8 @@ class RetainForm(NamedTuple):
     """
 
     pages: PageForm
+    layers: int
+    heads: int
     metadata_page_rows: int
     weighted: bool
     decides: bool

@@ -26,7 +26,7 @@ _FEW = 4
 
 
 def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
-    """See op.py."""
+    """Decide as op.py defines."""
     columns, tables = batch.columns, batch.tables
     rows_after = batch.rows
     match_torch_threads(rows_after.size)
@@ -54,7 +54,7 @@ def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
 
 
 def apply_decision(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]) -> None:
-    """See op.py."""
+    """Apply a decision as op.py defines."""
     match_torch_threads(rows_after.size)
     columns, tables, store = batch.columns, batch.tables, batch.store
     arriving, page_layout = batch.arriving(), store.page_layout
@@ -247,10 +247,10 @@ def _keep_above(scores: _Array, positions: _Array, losers: int, kept: _Array) ->
 
 
 def _parts(page_layout: PageLayout) -> NDArray[np.int64]:
-    """Where rows lie in a page, int64 `[n, 5]`, a line for what lies together.
+    """Return the parts of a page's rows, int64 `[n, 5]`: codes and scales of keys and of values.
 
-    Whether it is of values, which bytes of a row (first and how many), where they begin in a page,
-    and bytes from one row to the next.
+    Columns: whether the part is of values, first byte and bytes of a row, where the part begins in
+    a page, and bytes from one row to the next.
     """
     parts = []
     for of_values, layout, first, scales in (
@@ -399,7 +399,7 @@ def _next_hole(staying: _Array, slot: int) -> int:
 
 @numba.njit(cache=True, nogil=True)
 def _write_scores(scores: _Array, page_rows: int, pages: _Array, grown: _Array) -> None:
-    """Those of rows that go are overwritten with their slots, or never read again."""
+    """Write the scores of held rows. Scores of dropped rows are overwritten or never read again."""
     for first in range(0, len(grown), page_rows):
         row, count = pages[first // page_rows] * page_rows, min(page_rows, len(grown) - first)
         scores[row : row + count] = grown[first : first + count]

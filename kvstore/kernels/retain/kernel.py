@@ -29,7 +29,6 @@ from kvstore.kernels.retain.arguments import (
     FreeQueue,
     HeadMetadata,
     HeadRows,
-    ModelNumbers,
     RetainForm,
     StagedTokens,
 )
@@ -126,12 +125,13 @@ def _launch(
         Decision(scratch.starts, scratch.received, scratch.stays, moves.view(torch.int32), moves),
         free_pages,
         free_metadata,
-        ModelNumbers(layers, heads),
         batch.new_keys.shape[2],
         batch.pages.shape[3],
         batch.marks.shape[3],
         FORM=RetainForm(
             pages=page_form(batch.store.page_layout),
+            layers=layers,
+            heads=heads,
             metadata_page_rows=batch.metadata_page_rows,
             weighted=any(batch.weighted_layers),
             decides=decides,
@@ -160,7 +160,6 @@ def retain_head(
     decision: Decision,
     free_pages: FreeQueue,
     free_metadata: FreeQueue,
-    model: ModelNumbers,
     staging_slots: int,
     table_pages: int,
     metadata_pages: int,
@@ -174,8 +173,8 @@ def retain_head(
     D: tl.constexpr = FORM.size
     stays, moves, grown_scores = decision.stays, decision.moves, decision.row_attention
     entry = tl.program_id(0)
-    b = entry // (model.layers * model.heads)
-    layer, h = entry // model.heads % model.layers, entry % model.heads
+    b = entry // (FORM.layers * FORM.heads)
+    layer, h = entry // FORM.heads % FORM.layers, entry % FORM.heads
     if h < tl.load(heads.kv_heads + layer):
         place = entry.to(tl.int64)
         rule = heads.rules + place * RULE_WORDS
@@ -229,7 +228,7 @@ def retain_head(
                 tl.debug_barrier()
                 if enough == 0:
                     moving, after, scored = moving * 0, held, scored & False
-            staged_row = ((layer * model.heads + h).to(tl.int64) * staging_slots + cell) * D
+            staged_row = ((layer * FORM.heads + h).to(tl.int64) * staging_slots + cell) * D
             for first in range(0, moving, BLOCK_K):
                 move = first + tl.arange(0, BLOCK_K)
                 valid = move < moving

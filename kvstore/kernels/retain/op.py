@@ -1,7 +1,7 @@
-"""What becomes of all heads' rows after a block: contract and dispatch.
+"""Retention of all heads' rows at the end of a chunk: contract and dispatch.
 
-In two halves, because pages are taken in between: nothing in the pool changes before it is known
-that there is room.
+It runs in two halves, because pages are taken in between: nothing in the pool changes before there
+are enough pages.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ _Place = tuple[int, int, int]
 
 
 def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
-    """See op.py."""
+    """Decide as op.py defines."""
     rows_after = batch.rows
     for place in _heads(batch):
         total, start = int(rows_after[place] + batch.blocks[place[0]]), int(scratch.starts[place])
@@ -34,7 +34,7 @@ def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
 
 
 def apply_decision(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]) -> None:
-    """See op.py."""
+    """Apply a decision as op.py defines."""
     held_rows, arriving = batch.rows, batch.arriving()
     for place in _heads(batch):
         held, start = int(held_rows[place]), int(scratch.starts[place])
@@ -59,7 +59,7 @@ def _heads(batch: PagedBatch) -> Iterator[_Place]:
 
 
 def _stays(batch: PagedBatch, scratch: StepScratch, place: _Place) -> torch.Tensor:
-    """Which of a head's rows its rule keeps, bool `[R + m]`; the new scores go to the scratch."""
+    """Return the rows of a head that its rule keeps, bool `[R + m]`, and write the new scores."""
     slot, tables, columns = batch.slots[place[0]], batch.tables, batch.columns
     rule = rule_from_record(tables.rules[slot, *place[1:]])
     held, fed = int(tables.rows[slot, *place[1:]]), int(batch.blocks[place[0]])
@@ -89,7 +89,7 @@ def _marks(batch: PagedBatch, place: _Place, slots: Sequence[int]) -> torch.Tens
 
 
 def _rows(batch: PagedBatch, place: _Place, slots: Sequence[int]) -> RowIndex:
-    """Where a head's slots lie in the store."""
+    """Return the row index of a head's slots."""
     pages = batch.tables.pages[batch.slots[place[0]], *place[1:]]
     return batch.store.index(pages, np.array(slots, np.int64))
 
@@ -107,7 +107,7 @@ def grown_scores(rule: RetentionRule, held: torch.Tensor, received: torch.Tensor
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RetainMoves:
-    """How a head's slots change, as data: nothing that stays and need not move is touched.
+    """Changes of a head's slots, as data. A row that stays below the new count does not move.
 
     `placed`: (slot, new row) pairs, first into victims' slots in ascending order, then appended.
     `moved`: (slot, old slot) pairs that fill the holes still open from the tail; every old slot
@@ -121,7 +121,7 @@ class RetainMoves:
     rows: int
 
     def origins(self, held: int) -> list[int]:
-        """For each slot afterwards the row of `[0, held + m)` that lies in it."""
+        """Return for each slot the row of `[0, held + m)` that it contains afterwards."""
         origins = list(range(self.rows))
         for slot, new in self.placed:
             origins[slot] = held + new

@@ -69,7 +69,7 @@ def launch_gather(spelling: str) -> None:
 
 
 def launch_all_of(codec: RowCodec, tokens: int, window: int | None) -> None:
-    """What reads and changes rows of a codec."""
+    """Launch every kernel that reads or changes rows of a codec."""
     batch, scratch = a_batch(codec, tokens, window)
     q = rows_of(tokens, HEADS * GROUP)
     ragged_attention.attend(q, batch, 0, scratch, 0.1, window)

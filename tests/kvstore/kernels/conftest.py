@@ -15,7 +15,7 @@ _NATIVE = torch.cuda.is_available()
 
 @pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.gpu) if _NATIVE else "cpu"])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Where kernels can be launched in this session."""
+    """A device that can run kernels in this test run."""
     return torch.device(request.param)
 
 

@@ -17,7 +17,7 @@ Words = torch.Tensor
 
 
 def evaluate(source: str, results: int, word: Words) -> list[Words]:
-    """What the instructions leave in `$0` to `$results - 1`, given `word` in the next operand."""
+    """Return the instructions' results, `$0` to `$results - 1`, for `word` in the next operand."""
     registers = {f"${results}": word}
 
     def value(name: str) -> Words:
@@ -54,7 +54,7 @@ def _logic(a: Words, b: Words, c: Words, table: Words) -> Words:
 
 
 def _in_halves(dtype: torch.dtype, form: Callable[..., torch.Tensor]) -> Callable[..., Words]:
-    """Of both 16-bit numbers in a word, rounded once."""
+    """Return the operation on both 16-bit numbers of a word, rounded once."""
 
     def of_words(*words: Words) -> Words:
         halves = [form(*(numbers(word, dtype)[n].double() for word in words)) for n in (0, 1)]

@@ -1,4 +1,4 @@
-"""How compiled kernels divide rows by their scales: no GPU runs that here, and the interpreter
+"""Division of rows by their scales in compiled kernels. No GPU runs it here, and the interpreter
 divides otherwise. The same steps, each rounded once, give what page_layout gives."""
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def a_prompt(n: int, dtype: torch.dtype, window: int | None = None, size: int = 
 def accumulate(
     prompt: Prompt, positions: torch.Tensor, device: torch.device, *, weighted: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What kernel and definition make of the prompt's rows at `positions`."""
+    """Return the results of kernel and definition for the prompt's rows at `positions`."""
     outcomes = []
     for form, place in ((kernel.column_mass, device), (reference.column_mass, torch.device("cpu"))):
         far = prompt.start.to(place).to(torch.float64 if form is reference.column_mass else None)

@@ -20,7 +20,7 @@ def chosen(counts: tuple[int, ...], device: torch.device) -> list[torch.Tensor]:
 
 
 def joined(rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """As the gather takes them: all rows, and where each head's end."""
+    """Return all rows and where each head's end, as the gather takes them."""
     ends = torch.tensor([len(each) for each in rows]).cumsum(0)
     return torch.cat(rows).int(), ends.int().to(rows[0].device)
 

@@ -84,7 +84,7 @@ def test_full_heads_that_hold_everything_have_no_marks() -> None:
 def test_the_cut_into_parts_does_not_show(
     parts: int, thread_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where heads are cut, what their rows receive is found in parallel too, if it is much."""
+    """The attention of rows of cut heads is computed in parallel too if there are many rows."""
     monkeypatch.setattr(cpu, "match_torch_threads", lambda most: parts)
     monkeypatch.setattr(cpu, "_THREAD_ROWS", thread_rows)
     batch = a_batch(1)

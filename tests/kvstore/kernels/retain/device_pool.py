@@ -23,7 +23,7 @@ SIZE, TABLE_PAGES, POOL_PAGES, CELLS = 5, 48, 240, 40
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What is stored of one row; score, class and weight where the head has marks."""
+    """A stored row, with score, class and weight where the head has metadata."""
 
     key: tuple[float, ...]
     value: tuple[float, ...]
@@ -115,7 +115,7 @@ class DevicePool:
         table[place][:count] = taken.to(self.device)
 
     def index(self, place: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where a head's rows lie in the store."""
+        """Return the row index of a head's rows."""
         slots = torch.arange(int(self.rows[place]), device=self.device)
         return self.pages[place][slots // self.page_rows].long(), slots % self.page_rows
 
@@ -130,7 +130,7 @@ class DevicePool:
         return bool(needs_scores(self.rules[place]))
 
     def as_held(self, rows: torch.Tensor, *, values: bool) -> list[tuple[float, ...]]:
-        """What rows `[n, SIZE]` are once they are coded."""
+        """Return rows `[n, SIZE]` after coding and decoding."""
         layout = self.store.coding.values if values else self.store.coding.keys
         coded = encode_rows(rows, layout, turned=True)
         return [tuple(row) for row in decode_rows(coded, layout, turned=True).tolist()]
@@ -223,7 +223,7 @@ class DevicePool:
 
 @dataclasses.dataclass(frozen=True)
 class NewRows:
-    """What a step feeds: rows and classes in cells, and what bounded heads' rows received."""
+    """Staged rows and classes of a step, and the attention of bounded heads' rows."""
 
     keys: torch.Tensor
     values: torch.Tensor

@@ -35,7 +35,7 @@ SIZES = (0, 1, 15, 16, 63, 257)
 
 
 def expected_rows(pool: DevicePool, new: NewRows, at: tuple[int, int, int]) -> dict[int, Row]:
-    """By position, what the head should hold after the step."""
+    """Return the rows that the head should hold after the step, by position."""
     b, fed = at[0], new.fed
     rule, length = rule_from_record(pool.rules[at]), pool.lengths[b]
     flags = new.flags[int(new.cells[b]) :].tolist()

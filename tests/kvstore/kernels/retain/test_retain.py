@@ -44,7 +44,7 @@ def test_scores_grow_by_the_rules_update(update: ScoreUpdate, expected: list[flo
 
 @given(st.lists(st.booleans(), max_size=12), st.lists(st.booleans(), max_size=6))
 def test_the_slots_hold_exactly_the_survivors(held: list[bool], fed: list[bool]) -> None:
-    """Which rows leave is arbitrary: the bookkeeping must hold for every pattern."""
+    """Any rows may be dropped, and the tables must be right for each pattern."""
     gone = [row for row, stays in enumerate(held + fed) if not stays]
     moves = refill(len(held), len(fed), gone)
     slots = dict(enumerate(range(len(held))))
