@@ -152,8 +152,8 @@ class RaggedLayer:
     `positions` int32 `[R]`; `head_offsets` H + 1 row numbers.
     `scores` f32 and `flags` uint8 hold the rows of just those heads whose rule needs them, in
     head order, and `log_weights` f32 those of the `weighted` heads, whose rows stand for others
-    too; where there are none `weighted` may be empty. `recovered` is the share of each head's
-    attention mass that its kept rows cover.
+    too; without such heads `weighted` may be empty. `attention_coverage`: the share of each head's
+    attention probability that falls on its kept rows.
     """
 
     keys: torch.Tensor
@@ -161,7 +161,7 @@ class RaggedLayer:
     positions: torch.Tensor
     head_offsets: tuple[int, ...]
     rules: tuple[RetentionRule, ...]
-    recovered: tuple[float, ...]
+    attention_coverage: tuple[float, ...]
     scores: torch.Tensor
     flags: torch.Tensor
     log_weights: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))

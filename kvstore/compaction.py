@@ -54,7 +54,7 @@ def compact_layer(
         positions=positions,
         head_offsets=tuple(offsets),
         rules=tuple(head.rule for head in heads),
-        recovered=tuple(head.recovered for head in heads),
+        attention_coverage=tuple(head.attention_coverage for head in heads),
         scores=_joined(scores, torch.float32, k.device),
         flags=_joined(flags, torch.uint8, k.device),
         log_weights=_joined(weights, torch.float32, k.device),

@@ -118,16 +118,16 @@ class FittedRows:
 class HeadPlan:
     """Plan for one KV head: ascending row numbers int64 `[R]` to keep, and the head's rule.
 
-    `scores` f32 `[T]` are the scores of *all* prompt tokens (None where the rule needs none);
-    `recovered` is the share of the head's attention mass, in the rows that were looked at, that
-    the kept rows cover; 0 where nothing was profiled. `fitted`: what the kept rows hold in the
-    place of their own values, or keys and values, where they stand for dropped ones too.
+    `scores` f32 `[T]`: the scores of *all* prompt tokens; None if the rule needs none.
+    `attention_coverage`: the share of the head's attention, in the measured query rows, that falls
+    on the kept rows; 0 if nothing was profiled. `fitted`: values, or keys and values, that replace
+    those of the kept rows, where the kept rows stand for dropped rows too.
     """
 
     rule: RetentionRule
     rows: torch.Tensor
     scores: torch.Tensor | None
-    recovered: float
+    attention_coverage: float
     fitted: FittedRows | None = None
 
 
@@ -140,7 +140,7 @@ class LayerPlan:
 
     @property
     def rows(self) -> int:
-        """Rows that are really kept, floors and heads kept whole included."""
+        """Rows that are really kept, floors and retrieval heads included."""
         return sum(head.rows.numel() for head in self.heads)
 
 
@@ -152,16 +152,16 @@ def _f32_row_bytes(shape: LayerShape) -> int:
 class CacheFacts:
     """Facts about the whole cache for a policy that plans all layers together.
 
-    `row_bytes`: what a key and a value take together as they are shipped, coded or not.
-    `whole`: (layer, head) of the heads that keep everything, whatever the policy decides for them.
-    Where the policy's calibration has them: `filters` f32 `[H, D]` a layer, the direction of each
-    KV head's queries; `sensitivity` f32 `[HQ]` a layer, what an error in a query head's output does
-    to the predictions.
+    `row_bytes`: bytes of a key and a value together under the request's codec.
+    `uncompressed_heads`: (layer, head) of the retrieval heads, which keep all rows whatever the
+    policy decides. `filters` f32 `[H, D]` a layer: the direction of each KV head's queries.
+    `sensitivity` f32 `[HQ]` a layer: the effect of an error in a query head's output on the
+    predictions. Both come from the calibration, and are empty if the policy needs none.
     """
 
     shapes: tuple[LayerShape, ...]
     row_bytes: Callable[[LayerShape], int] = _f32_row_bytes
-    whole: frozenset[tuple[int, int]] = frozenset()
+    uncompressed_heads: frozenset[tuple[int, int]] = frozenset()
     filters: tuple[torch.Tensor, ...] | None = None
     sensitivity: tuple[torch.Tensor, ...] | None = None
 
@@ -179,6 +179,8 @@ class LayerFacts:
         return self.cache.shapes[self.index]
 
     @property
-    def whole(self) -> frozenset[int]:
+    def uncompressed_heads(self) -> frozenset[int]:
         """Heads of this layer that keep everything."""
-        return frozenset(head for layer, head in self.cache.whole if layer == self.index)
+        return frozenset(
+            head for layer, head in self.cache.uncompressed_heads if layer == self.index
+        )

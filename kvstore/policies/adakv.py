@@ -32,8 +32,8 @@ class AdaKV(SnapKV):
     def counts(self, scores: torch.Tensor, prompt: PromptFacts, layer: LayerFacts) -> Sequence[int]:
         equal = self.rows(prompt, layer)
         visible = visible_rows(prompt, layer.shape)
-        # heads that are kept whole have their rows from elsewhere
-        sharing = [h for h in range(layer.shape.kv_heads) if h not in layer.whole]
+        # retrieval heads have their rows from elsewhere
+        sharing = [h for h in range(layer.shape.kv_heads) if h not in layer.uncompressed_heads]
         if not sharing:
             return [visible] * layer.shape.kv_heads
         won = adaptive_counts(scores[sharing, prompt.tokens - visible :], equal * len(sharing))

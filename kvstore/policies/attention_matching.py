@@ -100,7 +100,7 @@ def _peaks(shares: torch.Tensor) -> torch.Tensor:
 def _fitted(plan: LayerPlan, reference: ReferenceAttention, layer: LayerFacts) -> LayerPlan:
     heads = (
         plan_of_head
-        if head in layer.whole
+        if head in layer.uncompressed_heads
         else _fitted_head(plan_of_head, reference, head, layer.shape)
         for head, plan_of_head in enumerate(plan.heads)
     )
@@ -113,8 +113,10 @@ def _fitted_head(
     """Return a head's plan with fitted rows, unless it keeps all rows or no query reads them."""
     shares = _shares(reference, head, shape)
     rows = plan.rows.to(shares.device)
-    recovered = float(shares[:, rows].sum(1, dtype=torch.float64).mean()) if len(shares) else 0.0
+    attention_coverage = (
+        float(shares[:, rows].sum(1, dtype=torch.float64).mean()) if len(shares) else 0.0
+    )
     if not len(shares) or rows.numel() == shares.shape[1]:
-        return dataclasses.replace(plan, recovered=min(recovered, 1.0))
+        return dataclasses.replace(plan, attention_coverage=min(attention_coverage, 1.0))
     fitted = fit_rows(shares, reference.v[head], rows)
-    return dataclasses.replace(plan, recovered=min(recovered, 1.0), fitted=fitted)
+    return dataclasses.replace(plan, attention_coverage=min(attention_coverage, 1.0), fitted=fitted)

@@ -19,7 +19,7 @@ class Budget:
     """One of three is not 0.
 
     `ratio`: of the rows that the dense cache would hold. `rows`: per KV head, on average. `bytes`:
-    of the whole cache as it is shipped, positions and scores included. Heads that are kept whole
+    of the whole cache as it is shipped, positions and scores included. Retrieval heads
     count, so what they take is taken from the others.
     """
 
@@ -60,7 +60,7 @@ def share_of_others(
     allowed, whole, others = float(budget.bytes), 0.0, 0.0
     for index, shape in enumerate(cache.shapes):
         visible = visible_rows(prompt, shape)
-        heads = sum(1 for layer, _ in cache.whole if layer == index)
+        heads = sum(1 for layer, _ in cache.uncompressed_heads if layer == index)
         unit = cache.row_bytes(shape) + POSITION_BYTES if budget.bytes else 1
         whole += heads * visible * unit
         marks = mark_bytes if budget.bytes else 0

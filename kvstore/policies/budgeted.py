@@ -15,7 +15,7 @@ from kvstore.policies.parameters import budget, share, to_parameters, tokens
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Budgeted:
-    """`budget` (see `Budget`) is of the whole cache, heads that are kept whole included.
+    """`budget` (see `Budget`) is of the whole cache, retrieval heads included.
 
     `sinks` first positions and at least `floor_rows` rows a head are kept whatever the budget.
     `retrieval_ratio`: the share of KV heads, best at retrieving, that keep everything.
@@ -43,7 +43,7 @@ class Budgeted:
         return self.budget.ratio == 1
 
     def rows(self, prompt: PromptFacts, layer: LayerFacts) -> int:
-        """Rows for each head that is not kept whole."""
+        """Rows for each head that is not a retrieval head."""
         return rows_per_head(
             self.budget, prompt, layer, mark_bytes=self.mark_bytes, floor_rows=self.floor_rows
         )

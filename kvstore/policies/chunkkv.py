@@ -29,8 +29,8 @@ from kvstore.policies.parameters import tokens
 from kvstore.policies.selection import (
     chosen_plan,
     chosen_rule,
+    coverage_of_rows,
     full_plan,
-    recovered_shares,
 )
 
 
@@ -84,7 +84,7 @@ def _same_rows(
     kept = torch.zeros(shape.kv_heads, prompt.tokens, dtype=torch.bool, device=profile.far.device)
     for head, plan in enumerate(earlier.heads):
         kept[head, plan.rows] = True
-    shares = recovered_shares(profile, kept)
+    shares = coverage_of_rows(profile, kept)
     parts = zip(earlier.heads, shares, strict=True)
     heads = (HeadPlan(chosen_rule(shape), plan.rows, None, share) for plan, share in parts)
     return LayerPlan(shape, tuple(heads))

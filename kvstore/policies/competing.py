@@ -17,7 +17,7 @@ from kvstore.policies.selection import chosen_plan
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Competing(Budgeted):
-    """Scores must mean the same in every head; heads that are kept whole do not take part."""
+    """Scores must mean the same in every head; retrieval heads do not take part."""
 
     scope: ClassVar[Scope] = Scope.CACHE
 
@@ -39,7 +39,7 @@ class Competing(Budgeted):
             (layer.index, head)
             for layer in layers
             for head in range(layer.shape.kv_heads)
-            if head not in layer.whole
+            if head not in layer.uncompressed_heads
         ]
         counts = [[visible[layer.index]] * layer.shape.kv_heads for layer in layers]
         rows = [self.rows(prompt, layer) for layer in layers]

@@ -29,13 +29,13 @@ from kvstore.rules import RetentionRule, ScoreUpdate
 class _Choice:
     """One window's answer for all heads.
 
-    `columns` int64 `[H]` needed beyond it, and with them `recovered` f64 `[H]`; `scores` f32
-    `[H, T]` is the order they were taken in.
+    `columns` int64 `[H]` needed beyond the window, and `attention_coverage` f64 `[H]` with them;
+    `scores` f32 `[H, T]` give the order in which columns are taken.
     """
 
     window: int
     columns: torch.Tensor
-    recovered: torch.Tensor
+    attention_coverage: torch.Tensor
     scores: torch.Tensor
 
 
@@ -112,8 +112,8 @@ class Coverage:
         shares = 1 - lost / profile.tokens
         covered = shares.amin(1) if self.strict else shares.mean(1)
         columns = (covered < self.recovery).sum(-1)
-        recovered = covered.gather(1, columns[:, None]).squeeze(1)
-        return _Choice(window, columns, recovered, scores)
+        attention_coverage = covered.gather(1, columns[:, None]).squeeze(1)
+        return _Choice(window, columns, attention_coverage, scores)
 
     def _plan_head(
         self, choice: _Choice, head: int, prompt: PromptFacts, shape: LayerShape
@@ -132,4 +132,4 @@ class Coverage:
             budget_beyond=True,
             score_update=ScoreUpdate.SUM if columns else ScoreUpdate.NONE,
         )
-        return head_plan(rule, choice.scores[head], prompt, float(choice.recovered[head]))
+        return head_plan(rule, choice.scores[head], prompt, float(choice.attention_coverage[head]))

@@ -112,12 +112,12 @@ class FastGen:
         scores = profile.accumulated()[head].mean(0)
         for rule in candidates:
             judged = dataclasses.replace(rule, floor_rows=0)
-            if self._recovered(profile, head, judged, scores, prompt) >= self.recovery:
-                recovered = self._recovered(profile, head, rule, scores, prompt)
-                return head_plan(rule, scores, prompt, recovered)
+            if self._coverage(profile, head, judged, scores, prompt) >= self.recovery:
+                attention_coverage = self._coverage(profile, head, rule, scores, prompt)
+                return head_plan(rule, scores, prompt, attention_coverage)
         return head_plan(full_rule(shape), None, prompt, 1.0)
 
-    def _recovered(
+    def _coverage(
         self,
         profile: AttentionProfile,
         head: int,

@@ -18,7 +18,7 @@ from kvstore.plans import AttentionProfile, LayerFacts, LayerPlan, ProfileReques
 from kvstore.policies.budget import visible_rows
 from kvstore.policies.budgeted import Budgeted
 from kvstore.policies.parameters import ratio
-from kvstore.policies.selection import full_plan, head_plan, kept_columns, recovered_shares
+from kvstore.policies.selection import coverage_of_rows, full_plan, head_plan, kept_columns
 from kvstore.rules import RetentionRule, ScoreUpdate, share_of
 
 
@@ -45,8 +45,10 @@ class H2O(Budgeted):
         # what a sliding layer sees no more may not take a part of the budget
         scores[:, : prompt.tokens - visible_rows(prompt, layer.shape)] = 0.0
         masks = torch.stack([kept_columns(rule, head, prompt) for head in scores])
-        parts = zip(scores, recovered_shares(profile, masks), strict=True)
-        heads = (head_plan(rule, head, prompt, recovered) for head, recovered in parts)
+        parts = zip(scores, coverage_of_rows(profile, masks), strict=True)
+        heads = (
+            head_plan(rule, head, prompt, attention_coverage) for head, attention_coverage in parts
+        )
         return LayerPlan(layer.shape, tuple(heads))
 
     def _rule(self, rows: int, shape: LayerShape) -> RetentionRule:

@@ -36,7 +36,7 @@ from kvstore.policies.budget import visible_rows
 from kvstore.policies.budgeted import Budgeted, with_first_and_last
 from kvstore.policies.parameters import ratio, share
 from kvstore.policies.row_merging import merge_rows
-from kvstore.policies.selection import chosen_rule, full_plan, highest_visible, recovered_shares
+from kvstore.policies.selection import chosen_rule, coverage_of_rows, full_plan, highest_visible
 from kvstore.rules import share_of
 
 
@@ -71,8 +71,8 @@ class KVMerger(Budgeted):
         kept = torch.zeros_like(apart)
         for head, run in enumerate(runs):
             kept[head, run.pivots] = True
-        rule, recovered = chosen_rule(layer.shape), recovered_shares(profile, kept)
-        parts = zip(runs, profile.keys, profile.values, recovered, strict=True)
+        rule, attention_coverage = chosen_rule(layer.shape), coverage_of_rows(profile, kept)
+        parts = zip(runs, profile.keys, profile.values, attention_coverage, strict=True)
         heads = (
             HeadPlan(rule, run.pivots, None, covered, merged_runs(run, k, v))
             for run, k, v, covered in parts

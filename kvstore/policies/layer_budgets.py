@@ -20,12 +20,12 @@ def spread_rows(
     """Rows for each head, layer by layer, in proportion to `shares`, all of them above 0.
 
     No head gets more than its layer sees or less than the floor, and what one cannot hold goes to
-    the others: in all heads that are not kept whole there are as many rows as with equal parts.
+    the others: all heads but the retrieval heads together keep as many rows as with equal parts.
     """
     most = [visible_rows(prompt, shape) for shape in cache.shapes]
     least = [min(policy.floor_rows, visible) for visible in most]
     heads = [
-        shape.kv_heads - len(LayerFacts(index, cache).whole)
+        shape.kv_heads - len(LayerFacts(index, cache).uncompressed_heads)
         for index, shape in enumerate(cache.shapes)
     ]
     total = sum(

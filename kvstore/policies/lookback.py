@@ -140,7 +140,7 @@ class _Reading:
 def _covering(plan: LayerPlan, heads: Sequence[_Reading]) -> LayerPlan:
     """The plan, and the share of the late queries' attention that its rows cover."""
     covering = (
-        dataclasses.replace(kept, recovered=min(1.0, float(head.shares[kept.rows].sum())))
+        dataclasses.replace(kept, attention_coverage=min(1.0, float(head.shares[kept.rows].sum())))
         for kept, head in zip(plan.heads, heads, strict=True)
     )
     return dataclasses.replace(plan, heads=tuple(covering))

@@ -63,7 +63,7 @@ class CachePlanner:
         return [self._decided(index) for index in range(len(self._plans))]
 
     def _decided(self, index: int) -> tuple[int, LayerPlan]:
-        whole = LayerFacts(index, self._cache).whole
+        whole = LayerFacts(index, self._cache).uncompressed_heads
         plan, shape = self._plans[index], self._cache.shapes[index]
         if not whole:
             return index, plan

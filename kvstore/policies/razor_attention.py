@@ -72,7 +72,7 @@ class RazorAttention:
         # one more of the first positions: there the row that stands for the others is
         rule = dataclasses.replace(rule, sinks=self.sinks + 1)
         compensated = (
-            head if number in layer.whole else _compensated(head, rule, k, v)
+            head if number in layer.uncompressed_heads else _compensated(head, rule, k, v)
             for number, (k, v) in enumerate(zip(profile.keys, profile.values, strict=True))
         )
         return LayerPlan(layer.shape, tuple(compensated))
@@ -96,4 +96,4 @@ def _compensated(plan: HeadPlan, rule: RetentionRule, k: torch.Tensor, v: torch.
     # tokens go into the row before them; all that are dropped follow the first of them
     owners = (kept.cumsum(0) - 1).to(k.device)
     rows = kept.nonzero().squeeze(1)
-    return HeadPlan(rule, rows, None, plan.recovered, merge_rows(k, v, owners, len(rows)))
+    return HeadPlan(rule, rows, None, plan.attention_coverage, merge_rows(k, v, owners, len(rows)))

@@ -19,7 +19,7 @@ from kvstore.plans import AttentionProfile, LayerFacts, LayerPlan, ProfileReques
 from kvstore.policies.budget import visible_rows
 from kvstore.policies.budgeted import Budgeted
 from kvstore.policies.parameters import ratio
-from kvstore.policies.selection import full_plan, head_plan, highest_visible, recovered_shares
+from kvstore.policies.selection import coverage_of_rows, full_plan, head_plan, highest_visible
 from kvstore.rules import RetentionRule, share_of
 
 
@@ -52,9 +52,10 @@ class SageKV(Budgeted):
         kept = torch.zeros_like(chosen)
         for head, plan in enumerate(plans):
             kept[head, plan.rows] = True
-        shares = recovered_shares(profile, kept)
+        shares = coverage_of_rows(profile, kept)
         heads = (
-            dataclasses.replace(p, recovered=share) for p, share in zip(plans, shares, strict=True)
+            dataclasses.replace(p, attention_coverage=share)
+            for p, share in zip(plans, shares, strict=True)
         )
         return LayerPlan(layer.shape, tuple(heads))
 

@@ -34,12 +34,12 @@ def covered_columns(
 
 
 def head_plan(
-    rule: RetentionRule, scores: torch.Tensor | None, prompt: PromptFacts, recovered: float
+    rule: RetentionRule, scores: torch.Tensor | None, prompt: PromptFacts, attention_coverage: float
 ) -> HeadPlan:
     """The plan that `rule` makes of the prompt; `scores` f32 `[T]` are left out if unneeded."""
     scores = scores if rule.needs_scores else None
     rows = kept_columns(rule, scores, prompt).nonzero().squeeze(1)
-    return HeadPlan(rule, rows, scores, recovered)
+    return HeadPlan(rule, rows, scores, attention_coverage)
 
 
 def full_rule(shape: LayerShape) -> RetentionRule:
@@ -66,10 +66,10 @@ def chosen_plan(
     """
     rule = chosen_rule(shape)
     mask = highest_visible(scores, counts, prompt, shape)
-    recovered = recovered_shares(profile, mask)
+    attention_coverage = coverage_of_rows(profile, mask)
     heads = (
         HeadPlan(rule, kept.nonzero().squeeze(1), None, share)
-        for kept, share in zip(mask, recovered, strict=True)
+        for kept, share in zip(mask, attention_coverage, strict=True)
     )
     return LayerPlan(shape, tuple(heads))
 
@@ -94,7 +94,7 @@ def highest_visible(
     return mask
 
 
-def recovered_shares(profile: AttentionProfile | None, kept: torch.Tensor) -> list[float]:
+def coverage_of_rows(profile: AttentionProfile | None, kept: torch.Tensor) -> list[float]:
     """The share of the profiled mass that lies in each head's `kept` columns, bool `[H, T]`."""
     if profile is None or not profile.edges:
         return [0.0] * kept.shape[0]

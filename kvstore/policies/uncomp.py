@@ -69,10 +69,12 @@ class UNComp(SnapKV):
     def _by_entropy(
         self, entropies: Sequence[float], prompt: PromptFacts, layer: LayerFacts
     ) -> list[int]:
-        """Rows for each head of the layer; those that are kept whole take no part."""
+        """Rows for each head of the layer; retrieval heads are left out."""
         visible, equal = visible_rows(prompt, layer.shape), self.rows(prompt, layer)
         counts = [visible] * layer.shape.kv_heads
-        sharing = [head for head in range(layer.shape.kv_heads) if head not in layer.whole]
+        sharing = [
+            head for head in range(layer.shape.kv_heads) if head not in layer.uncompressed_heads
+        ]
         ranked = sorted(sharing, key=lambda head: -entropies[head])
         if not ranked:
             return counts

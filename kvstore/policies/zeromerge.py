@@ -104,7 +104,7 @@ class ZeroMerge(Budgeted):
         shape: LayerShape,
     ) -> HeadPlan:
         """Return a head's plan: the `kept` rows, bool `[T]`, and residual rows of the others."""
-        recovered = min(1.0, float(scores[kept].sum() / scores.sum()))
+        attention_coverage = min(1.0, float(scores[kept].sum() / scores.sum()))
         held, sinks, merged = kept, self.sinks, None
         if parts.residual:
             dropped = (~kept).nonzero().squeeze(1)
@@ -115,7 +115,9 @@ class ZeroMerge(Budgeted):
             merged = merge_rows(k, v, owners, int(held.sum()), exponent=self.alpha)
         rule = self._rule(held, sinks, parts.recent, shape)
         rows = held.nonzero().squeeze(1)
-        return HeadPlan(rule, rows, scores if rule.needs_scores else None, recovered, merged)
+        return HeadPlan(
+            rule, rows, scores if rule.needs_scores else None, attention_coverage, merged
+        )
 
     def _rule(
         self, held: torch.Tensor, sinks: int, recent: int, shape: LayerShape

@@ -1,4 +1,4 @@
-"""A layer's index as JSON: rows, rule and recovered mass of each head."""
+"""A layer's index as JSON: rows, rule and attention coverage of each head."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _RULE_FIELDS = tuple(field.name for field in dataclasses.fields(RetentionRule))
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LayerIndex:
-    """What each of a layer's H heads holds: rows kept, rule, share of attention mass recovered.
+    """Index of a layer's H heads: rows kept, rule and attention coverage of each.
 
     `weighted`: whether its rows have log-weights; empty where no head's have.
     """
 
     rows: tuple[int, ...]
     rules: tuple[RetentionRule, ...]
-    recovered: tuple[float, ...]
+    attention_coverage: tuple[float, ...]
     weighted: tuple[bool, ...] = ()
 
     @classmethod
     def of(cls, layer: RaggedLayer) -> LayerIndex:
-        return cls(layer.head_row_counts(), layer.rules, layer.recovered, layer.weighted)
+        return cls(layer.head_row_counts(), layer.rules, layer.attention_coverage, layer.weighted)
 
     @property
     def total_rows(self) -> int:
@@ -64,7 +64,7 @@ def encode_index(index: LayerIndex, format_version: int) -> bytes:
     try:
         payload = canonical_json(index_fields(index)).encode()
         read_index(ObjectReader.parse(payload, "index"), format_version)
-    # ValueError: a recovered share or a ratio that is not a number
+    # ValueError: an attention coverage or a ratio that is not a number
     except (CorruptCache, ValueError) as error:
         raise InvalidParameter("layer", str(error)) from error
     return payload
@@ -73,7 +73,11 @@ def encode_index(index: LayerIndex, format_version: int) -> bytes:
 def index_fields(index: LayerIndex) -> dict[str, object]:
     """The index as JSON members."""
     rules = [_rule_fields(rule) for rule in index.rules]
-    fields: dict[str, object] = {"rows": index.rows, "rules": rules, "recovered": index.recovered}
+    fields: dict[str, object] = {
+        "rows": index.rows,
+        "rules": rules,
+        "recovered": index.attention_coverage,
+    }
     return {**fields, "weighted": index.weighted} if index.weighted else fields
 
 
@@ -86,11 +90,11 @@ def read_index(reader: ObjectReader, format_version: int) -> LayerIndex:
     index = LayerIndex(
         rows=reader.integers("rows", 0, MAX_COUNT),
         rules=tuple(_read_rule(rule) for rule in reader.objects("rules")),
-        recovered=reader.numbers("recovered", 0.0, MAX_RECOVERED),
+        attention_coverage=reader.numbers("recovered", 0.0, MAX_RECOVERED),
         weighted=reader.flags("weighted") if weighs else (),
     )
     reader.close()
-    if not len(index.rows) == len(index.rules) == len(index.recovered):
+    if not len(index.rows) == len(index.rules) == len(index.attention_coverage):
         raise CorruptCache("index has lists of different lengths")
     if index.weighted and (len(index.weighted) != len(index.rows) or not any(index.weighted)):
         raise CorruptCache("index.weighted is neither absent nor a list for heads that are")

@@ -89,7 +89,7 @@ def _layer(frames: list[Frame], head_size: int, fingerprint: Fingerprint) -> Rag
         positions=_tensor(frames, FrameKind.POSITIONS, torch.int32),
         head_offsets=tuple(offsets),
         rules=tuple(rules),
-        recovered=tuple(index["recovered"]),
+        attention_coverage=tuple(index["recovered"]),
         scores=_tensor(frames, FrameKind.SCORES, torch.float32),
         flags=_tensor(frames, FrameKind.FLAGS, torch.uint8),
         log_weights=_tensor(frames, FrameKind.LOG_WEIGHTS, torch.float32),
@@ -129,7 +129,7 @@ def _index(layer: RaggedLayer) -> dict[str, object]:
     rules = [{name: getattr(rule, name) for name in rule.__slots__} for rule in layer.rules]
     rows = [head.rows for head in layer.heads()]
     weighted = {"weighted": list(layer.weighted)} if layer.weighted else {}
-    return {"rows": rows, "rules": rules, "recovered": list(layer.recovered), **weighted}
+    return {"rows": rows, "rules": rules, "recovered": list(layer.attention_coverage), **weighted}
 
 
 def _trailer(cache: CompactCache, header: Frame, body: list[Frame]) -> Frame:

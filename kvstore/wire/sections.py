@@ -96,7 +96,7 @@ def layer_of(
         positions=tensors[FrameKind.POSITIONS],
         head_offsets=index.head_offsets(),
         rules=index.rules,
-        recovered=index.recovered,
+        attention_coverage=index.attention_coverage,
         scores=tensors[FrameKind.SCORES],
         flags=tensors[FrameKind.FLAGS],
         log_weights=tensors.get(FrameKind.LOG_WEIGHTS, _NO_WEIGHTS),

@@ -42,15 +42,15 @@ class Head:
     head: int
     head_class: str
     rows: int
-    recovered: float
+    attention_coverage: float
 
 
 def heads_of(index: int, layer: RaggedLayer) -> tuple[Head, ...]:
     """The heads of a received layer."""
-    parts = zip(layer.rules, layer.head_row_counts(), layer.recovered, strict=True)
+    parts = zip(layer.rules, layer.head_row_counts(), layer.attention_coverage, strict=True)
     return tuple(
-        Head(index, head, rule.head_class, rows, recovered)
-        for head, (rule, rows, recovered) in enumerate(parts)
+        Head(index, head, rule.head_class, rows, attention_coverage)
+        for head, (rule, rows, attention_coverage) in enumerate(parts)
     )
 
 
@@ -77,12 +77,14 @@ class TransferReport:
     @property
     def profiled(self) -> bool:
         """Whether the policy knew what every head's rows cover."""
-        return all(head.recovered > 0 for head in self.heads)
+        return all(head.attention_coverage > 0 for head in self.heads)
 
     @property
     def recovered_mass(self) -> float:
         """Mean over all heads; 1 for an empty cache, which lost nothing."""
-        return sum(h.recovered for h in self.heads) / len(self.heads) if self.heads else 1.0
+        return (
+            sum(h.attention_coverage for h in self.heads) / len(self.heads) if self.heads else 1.0
+        )
 
 
 class Clock:
@@ -163,7 +165,7 @@ def heads_to_proto(received: TransferReport) -> list[decode_pb2.HeadReport]:
             head=head.head,
             head_class=head.head_class,
             rows=head.rows,
-            recovered_mass=head.recovered,
+            recovered_mass=head.attention_coverage,
         )
         for head in received.heads
     ]

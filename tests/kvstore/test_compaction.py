@@ -38,7 +38,7 @@ def test_each_head_holds_its_planned_rows_and_no_more(dtype):
     k, v = torch.randn(5, TOKENS, 8).to(dtype), torch.randn(5, TOKENS, 8).to(dtype)
     layer = compact_layer(k, v, plan, classes)
     assert layer.head_row_counts() == tuple(len(rows) for rows in ROWS)
-    assert layer.recovered == tuple(head.recovered for head in plan.heads)
+    assert layer.attention_coverage == tuple(head.attention_coverage for head in plan.heads)
     for number, (head, rows) in enumerate(zip(layer.heads(), ROWS, strict=True)):
         planned = plan.heads[number]
         assert head.rule == planned.rule

@@ -57,7 +57,7 @@ def test_plans_are_sound(name, windows, n):
             assert (rows.diff() > 0).all()
             assert rows[0] >= first
             assert rows[-1] == n - 1
-            assert 0 <= head.recovered <= 1 + 1e-6
+            assert 0 <= head.attention_coverage <= 1 + 1e-6
             assert (head.scores is not None) == head.rule.needs_scores
             assert head.scores is None or head.scores.isfinite().all()
             assert head.fitted is None or sound(head.fitted, len(rows))

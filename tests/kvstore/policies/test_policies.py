@@ -112,7 +112,7 @@ def test_fastgen_takes_the_cheapest_candidate_that_passes(
                 expected, share = CLASS_OF[name], worst_or_mean(each, strict)
                 break
         assert decided.rule.head_class == expected
-        assert decided.recovered == pytest.approx(share, abs=1e-5)
+        assert decided.attention_coverage == pytest.approx(share, abs=1e-5)
 
 
 def test_the_candidates_are_all_reached():
@@ -147,7 +147,7 @@ def test_the_floor_is_kept_but_makes_no_set_pass():
     for a, b in zip(bare.heads, floored.heads, strict=True):
         assert a.rule.head_class == b.rule.head_class
         assert set(b.rows.tolist()) == set(a.rows.tolist()) | set(range(TOKENS - 60, TOKENS))
-        assert b.recovered > a.recovered
+        assert b.attention_coverage > a.attention_coverage
 
 
 def test_fastgen_without_frequent_never_needs_scores():
@@ -205,7 +205,7 @@ def test_coverage_agrees_with_an_obvious_loop(recovery, strict, weighted):
     for head, decided in enumerate(plan.heads):
         rows, window, columns = coverage_by_loop(policy, mass.unflatten(0, (2, 2))[head], TOKENS)
         assert decided.rows.numel() == rows
-        assert decided.recovered >= recovery
+        assert decided.attention_coverage >= recovery
         if window is None:
             assert decided.rule.full
         else:
@@ -244,7 +244,7 @@ def test_rows_never_fall_as_recovery_rises(seed, recoveries, window, strict, kin
         plan, _ = planned(policy, *given_prompt)
         now = [head.rows.numel() for head in plan.heads]
         assert all(a <= b for a, b in zip(kept, now, strict=True))
-        assert all(head.recovered >= recovery for head in plan.heads)
+        assert all(head.attention_coverage >= recovery for head in plan.heads)
         kept = now
 
 
@@ -255,7 +255,7 @@ def test_recovering_everything_is_full_without_a_profile(policy):
     for head in policy.plan(None, prompt, LayerFacts(0, CacheFacts((shape,)))).heads:
         assert head.rule.full
         assert head.rows.tolist() == list(range(TOKENS))
-        assert head.recovered == 1.0
+        assert head.attention_coverage == 1.0
 
 
 @pytest.mark.parametrize("policy", [FastGen(recovery=0.5), Coverage(recovery=0.5)])

@@ -79,7 +79,7 @@ def test_h2o_keeps_the_latest_and_the_heaviest_in_equal_parts():
             heavy = best(votes[head], 28, set(range(TOKENS)) - recent)
             assert set(kept.rows.tolist()) == recent | heavy
             share = votes[head][kept.rows].sum() / TOKENS
-            assert kept.recovered == pytest.approx(float(share), abs=1e-5)
+            assert kept.attention_coverage == pytest.approx(float(share), abs=1e-5)
 
 
 def test_h2o_holds_its_size_while_decoding():
@@ -367,8 +367,8 @@ def test_lookback_says_how_much_of_the_late_attention_its_rows_cover():
         ahead = torch.arange(90, TOKENS)[:, None] < torch.arange(TOKENS)
         shares = (q @ k.mT * SCALE).masked_fill(ahead, -math.inf).softmax(-1)
         expected = shares[:, :, head.rows].sum(-1).mean()
-        assert head.recovered == pytest.approx(float(expected), abs=1e-5)
-        assert 0.2 < head.recovered < 1
+        assert head.attention_coverage == pytest.approx(float(expected), abs=1e-5)
+        assert 0.2 < head.attention_coverage < 1
 
 
 def test_attention_matching_has_one_threshold_for_all_heads():
@@ -398,7 +398,7 @@ def test_attention_matching_gives_what_the_whole_prompt_gave():
             assert (given - wanted).norm() < 0.6 * (plain - wanted).norm()
             # and the kept rows draw about as much as all rows did, which unweighted they do not
             assert (weighted.sum(1) - 1).norm() < 0.6 * (kept.sum(1) - 1).norm()
-            assert head.recovered == pytest.approx(float(kept.sum(1).mean()))
+            assert head.attention_coverage == pytest.approx(float(kept.sum(1).mean()))
 
 
 def test_cascading_leaves_one_of_ever_more_neighbours():

@@ -75,7 +75,7 @@ def large_cache(layers: int) -> CompactCache:
         positions=torch.zeros(1, dtype=torch.int32),
         head_offsets=(0, 1),
         rules=CACHE.layers[0].rules[:1],
-        recovered=(1.0,),
+        attention_coverage=(1.0,),
         scores=torch.empty(0),
         flags=torch.empty(0, dtype=torch.uint8),
     )

@@ -184,7 +184,7 @@ def test_keys_and_values_in_the_same_memory_are_saved_apart(path: pathlib.Path) 
     "change",
     [
         {"positions": torch.zeros(15, dtype=torch.int32)},
-        {"recovered": (0.5, float("nan"), 0.5)},
+        {"attention_coverage": (0.5, float("nan"), 0.5)},
         {"scores": torch.full((9,), float("inf"))},
         {"values": torch.zeros(15, 4)},
     ],

@@ -78,7 +78,7 @@ def ragged_layer(
         positions=torch.cat(kept).to(torch.int32),
         head_offsets=tuple(itertools.accumulate(rows, initial=0)),
         rules=rules,
-        recovered=tuple(torch.rand(len(rows), generator=source).tolist()),
+        attention_coverage=tuple(torch.rand(len(rows), generator=source).tolist()),
         scores=torch.rand(scored, generator=source),
         flags=torch.randint(0, 4, (flagged,), generator=source).to(torch.uint8),
         log_weights=torch.randn(sum(itertools.compress(rows, weighted)), generator=source),

@@ -27,7 +27,7 @@ def example() -> list[Frame]:
         positions=torch.tensor([3], dtype=torch.int32),
         head_offsets=(0, 1),
         rules=(rule,),
-        recovered=(1.0,),
+        attention_coverage=(1.0,),
         scores=torch.tensor([1.5]),
         flags=torch.tensor([1], dtype=torch.uint8),
     )

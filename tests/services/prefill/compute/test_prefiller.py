@@ -120,7 +120,7 @@ def test_chunk_sizes_do_not_change_the_cache(
         torch.testing.assert_close(layer.keys, expected.keys, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(layer.values, expected.values, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(layer.scores, expected.scores, rtol=1e-4, atol=1e-4)
-        assert layer.recovered == pytest.approx(expected.recovered, abs=1e-5)
+        assert layer.attention_coverage == pytest.approx(expected.attention_coverage, abs=1e-5)
 
 
 def test_the_compressing_policies_drop_rows(unchunked: dict[str, list[RaggedLayer]]) -> None:
