@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from kvstore.cache import LayerShape
+from kvstore.kernels.column_mass.input import ColumnMassInput
 from kvstore.kernels.column_mass.op import column_mass
 from kvstore.plans import AttentionProfile, ProfileRequest, ReferenceAttention
 
@@ -93,16 +94,18 @@ class Profiler:
         weighted = self._request.value_weighted
         column_mass(
             self._far,
-            q,
-            k,
-            lse,
-            positions,
-            edges=self._request.edges,
-            scale=scale,
-            sliding_window=self._shape.sliding_window,
-            value_norms=torch.linalg.vector_norm(v, dim=-1, dtype=torch.float32)
-            if weighted
-            else None,
+            ColumnMassInput(
+                q,
+                k,
+                lse,
+                positions,
+                edges=self._request.edges,
+                scale=scale,
+                sliding_window=self._shape.sliding_window,
+                value_norms=torch.linalg.vector_norm(v, dim=-1, dtype=torch.float32)
+                if weighted
+                else None,
+            ),
         )
 
     def _take_late(

@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.figures import Figure
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.timing import Timer
+from kvstore.kernels.column_mass.input import ColumnMassInput
 from kvstore.kernels.column_mass.kernel import column_mass
 from kvstore.kernels.prefill_attention.op import prefill_attention
 from kvstore.profiling import sampled_positions
@@ -33,14 +34,16 @@ def measure(sizes: Sizes, timer: Timer) -> dict[str, Figure]:
         queries, sums = q.index_select(1, chosen), lse.index_select(1, chosen)
         return lambda: column_mass(
             far,
-            queries,
-            k,
-            sums,
-            positions,
-            edges=EDGES,
-            scale=scale,
-            sliding_window=None,
-            value_norms=value_norms,
+            ColumnMassInput(
+                queries,
+                k,
+                sums,
+                positions,
+                edges=EDGES,
+                scale=scale,
+                sliding_window=None,
+                value_norms=value_norms,
+            ),
         )
 
     attention = timer.seconds(lambda: flash(q, k, v, scale))

@@ -14,6 +14,7 @@ from benchmarks.gpu.listing import Listing
 from benchmarks.gpu.pool import fill
 from benchmarks.gpu.sizes import TINY
 from kvstore.kernels.column_mass import kernel as column_mass_kernel
+from kvstore.kernels.column_mass.input import ColumnMassInput
 from kvstore.kernels.compact.kernel import gather_rows, rows_a_program
 from kvstore.kernels.ragged_attention import attend_slice, combine, row_attention
 from kvstore.kernels.ragged_attention.kernel import ROW_TILE
@@ -88,14 +89,16 @@ def _column_mass() -> Iterator[Round]:
     kernels = _by_name(
         lambda: column_mass_kernel.column_mass(
             torch.zeros(query_heads, len(column_mass.EDGES), rows),
-            q,
-            k,
-            torch.zeros(query_heads, rows),
-            torch.arange(rows),
-            edges=column_mass.EDGES,
-            scale=1 / 8,
-            sliding_window=None,
-            value_norms=torch.ones(heads, rows),
+            ColumnMassInput(
+                q,
+                k,
+                torch.zeros(query_heads, rows),
+                torch.arange(rows),
+                edges=column_mass.EDGES,
+                scale=1 / 8,
+                sliding_window=None,
+                value_norms=torch.ones(heads, rows),
+            ),
         )
     )
     tiles = column_mass_kernel.tiles_for(size, _SIZES.dtype)

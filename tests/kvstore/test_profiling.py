@@ -6,6 +6,7 @@ import torch
 from kvstore.cache import LayerShape
 from kvstore.kernels.column_mass import cpu
 from kvstore.kernels.column_mass import reference as column_mass_reference
+from kvstore.kernels.column_mass.input import ColumnMassInput
 from kvstore.kernels.prefill_attention.op import prefill_attention
 from kvstore.plans import ProfileRequest
 from kvstore.profiling import Profiler, sampled_positions
@@ -94,14 +95,16 @@ def test_the_reference_agrees_with_the_definition():
     far = torch.zeros(6, len(EDGES), 90)
     column_mass_reference.column_mass(
         far,
-        q,
-        k,
-        lse,
-        torch.arange(90),
-        edges=EDGES,
-        scale=SCALE,
-        sliding_window=40,
-        value_norms=v.norm(dim=-1),
+        ColumnMassInput(
+            q,
+            k,
+            lse,
+            torch.arange(90),
+            edges=EDGES,
+            scale=SCALE,
+            sliding_window=40,
+            value_norms=v.norm(dim=-1),
+        ),
     )
     expected = brute_force(q, k, v, ProfileRequest(EDGES, 0, True), 40)
     assert_same_mass(far, expected, 90)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
+from kvstore.kernels.column_mass.input import ColumnMassInput
+
 _LOG2_E = math.log2(math.e)
 
 # probabilities of a row block in flight: at 4,096 tokens and 9 heads 64 rows took 0.17 s a layer,
@@ -20,31 +22,24 @@ _MIN_ROWS = 8
 _LEAST_NORM = 1e-30
 
 
-def column_mass(
-    far: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    lse: torch.Tensor,
-    positions: torch.Tensor,
-    *,
-    edges: Sequence[int],
-    scale: float,
-    sliding_window: int | None,
-    value_norms: torch.Tensor | None,
-) -> None:
-    """See op.py.
+def column_mass(far: torch.Tensor, inputs: ColumnMassInput) -> None:
+    """Compute op.py's column mass, block by block.
 
     Rows go in blocks. A block's column sums hold for every edge `e` in all columns at least `e`
     before its first row; only the columns between that and `e` before its last row belong to the
     edge for some rows and not for others, and need a masked sum. So an edge costs a block's span
     of columns and not n.
     """
+    q, k, lse, value_norms = inputs.q, inputs.k, inputs.lse, inputs.value_norms
+    positions = inputs.positions
     if not positions.numel():
         return
     heads, n = q.shape[0], k.shape[1]
     group = heads // k.shape[0]
     # with −lse as a further column of q and 1 as one of k, the product is the exponent itself
-    queries = torch.cat([q.float() * (scale * _LOG2_E), lse.float()[..., None] * -_LOG2_E], -1)
+    queries = torch.cat(
+        [q.float() * (inputs.scale * _LOG2_E), lse.float()[..., None] * -_LOG2_E], -1
+    )
     keys = torch.nn.functional.pad(k.float(), (0, 1), value=1.0).transpose(1, 2)
     sums = far if value_norms is None else torch.zeros_like(far[:, :, :n])
     step = _block_rows(heads * n)
@@ -52,10 +47,10 @@ def column_mass(
     norms = None if value_norms is None else _per_query_head(value_norms, group)
     for first in range(0, positions.numel(), step):
         rows = slice(first, first + step)
-        block = _Block.spanning(positions[rows].tolist(), sliding_window, q.device)
+        block = _Block.spanning(positions[rows].tolist(), inputs.sliding_window, q.device)
         mass = _probabilities(queries[:, rows], keys, block, buffer)
         weights = _row_weights(mass, None if norms is None else norms[:, block.columns])
-        block.add_to(sums, mass, weights, edges)
+        block.add_to(sums, mass, weights, inputs.edges)
     if norms is not None:
         far[:, :, :n] += sums * norms[:, None]
 

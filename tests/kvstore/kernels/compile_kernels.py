@@ -20,6 +20,7 @@ from benchmarks.gpu.pool import fill
 from benchmarks.gpu.sizes import TINY
 from kvstore.cache import LayerShape
 from kvstore.kernels.column_mass import kernel as column_mass
+from kvstore.kernels.column_mass.input import ColumnMassInput
 from kvstore.kernels.column_peak import kernel as column_peak
 from kvstore.kernels.compact import kernel as compact
 from kvstore.kernels.paged_batch import PagedBatch, StepScratch
@@ -48,14 +49,16 @@ def launch_prefill() -> None:
     )
     column_mass.column_mass(
         torch.zeros(HEADS * GROUP, 9, ROWS),
-        q,
-        k,
-        sums,
-        torch.arange(ROWS),
-        edges=range(9),
-        scale=0.1,
-        sliding_window=None,
-        value_norms=torch.zeros(HEADS, ROWS),
+        ColumnMassInput(
+            q,
+            k,
+            sums,
+            torch.arange(ROWS),
+            edges=range(9),
+            scale=0.1,
+            sliding_window=None,
+            value_norms=torch.zeros(HEADS, ROWS),
+        ),
     )
     column_peak.column_peak(
         torch.zeros(HEADS * GROUP, ROWS), q, k, sums, ROWS, scale=0.1, sliding_window=None

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kvstore.kernels.column_mass import reference
+from kvstore.kernels.column_mass.input import ColumnMassInput
 
 kernel = pytest.importorskip("kvstore.kernels.column_mass.kernel")
 
@@ -53,14 +54,16 @@ def accumulate(
         far = prompt.start.to(place).to(torch.float64 if form is reference.column_mass else None)
         form(
             far,
-            prompt.q[:, positions].to(place),
-            prompt.k.to(place),
-            prompt.lse[:, positions].to(place),
-            positions,
-            edges=EDGES,
-            scale=SCALE,
-            sliding_window=prompt.window,
-            value_norms=prompt.norms.to(place) if weighted else None,
+            ColumnMassInput(
+                prompt.q[:, positions].to(place),
+                prompt.k.to(place),
+                prompt.lse[:, positions].to(place),
+                positions,
+                edges=EDGES,
+                scale=SCALE,
+                sliding_window=prompt.window,
+                value_norms=prompt.norms.to(place) if weighted else None,
+            ),
         )
         outcomes.append(far.cpu())
     return outcomes[0], outcomes[1]
@@ -101,14 +104,16 @@ def test_chunks_accumulate_to_the_whole(device: torch.device) -> None:
     for first, end in ((0, 1), (1, 130), (130, 140)):
         kernel.column_mass(
             far,
-            prompt.q[:, first:end].to(device),
-            prompt.k[:, :end].to(device),
-            prompt.lse[:, first:end].to(device),
-            torch.arange(first, end),
-            edges=EDGES,
-            scale=SCALE,
-            sliding_window=None,
-            value_norms=None,
+            ColumnMassInput(
+                prompt.q[:, first:end].to(device),
+                prompt.k[:, :end].to(device),
+                prompt.lse[:, first:end].to(device),
+                torch.arange(first, end),
+                edges=EDGES,
+                scale=SCALE,
+                sliding_window=None,
+                value_norms=None,
+            ),
         )
     # every row shares out a mass of one
     total = torch.full((HEADS * GROUP,), float(n))
