@@ -5,6 +5,8 @@ Bytes and operations are counted in README.md.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -20,39 +22,78 @@ _TILE_ELEMENTS = 2048
 _ROTATED_ROWS = 64
 
 
+class CodedRows(NamedTuple):
+    """Keys and values of the result, coded, `[R, width]`."""
+
+    key_rows: torch.Tensor
+    value_rows: torch.Tensor
+
+
+class HeadRows(NamedTuple):
+    """Rows of a layer's heads `[H, T, D]` and their strides."""
+
+    data: torch.Tensor
+    head: int
+    row: int
+    size: int
+
+
+class Rotation(NamedTuple):
+    """The rotation as `signs` `[D, D]` and the factor `spread`."""
+
+    signs: torch.Tensor
+    spread: float
+
+
+class GatherForm(NamedTuple):
+    """Constants of a compiled form: codecs, sizes and tiles."""
+
+    key_codec: int
+    key_width: int
+    value_codec: int
+    value_width: int
+    heads: int
+    size: int
+    block_h: int
+    block_r: int
+    block_d: int
+    block_half: int
+
+
 def gather_rows(
     k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, ends: torch.Tensor, coding: KeyValueLayout
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See op.py. A launch, and nothing from the host."""
+    """Gather rows as op.py defines, in one launch and without copies from the host."""
     total, size = len(rows), k.shape[2]
     keys = k.new_empty(total, coding.keys.width, dtype=coding.keys.storage_dtype)
     values = v.new_empty(total, coding.values.width, dtype=coding.values.storage_dtype)
     if total:
         rotated, tile = _rotates(coding), rows_a_program(coding)
         _gather[(triton.cdiv(total, tile),)](
-            keys,
-            values,
-            k,
-            v,
+            CodedRows(keys, values),
+            HeadRows(k, *k.stride()),
+            HeadRows(v, *v.stride()),
             # exact in every dtype
-            hadamard(size).sign().to(k) if rotated else k,
-            (size & -size) ** -0.5,
+            Rotation(
+                hadamard(size).sign().to(k) if rotated else k,
+                (size & -size) ** -0.5,
+            ),
             rows,
             ends,
             total,
-            *k.stride(),
-            *v.stride(),
-            KEY_CODEC=codec_number(coding.keys),
-            KEY_WIDTH=coding.keys.width,
-            VALUE_CODEC=codec_number(coding.values),
-            VALUE_WIDTH=coding.values.width,
-            HEADS=len(ends),
-            D=size,
-            BLOCK_H=triton.next_power_of_2(max(2, len(ends))),
-            BLOCK_R=tile,
-            # products want sixteen of everything
-            BLOCK_D=max(16 if rotated else 1, triton.next_power_of_2(size)),
-            BLOCK_HALF=max(16, triton.next_power_of_2((size + 1) // 2)),
+            FORM=GatherForm(
+                key_codec=codec_number(coding.keys),
+                key_width=coding.keys.width,
+                value_codec=codec_number(coding.values),
+                value_width=coding.values.width,
+                heads=len(ends),
+                size=size,
+                block_h=triton.next_power_of_2(max(2, len(ends))),
+                block_r=tile,
+                # products want sixteen of everything
+                block_d=max(16 if rotated else 1, triton.next_power_of_2(size)),
+                block_half=max(16, triton.next_power_of_2((size + 1) // 2)),
+            ),
             num_warps=4,
         )
     return keys, values
@@ -70,75 +111,42 @@ def _rotates(coding: KeyValueLayout) -> bool:
 
 @triton.jit
 def _gather(
-    keys: tl.tensor,
-    values: tl.tensor,
-    k: tl.tensor,
-    v: tl.tensor,
-    signs: tl.tensor,
-    spread: float,
+    out: CodedRows,
+    k: HeadRows,
+    v: HeadRows,
+    rotation: Rotation,
     rows: tl.tensor,
     ends: tl.tensor,
     total: int,
-    k_head: int,
-    k_row: int,
-    k_size: int,
-    v_head: int,
-    v_row: int,
-    v_size: int,
-    KEY_CODEC: tl.constexpr,
-    KEY_WIDTH: tl.constexpr,
-    VALUE_CODEC: tl.constexpr,
-    VALUE_WIDTH: tl.constexpr,
-    HEADS: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_HALF: tl.constexpr,
+    FORM: tl.constexpr,
 ) -> None:
     """Program (tile of rows of the result), whichever heads they belong to."""
+    D: tl.constexpr = FORM.size
+    BLOCK_R: tl.constexpr = FORM.block_r
     first = tl.program_id(0).to(tl.int64) * BLOCK_R
     place = tl.arange(0, BLOCK_R)
     target = first + place
     valid = target < total
-    number = tl.arange(0, BLOCK_H)
-    end = tl.load(ends + number, mask=number < HEADS, other=2147483647)
+    number = tl.arange(0, FORM.block_h)
+    end = tl.load(ends + number, mask=number < FORM.heads, other=2147483647)
     head = tl.sum((end[None, :] <= target[:, None]).to(tl.int64), 1)
     row = tl.load(rows + target, mask=valid, other=0).to(tl.int64)
-    size = tl.arange(0, BLOCK_D)[None, :]
+    size = tl.arange(0, FORM.block_d)[None, :]
     wanted = valid[:, None] & (size < D)
     key = tl.load(
-        k + (head * k_head + row * k_row)[:, None] + size * k_size, mask=wanted, other=0.0
+        k.data + (head * k.head + row * k.row)[:, None] + size * k.size,
+        mask=wanted,
+        other=0.0,
     )
     value = tl.load(
-        v + (head * v_head + row * v_row)[:, None] + size * v_size, mask=wanted, other=0.0
+        v.data + (head * v.head + row * v.row)[:, None] + size * v.size,
+        mask=wanted,
+        other=0.0,
     )
-    _write(
-        keys + first * KEY_WIDTH,
-        key,
-        place,
-        valid,
-        signs,
-        spread,
-        KEY_CODEC,
-        KEY_WIDTH,
-        D,
-        BLOCK_D,
-        BLOCK_HALF,
-    )
-    _write(
-        values + first * VALUE_WIDTH,
-        value,
-        place,
-        valid,
-        signs,
-        spread,
-        VALUE_CODEC,
-        VALUE_WIDTH,
-        D,
-        BLOCK_D,
-        BLOCK_HALF,
-    )
+    to = out.key_rows + first * FORM.key_width
+    _write(to, key, place, valid, rotation, FORM.key_codec, FORM.key_width, FORM)
+    to = out.value_rows + first * FORM.value_width
+    _write(to, value, place, valid, rotation, FORM.value_codec, FORM.value_width, FORM)
 
 
 @triton.jit
@@ -147,15 +155,15 @@ def _write(
     rows: tl.tensor,
     place: tl.tensor,
     valid: tl.tensor,
-    signs: tl.tensor,
-    spread: float,
+    rotation: Rotation,
     CODEC: tl.constexpr,
     WIDTH: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_HALF: tl.constexpr,
+    form: GatherForm,
 ) -> None:
-    """Rows `[BLOCK_R, BLOCK_D]` to their place in `stored`, coded; `signs` `[D, D]` rotates."""
+    """Write rows `[BLOCK_R, BLOCK_D]` to their place in `stored`, coded and rotated as the codec asks."""
+    D: tl.constexpr = form.size
+    BLOCK_D: tl.constexpr = form.block_d
+    BLOCK_HALF: tl.constexpr = form.block_half
     size = tl.arange(0, BLOCK_D)
     if CODEC == MODEL:
         wanted = valid[:, None] & (size[None, :] < D)
@@ -163,13 +171,13 @@ def _write(
     elif CODEC == INT4:
         HALF: tl.constexpr = (D + 1) // 2
         half = tl.arange(0, BLOCK_HALF)
-        sign = signs + size[:, None] * D + half[None, :]
+        sign = rotation.signs + size[:, None] * D + half[None, :]
         low_signs = tl.load(sign, mask=(size[:, None] < D) & (half[None, :] < HALF), other=0.0)
         high_signs = tl.load(
             sign + HALF, mask=(size[:, None] < D) & (half[None, :] + HALF < D), other=0.0
         )
-        low = tile_product(rows, low_signs) * spread
-        high = tile_product(rows, high_signs) * spread
+        low = tile_product(rows, low_signs) * rotation.spread
+        high = tile_product(rows, high_signs) * rotation.spread
         store_coded(stored, place * WIDTH, low, high, valid, CODEC, D, BLOCK_HALF)
     else:
         exact = rows.to(tl.float32)
