@@ -55,7 +55,7 @@ class RowsOfHeads(NamedTuple):
 
 
 class EdgeTiles(NamedTuple):
-    """For each tile of columns its `first` row tile and the one after its `last`; the edges."""
+    """The `first` row tile of each tile of columns, and the one after its `last`; the edges."""
 
     first: torch.Tensor
     last: torch.Tensor

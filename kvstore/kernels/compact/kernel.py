@@ -160,7 +160,7 @@ def _write(
     WIDTH: tl.constexpr,
     form: GatherForm,
 ) -> None:
-    """Write rows `[BLOCK_R, BLOCK_D]` to their place in `stored`, coded and rotated as the codec asks."""
+    """Write rows `[BLOCK_R, BLOCK_D]` to `stored`, coded and rotated as the codec asks."""
     D: tl.constexpr = form.size
     BLOCK_D: tl.constexpr = form.block_d
     BLOCK_HALF: tl.constexpr = form.block_half
