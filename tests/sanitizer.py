@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.utils._pytree import tree_leaves
 from triton.runtime import interpreter
 
-_NOBODY, _SEVERAL = 0, -1
+_NO_PROGRAM, _SEVERAL = 0, -1
 
 
 class Unsound(Exception):
@@ -130,12 +130,12 @@ class Sanitizer:
             return
         at = self._bytes(access)
         writer = self._writer[at]
-        if ((writer != _NOBODY) & (writer != self._program)).any():
+        if ((writer != _NO_PROGRAM) & (writer != self._program)).any():
             raise Unsound("reads what another program writes")
         if (self._written[at] == self._epoch).any():
             raise Unsound("reads what was written without a barrier between")
         known = self._reader[at]
-        alone = (known == _NOBODY) | (known == self._program)
+        alone = (known == _NO_PROGRAM) | (known == self._program)
         self._reader[at] = np.where(alone, self._program, _SEVERAL)
         self._read[at] = self._epoch
         self._lane[at] = access.lanes[:, None]
@@ -151,8 +151,8 @@ class Sanitizer:
         if (again & (np.diff(bits) != 0)).any():
             raise Unsound("two threads write different values to one place")
         writer, reader = self._writer[at], self._reader[at]
-        others = (writer != _NOBODY) & (writer != self._program)
-        others |= (reader != _NOBODY) & (reader != self._program)
+        others = (writer != _NO_PROGRAM) & (writer != self._program)
+        others |= (reader != _NO_PROGRAM) & (reader != self._program)
         if others.any() and not access.holds(values, others.any(1)):
             raise Unsound("writes what another program reads or writes")
         if (self._written[at] == self._epoch).any():
@@ -164,10 +164,10 @@ class Sanitizer:
         self._written[at] = self._epoch
 
     def _atomic(self, access: _Access) -> None:
-        """Any program may; nobody may touch the same otherwise."""
+        """Record an atomic access, which excludes all other accesses of the same bytes."""
         if access.addresses.size:
             at = self._bytes(access)
-            if (self._writer[at] > _NOBODY).any() or (self._reader[at] != _NOBODY).any():
+            if (self._writer[at] > _NO_PROGRAM).any() or (self._reader[at] != _NO_PROGRAM).any():
                 raise Unsound("is both atomic and not")
             self._writer[at] = _SEVERAL
 
@@ -190,7 +190,7 @@ class _Access:
         return cls(pointers.data, mask.data, width)
 
     def holds(self, values: NDArray[Any], which: NDArray[np.bool_]) -> bool:
-        """Whether those places have these values already: who writes them changes nothing."""
+        """Whether those places have these values already, so that writing changes nothing."""
         addresses, wanted = self.addresses[which], values[which]
         everywhere = np.ones(wanted.shape, np.bool_)
         found = interpreter._interpreter.load(

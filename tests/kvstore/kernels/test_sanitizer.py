@@ -114,7 +114,7 @@ def numbers(count: int) -> torch.Tensor:
         (_scalar_after_all_read_it, 1, (numbers(1), False), "still have to read"),
     ],
 )
-def test_unsound_accesses_are_told(kernel: Any, programs: int, given: Any, fault: str) -> None:
+def test_unsound_accesses_raise(kernel: Any, programs: int, given: Any, fault: str) -> None:
     with pytest.raises(Exception, match=fault):
         kernel[(programs,)](*given)
 
@@ -133,6 +133,6 @@ def test_unsound_accesses_are_told(kernel: Any, programs: int, given: Any, fault
         (_scalar_after_all_read_it, 1, (numbers(1), True)),
     ],
 )
-def test_sound_ones_are_not(kernel: Any, programs: int, given: Any, sanitized: Sanitizer) -> None:
+def test_sound_accesses_pass(kernel: Any, programs: int, given: Any, sanitized: Sanitizer) -> None:
     kernel[(programs,)](*given)
     assert sanitized.accesses

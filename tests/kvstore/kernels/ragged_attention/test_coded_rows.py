@@ -82,7 +82,7 @@ def test_sequences_of_all_codecs_attend_together_to_what_they_hold(size: int, to
 
 
 @pytest.mark.usefixtures("interpreted")
-def test_so_they_do_on_triton() -> None:
+def test_sequences_of_all_codecs_attend_together_on_triton() -> None:
     check_steps(8, 1, steps=1)
 
 

@@ -153,7 +153,7 @@ def test_the_same_inputs_give_the_same_bits(fed: int, codec: str, device: torch.
         assert one is other is None or torch.equal(one, other)
 
 
-def test_blocks_in_pieces_of_different_lengths(device: torch.device) -> None:
+def test_chunks_fed_in_parts_of_different_lengths(device: torch.device) -> None:
     """Two sequences are fed 3 and 1 tokens and then 4 and 4, each as one chunk in two parts."""
     counts = ((3, 4), (1, 4))
     batch = [a_sequence(rows, sum(c)) for rows, c in zip(SHORT, counts, strict=True)]

@@ -63,7 +63,7 @@ def test_log_weights_are_added_to_the_logits(window: int | None) -> None:
         torch.testing.assert_close(result.out.double(), expected.out, atol=2e-6, rtol=1e-5)
 
 
-def test_full_heads_that_hold_everything_have_no_marks() -> None:
+def test_full_heads_with_all_rows_have_no_metadata() -> None:
     """A sliding layer then finds a row's position from its slot."""
     shape = LayerShape(1, GROUP, SIZE, 40)
     pool = PagePool((shape,), pages=40, metadata_pages=1, page_rows=PAGE_ROWS, dtype=torch.float32)
@@ -81,7 +81,7 @@ def test_full_heads_that_hold_everything_have_no_marks() -> None:
 
 @pytest.mark.parametrize("thread_rows", [1, 1000])
 @pytest.mark.parametrize("parts", [1, 2, 3, 7, 64])
-def test_the_cut_into_parts_does_not_show(
+def test_results_do_not_depend_on_the_number_of_parts(
     parts: int, thread_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The attention of rows of cut heads is computed in parallel too if there are many rows."""

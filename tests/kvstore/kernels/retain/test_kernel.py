@@ -168,14 +168,12 @@ def test_rows_of_every_dtype_are_moved_bit_by_bit(dtype: torch.dtype, device: to
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("codec", ["fp8", "int8", "int4", "int8/int4", "model/fp8"])
-def test_new_rows_are_coded_on_the_way(
-    codec: str, dtype: torch.dtype, device: torch.device
-) -> None:
+def test_new_rows_are_coded(codec: str, dtype: torch.dtype, device: torch.device) -> None:
     check_step(a_pool((0, 40), SLIDING, device, dtype, codec), 3)
     check_step(a_pool((63,), FULL_RULE, device, dtype, codec), 2)
 
 
-def test_of_equal_scores_the_latest_lose(device: torch.device) -> None:
+def test_of_equal_scores_the_latest_rows_are_dropped(device: torch.device) -> None:
     """Many that lose, neighbours in every way: where a search that is one off shows."""
     budgets = [RetentionRule(budget_rows=rows) for rows in (1, 12, 21, 22, 23)]
     pool = DevicePool([[[33] * 5]], [[budgets]], [33], device)
@@ -183,13 +181,13 @@ def test_of_equal_scores_the_latest_lose(device: torch.device) -> None:
     check_step(pool, 1)
 
 
-def test_all_rows_may_leave_at_once(device: torch.device) -> None:
+def test_all_rows_can_be_dropped_at_once(device: torch.device) -> None:
     pool = a_pool((33, 1), RetentionRule(), device)
     check_step(pool, 2)
     assert pool.rows.sum() == 0
 
 
-def test_a_full_queue_of_pages_goes_round(device: torch.device) -> None:
+def test_a_full_queue_of_pages_wraps_around(device: torch.device) -> None:
     pool = a_pool((16, 32), SLIDING, device)
     check_step(pool, 40)
     ring = pool.free_pages.ring.numel()
@@ -200,7 +198,7 @@ def test_a_full_queue_of_pages_goes_round(device: torch.device) -> None:
         check_step(pool, 40)
 
 
-def test_a_head_that_finds_no_page_stays_as_it_was(device: torch.device) -> None:
+def test_a_head_without_a_free_page_does_not_change(device: torch.device) -> None:
     pool = a_pool((16, 15), FULL_RULE, device)
     pool.free_pages.taken.copy_(pool.free_pages.returned)
     place = (0, 0, 0)
@@ -223,7 +221,7 @@ def test_the_same_inputs_give_the_same_bits(device: torch.device) -> None:
 
 
 @given(rule=rules())
-def test_rules_survive_the_way_to_words(rule: RetentionRule) -> None:
+def test_rules_convert_to_words_and_back(rule: RetentionRule) -> None:
     table = rule_to_record(rule)[None].copy()
     words = rule_words(table)
     assert words.shape == (1, table.dtype.itemsize // 8)

@@ -165,7 +165,7 @@ def test_chunked_prefill_and_single_steps_agree_with_eager(model_type: str) -> N
 
 
 @pytest.mark.parametrize("model_type", [name for name, s in SLIDING_LAYERS.items() if any(s)])
-def test_a_hook_that_ignores_windows_is_told_apart(model_type: str) -> None:
+def test_a_hook_that_ignores_windows_differs(model_type: str) -> None:
     found = _feed(_served(model_type), DenseHook(ignore_windows=True))
     assert _worst(found, _eager(model_type)) > 1e-3
 
@@ -195,14 +195,14 @@ def test_an_unknown_keyword_is_refused(keywords: dict[str, object]) -> None:
         served.model.get_decoder()(_tokens(), **arguments, **keywords)
 
 
-def test_an_unknown_keyword_that_is_none_is_let_through() -> None:
+def test_an_unknown_keyword_that_is_none_is_accepted() -> None:
     served = _served("llama")
     arguments = {"headwise": DenseHook(), "headwise_shapes": served.shapes, "use_cache": False}
     output = served.model.get_decoder()(_tokens(), **arguments, s_aux=None)
     assert output.last_hidden_state.shape == (*_tokens().shape, 64)
 
 
-def test_a_layer_that_is_not_of_its_shape_is_noticed() -> None:
+def test_a_layer_of_another_shape_is_refused() -> None:
     served = _served("mistral")
     served.shapes = layer_shapes(_config("llama"))
     with pytest.raises(AssertionError):
