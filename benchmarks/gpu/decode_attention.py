@@ -16,7 +16,7 @@ from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.timing import Timer
 from kvstore.kernels.device_batch import DeviceScratch
 from kvstore.kernels.ragged_attention.kernel import attend_on_device
-from kvstore.kernels.ragged_attention.line_ends import line_ends
+from kvstore.kernels.ragged_attention.row_ends import row_ends
 from kvstore.row_codecs import RowCodec
 
 # shares of the dense cache's rows
@@ -98,7 +98,7 @@ def step(pool: Pool, sizes: Sizes, *, scored: bool = False) -> Callable[[], torc
     )
 
     def once() -> torch.Tensor:
-        line_ends(rows, batch.ends)
+        row_ends(rows, batch.ends)
         return attend_on_device(
             queries,
             batch,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kvstore.attention_input import AttentionInput
 from kvstore.kernels.device_batch import DeviceBatch, DeviceScratch
 from kvstore.kernels.ragged_attention.kernel import attend_on_device
-from kvstore.kernels.ragged_attention.line_ends import line_ends
+from kvstore.kernels.ragged_attention.row_ends import row_ends
 from kvstore.kernels.retain.free_pages import FreePages
 from kvstore.kernels.retain.kernel import retain
 from kvstore.pool.page_reservation import PageReservation
@@ -150,7 +150,7 @@ class ResidentBatch:
         """Before a step's first layer: where each head's rows end, and where its entries begin."""
         batch = self.batch
         torch.add(batch.cells, batch.before, out=self.cells)
-        line_ends(batch.rows, batch.ends)
+        row_ends(batch.rows, batch.ends)
         # the same throughout a block
         sizes = torch.where(self._bounded, batch.rows + self._block_tokens, 0).view(-1)
         ends = sizes.cumsum(0)

@@ -26,7 +26,7 @@ from kvstore.kernels.compact import kernel as compact
 from kvstore.kernels.paged_batch import PagedBatch, StepScratch
 from kvstore.kernels.ragged_attention import attend_slice
 from kvstore.kernels.ragged_attention import kernel as ragged_attention
-from kvstore.kernels.ragged_attention.line_ends import line_ends
+from kvstore.kernels.ragged_attention.row_ends import row_ends
 from kvstore.kernels.retain import kernel as retain
 from kvstore.pool import BatchStep, PageCount, PagePool
 from kvstore.row_codecs import KeyValueLayout, RowCodec
@@ -76,7 +76,7 @@ def launch_all_of(codec: RowCodec, tokens: int, window: int | None) -> None:
     batch, scratch = a_batch(codec, tokens, window)
     q = rows_of(tokens, HEADS * GROUP)
     ragged_attention.attend(q, batch, 0, scratch, 0.1, window)
-    line_ends(batch.on_device.rows, batch.on_device.ends)
+    row_ends(batch.on_device.rows, batch.on_device.ends)
     free = retain.FreePages.of(9, torch.arange(5, dtype=torch.int32))
     retain.retain(batch.on_device, scratch.on_device, free, free)
     retain.apply_decision(batch, scratch, retain.decide(batch, scratch))

@@ -33,7 +33,7 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
         "column_sums",
         "row_totals",
         "_gather",
-        "_line_ends",
+        "_row_ends",
         "attend_slice",
         "combine_partials",
         "write_row_attention",

@@ -27,7 +27,7 @@ from tests.kvstore.kernels.ragged_attention.batches import (
 )
 
 kernel = pytest.importorskip("kvstore.kernels.ragged_attention.kernel")
-line_ends = pytest.importorskip("kvstore.kernels.ragged_attention.line_ends").line_ends
+row_ends = pytest.importorskip("kvstore.kernels.ragged_attention.row_ends").row_ends
 
 # heads empty, one row, and sizes around pages, tiles and slices
 SHORT = ((0, 1, 20, 70), (33, 16, 0, 0))
@@ -202,9 +202,9 @@ def _sizes(sequence: Fed) -> list[int]:
     return [head.rows + fed for head in sequence.heads if head.rule.needs_scores]
 
 
-def test_line_ends_are_prefix_sums(device: torch.device) -> None:
+def test_row_ends_are_prefix_sums(device: torch.device) -> None:
     rows = torch.randint(0, 50, (400, 2, 3), dtype=torch.int32)
     ends = torch.empty(2, 1200, dtype=torch.int32, device=device)
-    line_ends(rows.to(device), ends)
+    row_ends(rows.to(device), ends)
     expected = [rows[:, n].flatten().cumsum(0) for n in (0, 1)]
     assert torch.equal(ends.cpu(), torch.stack(expected).int())

@@ -7,17 +7,17 @@ import triton
 import triton.language as tl
 
 
-def line_ends(rows: torch.Tensor, ends: torch.Tensor) -> None:
+def row_ends(rows: torch.Tensor, ends: torch.Tensor) -> None:
     """Write the prefix sums of the heads' rows in each layer, `ends` int32 `[L, B · H]`.
 
     `rows` int32 `[B, L, H]`. One launch per step.
     """
     _, layers, heads = rows.shape
-    _line_ends[(layers,)](ends, rows, layers, heads, ends.shape[1], BLOCK=1024)
+    _row_ends[(layers,)](ends, rows, layers, heads, ends.shape[1], BLOCK=1024)
 
 
 @triton.jit
-def _line_ends(
+def _row_ends(
     ends: tl.tensor,
     rows: tl.tensor,
     layers: int,
