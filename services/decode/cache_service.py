@@ -9,7 +9,7 @@ import grpc
 from headwise.errors import NotSupported
 from headwise.v1 import store_pb2, store_pb2_grpc
 from services.decode.link.prefill_source import PrefillSource
-from services.decode.memory.resident_caches import Contexts
+from services.decode.memory.resident_caches import ResidentCaches
 from services.runtime.security.identity import current_namespace
 from services.runtime.serving.handles import Handle
 
@@ -19,9 +19,9 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class CacheForwarder(store_pb2_grpc.CacheServiceServicer):
     """Implements headwise.v1.CacheService, except FetchCache, by calls to prefill."""
 
-    def __init__(self, source: PrefillSource, contexts: Contexts) -> None:
+    def __init__(self, source: PrefillSource, resident_caches: ResidentCaches) -> None:
         self._calls = source.stored_caches
-        self._contexts = contexts
+        self._resident_caches = resident_caches
 
     async def KeepCache(  # noqa: N802
         self, request: store_pb2.KeepCacheRequest, context: _Context
@@ -44,7 +44,7 @@ class CacheForwarder(store_pb2_grpc.CacheServiceServicer):
         namespace = current_namespace()
         answer = await self._calls.release(request, namespace, context.time_remaining())
         # if another lease on the cache still runs, the next request with it fetches the cache again
-        self._contexts.release((namespace, Handle.parse(request.handle).digest))
+        self._resident_caches.release((namespace, Handle.parse(request.handle).digest))
         return answer
 
     async def FetchCache(  # noqa: N802

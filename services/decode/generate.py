@@ -53,7 +53,7 @@ class GenerateCall:
     async def run(self) -> None:
         """Answer the request; raises a typed error."""
         # before any work is done: whoever is refused is refused at once
-        self._parts.admission.require_place()
+        self._parts.arbiter.require_place()
         require_known(self._request)
         if self._request.cache_handle:
             self._stored = await self._describe(self._request.cache_handle)
@@ -87,7 +87,7 @@ class GenerateCall:
             codec, prompt_memory = pages.codec, measure(pages)
         except BaseException:
             pages.release()
-            parts.admission.leave(spec.answers)
+            parts.arbiter.leave(spec.answers)
             raise
         parts.engine.submit(sequence)
         answers = (sequence, *sequence.forks)
@@ -121,7 +121,7 @@ class GenerateCall:
         self, spec: GenerationSpec, open_pages: Callable[[], SequencePages]
     ) -> SequencePages:
         with self._clock.queueing(), span("admit", answers=spec.answers):
-            pages = await self._parts.admission.admit(
+            pages = await self._parts.arbiter.admit(
                 spec.answers, self._context.time_remaining(), open_pages
             )
         metrics.STAGE_SECONDS.labels("admission").observe(self._clock.queue_seconds)
@@ -136,7 +136,7 @@ class GenerateCall:
         def load() -> Awaitable[tuple[SequencePages, TransferReport]]:
             return parts.loader.load(handle, stored, self._namespace)
 
-        borrowed = parts.contexts.borrow((self._namespace, stored.key), stored, load)
+        borrowed = parts.resident_caches.borrow((self._namespace, stored.key), stored, load)
         async with borrowed as (context, fresh):
             received = context.received
             self._stored_received = received if fresh else received.without_transfer_cost()
@@ -202,7 +202,7 @@ class GenerateCall:
         bound = pages.pages_bound(spec.final_tokens)
         pages.reservation.keep(PageCount(bound.rows - used.rows, bound.marks - used.marks))
         # what was promised beyond that may be what the next in line waits for
-        parts.admission.advance()
+        parts.arbiter.advance()
         observe_cache(received, pages)
         return received
 
@@ -240,7 +240,7 @@ class GenerateCall:
         return answer(0, pages, tuple(answer(n, None, ()) for n in range(1, spec.answers)))
 
     def _leave(self, since: float) -> None:
-        self._parts.admission.leave(stayed_seconds=time.monotonic() - since)
+        self._parts.arbiter.leave(stayed_seconds=time.monotonic() - since)
 
     def _keep(self, spec: GenerationSpec, received: TransferReport, index: int) -> Keep | None:
         """What becomes of a finished answer's cache; called by the engine's thread."""

@@ -7,11 +7,12 @@ import dataclasses
 from kvstore.pool import PagePool
 from services.decode.engine.doorbell import Doorbell
 from services.decode.engine.engine import Engine
+from services.decode.engine.sequence import RunningSequence
 from services.decode.generation import GenerationLimits
 from services.decode.link.prefill_source import PrefillSource
-from services.decode.memory.admission import Admission
+from services.decode.memory.arbiter import MemoryArbiter
 from services.decode.memory.intake import Intake
-from services.decode.memory.resident_caches import Contexts
+from services.decode.memory.resident_caches import ResidentCaches
 from services.decode.memory.sessions import Sessions
 from services.decode.memory.size_expectation import SizeExpectation
 from services.decode.stored_cache_load import ContextLoader
@@ -27,10 +28,10 @@ class DecodeParts:
     pool: PagePool
     source: PrefillSource
     engine: Engine
-    admission: Admission
+    arbiter: MemoryArbiter[RunningSequence]
     intake: Intake
     sessions: Sessions
-    contexts: Contexts
+    resident_caches: ResidentCaches
     loader: ContextLoader
     expectation: SizeExpectation
     doorbell: Doorbell

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -17,14 +16,15 @@ from services.decode.cache_service import CacheForwarder
 from services.decode.engine.doorbell import Doorbell
 from services.decode.engine.engine import Engine
 from services.decode.engine.schedule import Scheduler
+from services.decode.engine.sequence import RunningSequence
 from services.decode.engine.step import warm_up
 from services.decode.generation import GenerationLimits
 from services.decode.link.prefill_source import PrefillSource
-from services.decode.memory.admission import Admission
+from services.decode.memory.arbiter import MemoryArbiter, MemoryLimits
+from services.decode.memory.freed_pages import FreedPages
 from services.decode.memory.gauges import watch_memory
 from services.decode.memory.intake import Intake
-from services.decode.memory.resident_caches import Contexts
-from services.decode.memory.room import Room
+from services.decode.memory.resident_caches import ResidentCaches
 from services.decode.memory.sessions import Sessions
 from services.decode.memory.size_expectation import SizeExpectation
 from services.decode.options import DecodeOptions
@@ -74,7 +74,7 @@ async def serve_decode(options: DecodeOptions) -> None:
     warm_up(served, options.page_rows)
     parts = _build(served, options, source)
     servicer = DecodeServicer(parts, options)
-    forwarder = CacheForwarder(source, parts.contexts)
+    forwarder = CacheForwarder(source, parts.resident_caches)
     server.add(
         lambda grpc_server: decode_pb2_grpc.add_DecodeServiceServicer_to_server(
             servicer, grpc_server
@@ -100,7 +100,7 @@ async def serve_decode(options: DecodeOptions) -> None:
         await source.close()
         parts.engine.close()
         parts.sessions.close()
-        parts.contexts.close()
+        parts.resident_caches.close()
 
 
 def _build(served: ServedModel, options: DecodeOptions, source: PrefillSource) -> DecodeParts:
@@ -109,53 +109,41 @@ def _build(served: ServedModel, options: DecodeOptions, source: PrefillSource) -
     limits = _limits(served, options)
     pool = _pool(served, options, limits.max_sequence_tokens)
 
-    # the engine's thread finds room too; whoever waits for some is woken on the event loop
-    def on_room() -> None:
-        # the loop may be closed by the time the engine ends
-        with contextlib.suppress(RuntimeError):
-            doorbell.call(admission.advance)
-
-    sessions = Sessions(most=options.max_sessions, on_room=on_room)
-    contexts = Contexts(most=options.max_resident_caches, on_room=on_room)
-
-    def evict() -> bool:
-        # a stored cache can be fetched again, a session is gone for good
-        return contexts.evict() or sessions.evict()
-
+    freed = FreedPages(doorbell.call)
+    sessions = Sessions(most=options.max_sessions, on_room=freed.notify)
+    resident_caches = ResidentCaches(most=options.max_resident_caches, on_room=freed.notify)
+    arbiter = MemoryArbiter[RunningSequence](
+        pool,
+        resident_caches,
+        sessions,
+        freed,
+        MemoryLimits(
+            max_sequences=options.max_sequences,
+            max_queued=options.max_queued,
+            reservation_timeout_seconds=options.reservation_timeout_seconds,
+            swap_bytes=options.swap_bytes,
+        ),
+    )
     scheduler = Scheduler(
         most_sequences=options.max_sequences, spans=_SPANS, step_tokens=options.step_tokens
     )
-    room = Room(
-        pool,
-        evict,
-        scheduler.close,
-        on_room,
-        swap_bytes=options.swap_bytes,
-    )
-    admission = Admission(
-        evict,
-        lambda: len(room.preempted),
-        max_sequences=options.max_sequences,
-        max_queued=options.max_queued,
-        claim_seconds=options.reservation_timeout_seconds,
-    )
-    engine = Engine(served, pool, scheduler, room, _captured(served, pool, options))
-    # steps on a device leave the cores alone
+    engine = Engine(served, pool, scheduler, arbiter, _captured(served, pool, options))
+    # steps on a device leave the cores to arriving caches
     on_cpu = served.model.device.type == "cpu"
-    intake = Intake(admission.claim, lambda: on_cpu and engine.running)
+    intake = Intake(arbiter.reserve_for_arrival, lambda: on_cpu and engine.running)
     expectation = SizeExpectation(pool)
-    watch_memory(pool, admission, sessions, contexts, room)
+    watch_memory(pool, arbiter, sessions, resident_caches, options.swap_bytes)
     return DecodeParts(
         served=served,
         limits=limits,
         pool=pool,
         source=source,
         engine=engine,
-        admission=admission,
+        arbiter=arbiter,
         intake=intake,
         sessions=sessions,
-        contexts=contexts,
-        loader=ContextLoader(pool, source, admission, intake, expectation),
+        resident_caches=resident_caches,
+        loader=ContextLoader(pool, source, arbiter, intake, expectation),
         expectation=expectation,
         doorbell=doorbell,
     )
@@ -214,8 +202,8 @@ async def _expire_sessions(parts: DecodeParts) -> None:
     while True:
         await asyncio.sleep(_EXPIRY_SECONDS)
         parts.sessions.expire()
-        parts.admission.tick()
-        parts.contexts.expire()
+        parts.arbiter.tick()
+        parts.resident_caches.expire()
 
 
 async def _connect(source: PrefillSource, server: Server, target: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from headwise.v1 import cache_pb2
 from kvstore.pool import PageCount, PagePool, SequencePages
+from services.decode.engine.sequence import RunningSequence
 from services.decode.link.prefill_source import PrefillSource
-from services.decode.memory.admission import Admission
+from services.decode.memory.arbiter import MemoryArbiter
 from services.decode.memory.intake import Intake
 from services.decode.memory.size_expectation import SizeExpectation
 from services.decode.report import TransferReport
@@ -19,13 +20,13 @@ class ContextLoader:
         self,
         pool: PagePool,
         source: PrefillSource,
-        admission: Admission,
+        arbiter: MemoryArbiter[RunningSequence],
         intake: Intake,
         expectation: SizeExpectation,
     ) -> None:
         self._pool = pool
         self._source = source
-        self._admission = admission
+        self._arbiter = arbiter
         self._intake = intake
         self._expectation = expectation
 
@@ -35,7 +36,7 @@ class ContextLoader:
         """Raises what admission and the fetch raise."""
         codec = recorded_codec(stored.codec)
         expected = self._expectation.pages(stored.policy, stored.tokens, 0, codec)
-        pages = await self._admission.admit(
+        pages = await self._arbiter.admit(
             1, None, lambda: self._pool.open(stored.tokens, expected, codec)
         )
         try:
@@ -47,5 +48,5 @@ class ContextLoader:
             pages.release()
             raise
         finally:
-            self._admission.leave()
+            self._arbiter.leave()
         return pages, received

@@ -11,7 +11,7 @@ from kvstore.pool import PageCount, PagePool, SequencePages
 from kvstore.pool.resident import ResidentBatch
 from kvstore.row_codecs import MODEL_ROWS, RowCodec
 from services.decode.engine.cuda_graph import CapturedStep
-from services.decode.memory.room import NoRoom
+from services.decode.engine.step import BatchChanged
 from services.runtime.model.served_model import ServedModel
 
 log = logging.getLogger("headwise.captured")
@@ -55,22 +55,23 @@ class CapturedSteps:
         self,
         sequences: Sequence[SequencePages],
         tokens: Sequence[int],
-        make_room: Callable[[int, PageCount], bool],
+        reserve: Callable[[int, PageCount], bool],
     ) -> torch.Tensor | None:
         """Feed each sequence its token: the logits `[B, V]`, until the next call.
 
-        None if these cannot be stepped so; nothing has changed then. `make_room` has so many pages
-        promised to the sequence of that number, or says that it must wait: then raises `NoRoom`.
+        None if these sequences cannot be stepped by a graph; nothing has changed then.
+        `reserve(n, pages)` reserves pages for sequence n and returns False if it must wait. Raises
+        `BatchChanged` in that case, or if sequences were preempted.
         """
         step = self._entered(tuple(sequences))
         if step is None:
             return None
         for place, need in enumerate(step.resident.needs()):
             # whoever made room may have sent all of them home
-            if step.resident.sequences and not make_room(place, need):
-                raise NoRoom
+            if step.resident.sequences and not reserve(place, need):
+                raise BatchChanged
         if step.resident.sequences != tuple(sequences):
-            raise NoRoom
+            raise BatchChanged
         step.run(tokens)
         step.resident.settle()
         return step.logits[: len(sequences)]

@@ -15,8 +15,8 @@ from kvstore.pool import BatchStep, PageCount, PagePool
 from services.decode.engine.sampling import choose
 from services.decode.engine.schedule import Feed, Scheduler
 from services.decode.engine.sequence import RunningSequence
-from services.decode.engine.step import forward_step
-from services.decode.memory.room import NoRoom, Room
+from services.decode.engine.step import BatchChanged, forward_step
+from services.decode.memory.arbiter import MemoryArbiter
 from services.runtime.model.served_model import ServedModel
 from services.runtime.process import metrics
 from services.runtime.serving.status import RETRY_AFTER_SECONDS
@@ -46,14 +46,14 @@ class Engine:
         served: ServedModel,
         pool: PagePool,
         scheduler: Scheduler,
-        room: Room,
+        memory: MemoryArbiter[RunningSequence],
         captured: CapturedSteps | None = None,
     ) -> None:
         self._served = served
         self._scheduler = scheduler
-        self._room = room
+        self._memory = memory
         self._captured = captured
-        self._found_no_room = False
+        self._must_replan = False
         self._fed = pool.new_staged_rows(scheduler.cells)
         self._joining: list[RunningSequence] = []
         self._running: list[RunningSequence] = []
@@ -90,8 +90,8 @@ class Engine:
                 except Exception as error:
                     log.exception("a step failed")
                     _fail(self._running, error)
-        self._running += self._room.preempted
-        self._room.preempted.clear()
+        self._running += self._memory.preempted
+        self._memory.preempted.clear()
         _fail(self._running, Unavailable("the service is shutting down", "DRAINING"))
         self._let_go(lambda sequence: sequence.cancelled)
 
@@ -104,11 +104,11 @@ class Engine:
                 self._joining = []
                 if self._closed:
                     return []
-                if not self._running and not self._room.preempted:
+                if not self._running and not self._memory.preempted:
                     self._wake.wait()
                     self._progressed = time.monotonic()
                     continue
-            self._room.bring_back(self._running)
+            self._memory.restore(self._running)
             self._running.sort(key=lambda sequence: sequence.arrival)
             if any(sequence.cancelled for sequence in self._running):
                 continue
@@ -128,20 +128,20 @@ class Engine:
 
         Who must wait for room does so there: others of the batch go on meanwhile.
         """
-        if self._captured is None or self._found_no_room or not all(map(_is_plain, feeds)):
-            self._found_no_room = False
+        if self._captured is None or self._must_replan or not all(map(_is_plain, feeds)):
+            self._must_replan = False
             return False
         sequences = [feed.piece.block.sequence for feed in feeds]
         tokens = [token for feed in feeds for token in feed.tokens]
 
-        def make_room(place: int, need: PageCount) -> bool:
-            return self._room.make(feeds[place].sequence, need, self._running)
+        def reserve(place: int, need: PageCount) -> bool:
+            return self._reserve(feeds[place].sequence, need)
 
         try:
             with metrics.STEP_SECONDS.time():
-                logits = self._captured.run(sequences, tokens, make_room)
-        except NoRoom:
-            self._found_no_room = True
+                logits = self._captured.run(sequences, tokens, reserve)
+        except BatchChanged:
+            self._must_replan = True
             return True
         if logits is None:
             return False
@@ -153,9 +153,7 @@ class Engine:
         step.decide()
         ending = [place for place, feed in enumerate(feeds) if feed.piece.ends]
         fitting = [
-            place
-            for place in ending
-            if self._room.make(feeds[place].sequence, step.need(place), self._running)
+            place for place in ending if self._reserve(feeds[place].sequence, step.need(place))
         ]
         # only younger sequences are preempted for one, so whoever fits still has its pages here
         step.commit(fitting)
@@ -181,6 +179,15 @@ class Engine:
             whole = rows == list(range(len(logits)))
             self._choose(choosing, logits if whole else logits[rows])
         self._let_go(lambda sequence: sequence.finished)
+
+    def _reserve(self, sequence: RunningSequence, need: PageCount) -> bool:
+        """Reserve pages for the sequence; False if the sequence must wait for them."""
+        return self._memory.reserve_for_step(sequence, need, self._running, self._close_chunk)
+
+    def _close_chunk(self, sequence: RunningSequence) -> None:
+        """Free the staging range of a chunk that is not complete."""
+        if sequence.block is not None:
+            self._scheduler.close(sequence.block)
 
     def _begun_forks(self, parent: RunningSequence) -> list[RunningSequence]:
         forks, parent.forks = parent.forks, ()
@@ -208,16 +215,15 @@ class Engine:
                 "POOL_EXHAUSTED",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
-            _fail((self._running + self._room.preempted)[:1], error)
+            _fail((self._running + self._memory.preempted)[:1], error)
 
     def _let_go(self, over: Callable[[RunningSequence], bool]) -> None:
-        for waiting in (self._running, self._room.preempted):
+        for waiting in (self._running, self._memory.preempted):
             # asked once: a handler may cancel at any moment, and who leaves must also be released
             leaving = [sequence for sequence in waiting if over(sequence)]
             waiting[:] = [sequence for sequence in waiting if sequence not in leaving]
             for sequence in leaving:
-                if sequence.block is not None:
-                    self._scheduler.close(sequence.block)
+                self._close_chunk(sequence)
                 for one in (sequence, *sequence.forks):
                     one.release()
 

@@ -94,6 +94,13 @@ class RunningSequence:
         """Tokens that are to be fed before the next one is chosen."""
         return len(self.suffix) - self.done
 
+    @property
+    def swapped_bytes(self) -> int:
+        """Bytes that the sequence occupies in host memory; 0 while it is in the pool."""
+        # read by the metrics' thread too, while sequences return
+        swapped = self.swapped
+        return swapped.nbytes if swapped else 0
+
     def cancel(self) -> None:
         """Nobody waits for this any more; harmless when it has ended."""
         self.cancelled = True

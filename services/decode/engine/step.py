@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from kvstore.pool.resident import ResidentBatch
 
 
+class BatchChanged(Exception):
+    """Raised where a step cannot run as planned: sequences wait for pages, or were preempted."""
+
+
 class BatchAttention:
     """An `AttentionHook` over a batch's pages; the fed tokens of all sequences are one row."""
 

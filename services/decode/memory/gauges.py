@@ -1,29 +1,34 @@
-"""Gauges that read the pool itself whenever they are scraped, so that they cannot drift."""
+"""Gauges that read the pool at each scrape, so that they cannot drift."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from kvstore.pool import PagePool
-from services.decode.memory.admission import Admission
-from services.decode.memory.resident_caches import Contexts
-from services.decode.memory.room import Room
+from services.decode.memory.arbiter import MemoryArbiter
+from services.decode.memory.resident_caches import ResidentCaches
 from services.decode.memory.sessions import Sessions
 from services.runtime.process import metrics
 
 
 def watch_memory(
-    pool: PagePool, admission: Admission, sessions: Sessions, contexts: Contexts, room: Room
+    pool: PagePool,
+    arbiter: MemoryArbiter[Any],
+    sessions: Sessions,
+    resident_caches: ResidentCaches,
+    swap_bytes: int,
 ) -> None:
-    """Tie the memory gauges to this process's pool."""
-    metrics.SEQUENCES.set_function(lambda: admission.sequences)
-    metrics.QUEUED.set_function(lambda: admission.queued)
-    metrics.CONTEXTS.set_function(lambda: len(contexts))
+    """Connect the memory gauges to the pool of this process."""
+    metrics.SEQUENCES.set_function(lambda: arbiter.sequences)
+    metrics.QUEUED.set_function(lambda: arbiter.queued)
+    metrics.CONTEXTS.set_function(lambda: len(resident_caches))
     metrics.SESSIONS.set_function(lambda: len(sessions))
-    metrics.PREEMPTED.set_function(lambda: len(room.preempted))
+    metrics.PREEMPTED.set_function(lambda: len(arbiter.preempted))
     metrics.DENSE_EQUIVALENT_BYTES.set_function(lambda: pool.dense_bytes)
     metrics.RESIDENT_BYTES.labels("pool").set_function(lambda: pool.resident_bytes)
-    metrics.RESIDENT_BYTES.labels("host").set_function(lambda: room.swapped_bytes)
+    metrics.RESIDENT_BYTES.labels("host").set_function(lambda: arbiter.swapped_bytes)
     metrics.CAPACITY_BYTES.labels("pool").set(pool.capacity_bytes)
-    metrics.CAPACITY_BYTES.labels("host").set(room.swap_bytes)
+    metrics.CAPACITY_BYTES.labels("host").set(swap_bytes)
     metrics.POOL_ROWS.set_function(lambda: pool.rows)
     metrics.POOL_FRAGMENTATION.set_function(lambda: pool.fragmentation)
     metrics.POOL_PAGES.labels("used").set_function(lambda: pool.used_pages)

@@ -16,12 +16,12 @@ from services.decode.report import TransferReport
 from services.runtime.process import metrics
 
 # tenant and digest
-ContextKey = tuple[str, str]
+ResidentCacheKey = tuple[str, str]
 Load = Callable[[], Awaitable[tuple[SequencePages, TransferReport]]]
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class Context:
+class ResidentCache:
     """Pages that are only forked. `uses` counts who is about to; `expires` None: when evicted."""
 
     pages: SequencePages
@@ -32,11 +32,11 @@ class Context:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Loading:
-    task: asyncio.Task[Context]
+    task: asyncio.Task[ResidentCache]
     waiters: int = 0
 
 
-class Contexts:
+class ResidentCaches:
     """The least recently used first; one that nobody is about to fork goes when room is needed.
 
     `borrow` belongs to the event loop; the rest may be used from any thread. `on_room` is told when
@@ -46,8 +46,8 @@ class Contexts:
     def __init__(self, *, most: int, on_room: Callable[[], None]) -> None:
         self._most = most
         self._on_room = on_room
-        self._contexts: OrderedDict[ContextKey, Context] = OrderedDict()
-        self._loading: dict[ContextKey, _Loading] = {}
+        self._contexts: OrderedDict[ResidentCacheKey, ResidentCache] = OrderedDict()
+        self._loading: dict[ResidentCacheKey, _Loading] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -55,8 +55,8 @@ class Contexts:
 
     @contextlib.asynccontextmanager
     async def borrow(
-        self, key: ContextKey, stored: cache_pb2.StoredCache, load: Load
-    ) -> AsyncIterator[tuple[Context, bool]]:
+        self, key: ResidentCacheKey, stored: cache_pb2.StoredCache, load: Load
+    ) -> AsyncIterator[tuple[ResidentCache, bool]]:
         """The context until the block ends, and whether it was loaded for this call.
 
         All who want it while it is being loaded wait for one load; the last to give up ends it.
@@ -97,7 +97,7 @@ class Contexts:
         if over:
             self._on_room()
 
-    def release(self, key: ContextKey) -> None:
+    def release(self, key: ResidentCacheKey) -> None:
         """Its lease is over: nobody may come to use it."""
         with self._lock:
             context = self._contexts.get(key)
@@ -116,7 +116,7 @@ class Contexts:
             for key in list(self._contexts):
                 self._drop(key, "released")
 
-    def _use(self, key: ContextKey) -> Context | None:
+    def _use(self, key: ResidentCacheKey) -> ResidentCache | None:
         with self._lock:
             context = self._contexts.get(key)
             if context is not None:
@@ -125,7 +125,7 @@ class Contexts:
                 metrics.CONTEXTS_SHARED.inc()
             return context
 
-    async def _wait(self, key: ContextKey, load: Load) -> Context:
+    async def _wait(self, key: ResidentCacheKey, load: Load) -> ResidentCache:
         loading = self._loading.get(key)
         if loading is None:
             loading = self._loading[key] = _Loading(asyncio.create_task(self._load(key, load)))
@@ -136,7 +136,7 @@ class Contexts:
             await self._give_up(key, loading)
             raise
 
-    async def _give_up(self, key: ContextKey, loading: _Loading) -> None:
+    async def _give_up(self, key: ResidentCacheKey, loading: _Loading) -> None:
         task = loading.task
         if task.done():
             # both may happen in one turn of the event loop
@@ -150,14 +150,14 @@ class Contexts:
             task.cancel()
             await asyncio.wait((task,))
 
-    async def _load(self, key: ContextKey, load: Load) -> Context:
+    async def _load(self, key: ResidentCacheKey, load: Load) -> ResidentCache:
         loading = self._loading[key]
         try:
             pages, received = await load()
         finally:
             if self._loading.get(key) is loading:
                 del self._loading[key]
-        context = Context(pages, received, uses=loading.waiters)
+        context = ResidentCache(pages, received, uses=loading.waiters)
         with self._lock:
             self._contexts[key] = context
         return context
@@ -166,12 +166,12 @@ class Contexts:
         while len(self._contexts) > self._most and self.evict():
             pass
 
-    def _drop(self, key: ContextKey, reason: str) -> None:
+    def _drop(self, key: ResidentCacheKey, reason: str) -> None:
         self._contexts.pop(key).pages.release()
         metrics.CONTEXTS_GONE.labels(reason).inc()
 
 
-def _let_live(context: Context, stored: cache_pb2.StoredCache) -> None:
+def _let_live(context: ResidentCache, stored: cache_pb2.StoredCache) -> None:
     """As long as the lease it was asked for by; by key alone, until it is evicted."""
     if stored.expires_in_seconds:
         expires = time.monotonic() + stored.expires_in_seconds

@@ -12,10 +12,10 @@ from headwise.errors import DeadlineExceeded, Overloaded
 from headwise.v1 import cache_pb2
 from kvstore.wire import WireLimits
 from services.decode.link.prefill_source import PrefillSource
-from services.decode.memory.admission import Admission
 from services.decode.memory.intake import Intake
 from services.decode.observations import watched_call, watched_transfer
 from tests.services.decode.engine.engine_parts import load_served, new_pool
+from tests.services.decode.memory.arbiters import new_arbiter
 
 
 def _reachable(target: str) -> float | None:
@@ -31,11 +31,9 @@ async def test_nobody_listens(tiny_model: Path) -> None:
     target, before = "127.0.0.1:1", _transfers("UNAVAILABLE")
     limits = WireLimits(max_tokens=1000, max_layers=9, max_cache_bytes=1 << 30)
     source = PrefillSource(target, served, limits=limits, stall_seconds=5)
-    admission = Admission(
-        lambda: False, lambda: 0, max_sequences=1, max_queued=1, claim_seconds=0.1
-    )
-    intake = Intake(admission.claim, lambda: False)
-    pages = new_pool(served, pages=64).open(3)
+    pool = new_pool(served, pages=64)
+    intake = Intake(new_arbiter(pool).reserve_for_arrival, lambda: False)
+    pages = pool.open(3)
     with pytest.raises(Unavailable):
         await source.describe()
     with pytest.raises(Unavailable):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +21,11 @@ from services.decode.engine.engine import Engine
 from services.decode.engine.sampling import Sampler, SamplingParameters
 from services.decode.engine.schedule import Scheduler
 from services.decode.engine.sequence import Event, Finished, RunningSequence
-from services.decode.memory.room import Room
+from services.decode.memory.arbiter import Evictable
 from services.decode.report import Memory
 from services.prefill.compute.prefiller import Prefiller
 from services.runtime.model.served_model import ServedModel, load_model
+from tests.services.decode.memory.arbiters import new_arbiter
 
 if TYPE_CHECKING:
     from services.decode.engine.cuda_graphs import CapturedSteps
@@ -71,12 +72,12 @@ def new_engine(
     *,
     step_tokens: int = 24,
     swap_bytes: int = 1 << 30,
-    evict: Callable[[], bool] = lambda: False,
+    sessions: Evictable | None = None,
     captured: CapturedSteps | None = None,
 ) -> Engine:
     scheduler = Scheduler(most_sequences=64, spans=4, step_tokens=step_tokens)
-    room = Room(pool, evict, scheduler.close, lambda: None, swap_bytes=swap_bytes)
-    return Engine(served, pool, scheduler, room, captured)
+    arbiter = new_arbiter(pool, swap_bytes=swap_bytes, sessions=sessions)
+    return Engine(served, pool, scheduler, arbiter, captured)
 
 
 class Told:
@@ -91,11 +92,16 @@ class Told:
 
 
 class ToldSequence(RunningSequence):
-    """Knows where to read what is told of it."""
+    """A sequence whose events can be read, and which records that it was preempted."""
 
     def __init__(self, told: Told, **arguments: object) -> None:
         super().__init__(tell=told, **arguments)  # type: ignore[arg-type]
         self.events = told.events
+        self.was_preempted = False
+
+    def swap_out(self) -> None:
+        self.was_preempted = True
+        super().swap_out()
 
 
 def new_sequence(

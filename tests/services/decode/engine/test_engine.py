@@ -14,7 +14,6 @@ from headwise import Delta, FinishReason, InternalError, Unavailable
 from kvstore.pool import BatchStep, PagePool
 from services.decode.engine.engine import Engine
 from services.decode.engine.step import forward_step
-from services.decode.memory.room import Room
 from services.runtime.model.served_model import ServedModel
 from tests.services.decode.engine.engine_parts import (
     ToldSequence,
@@ -26,6 +25,7 @@ from tests.services.decode.engine.engine_parts import (
     read,
     run_alone,
 )
+from tests.services.decode.memory.arbiters import new_arbiter
 
 _LENGTHS = (2, 7, 40, 121)
 _TOKENS = 12
@@ -205,7 +205,7 @@ def test_a_sequence_cancelled_while_others_are_let_go_is_not_lost(served: Served
     engine = object.__new__(Engine)
     sequence = _CancelledMeanwhile()
     engine._running = [sequence]  # type: ignore[list-item]
-    engine._room = Room(new_pool(served), bool, print, print, swap_bytes=0)
+    engine._memory = new_arbiter(new_pool(served))
     engine._let_go(lambda one: one.cancelled)
     assert sequence in engine._running or sequence.released  # type: ignore[comparison-overlap]
     engine._let_go(lambda one: one.cancelled)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -15,13 +16,14 @@ from kvstore.pool import PageCount, PagePool, SequencePages
 from kvstore.wire import WireLimits
 from services.decode.link.prefill_source import PrefillSource
 from services.decode.link.reception import ExpectedTokens
-from services.decode.memory.admission import Admission
+from services.decode.memory.arbiter import MemoryArbiter
 from services.decode.memory.intake import Intake
 from services.runtime.model.served_model import ServedModel
 from services.runtime.serving.convert import describe_model
 from tests.faults.fake_prefill import FakePrefill
 from tests.faults.recording import record
 from tests.services.decode.engine.engine_parts import load_served, new_pool
+from tests.services.decode.memory.arbiters import new_arbiter
 
 _PROMPT = tuple(range(2, 90))
 
@@ -51,18 +53,18 @@ def pool(served: ServedModel) -> PagePool:
 
 
 @pytest.fixture
-def admission() -> Admission:
-    return Admission(lambda: False, lambda: 0, max_sequences=9, max_queued=9, claim_seconds=0.5)
+def arbiter(pool: PagePool) -> MemoryArbiter[Any]:
+    return new_arbiter(pool, reservation_timeout_seconds=0.5)
 
 
 @pytest.fixture
 async def receive(
-    served: ServedModel, admission: Admission
+    served: ServedModel, arbiter: MemoryArbiter[Any]
 ) -> AsyncIterator[Callable[[RecordedCall, SequencePages], asyncio.Task[object]]]:
     limits = WireLimits(max_tokens=1000, max_layers=9, max_cache_bytes=1 << 30)
     source = PrefillSource("127.0.0.1:1", served, limits=limits, stall_seconds=5)
 
-    intake = Intake(admission.claim, lambda: False)
+    intake = Intake(arbiter.reserve_for_arrival, lambda: False)
 
     def start(call: RecordedCall, pages: SequencePages) -> asyncio.Task[object]:
         return asyncio.create_task(source._receive(call, ExpectedTokens.of(_PROMPT), pages, intake))
@@ -74,13 +76,13 @@ async def receive(
 async def test_a_full_pool_holds_the_stream_up_until_somebody_leaves(
     served: ServedModel,
     pool: PagePool,
-    admission: Admission,
+    arbiter: MemoryArbiter[Any],
     receive: Callable[[RecordedCall, SequencePages], asyncio.Task[object]],
 ) -> None:
     call = RecordedCall(record(served, _PROMPT, "full"))
     # the first of two layers takes 22 pages, and so many are left for it
-    other = await admission.admit(1, None, lambda: pool.open(0, PageCount(40, 40)))
-    pages = await admission.admit(1, None, lambda: pool.open(len(_PROMPT)))
+    other = await arbiter.admit(1, None, lambda: pool.open(0, PageCount(40, 40)))
+    pages = await arbiter.admit(1, None, lambda: pool.open(len(_PROMPT)))
     receiving = receive(call, pages)
     await asyncio.sleep(0.1)
     held_up_at = call.read_count
@@ -90,7 +92,7 @@ async def test_a_full_pool_holds_the_stream_up_until_somebody_leaves(
     await asyncio.sleep(0.1)
     assert call.read_count == held_up_at
     other.release()
-    admission.leave()
+    arbiter.leave()
     await receiving
     assert pages.row_counts() == ((88, 88), (88, 88))
 
@@ -98,11 +100,11 @@ async def test_a_full_pool_holds_the_stream_up_until_somebody_leaves(
 async def test_it_is_given_up_when_nobody_leaves_in_time(
     served: ServedModel,
     pool: PagePool,
-    admission: Admission,
+    arbiter: MemoryArbiter[Any],
     receive: Callable[[RecordedCall, SequencePages], asyncio.Task[object]],
 ) -> None:
-    await admission.admit(1, None, lambda: pool.open(0, PageCount(40, 40)))
-    pages = await admission.admit(1, None, lambda: pool.open(len(_PROMPT)))
+    await arbiter.admit(1, None, lambda: pool.open(0, PageCount(40, 40)))
+    pages = await arbiter.admit(1, None, lambda: pool.open(len(_PROMPT)))
     with pytest.raises(Overloaded) as caught:
         await receive(RecordedCall(record(served, _PROMPT, "full")), pages)
     assert caught.value.reason == "POOL_EXHAUSTED"
@@ -113,8 +115,8 @@ async def test_it_is_given_up_when_nobody_leaves_in_time(
 class HeldIntake(Intake):
     """Rests until it is let go."""
 
-    def __init__(self, admission: Admission) -> None:
-        super().__init__(admission.claim, lambda: True)
+    def __init__(self, arbiter: MemoryArbiter[Any]) -> None:
+        super().__init__(arbiter.reserve_for_arrival, lambda: True)
         self.worked: list[float] = []
         self.go = asyncio.Event()
 
@@ -124,12 +126,12 @@ class HeldIntake(Intake):
 
 
 async def test_nothing_is_read_while_a_layer_rests(
-    served: ServedModel, pool: PagePool, admission: Admission
+    served: ServedModel, pool: PagePool, arbiter: MemoryArbiter[Any]
 ) -> None:
     limits = WireLimits(max_tokens=1000, max_layers=9, max_cache_bytes=1 << 30)
     source = PrefillSource("127.0.0.1:1", served, limits=limits, stall_seconds=0.2)
-    call, intake = RecordedCall(record(served, _PROMPT, "full")), HeldIntake(admission)
-    pages = await admission.admit(1, None, lambda: pool.open(len(_PROMPT)))
+    call, intake = RecordedCall(record(served, _PROMPT, "full")), HeldIntake(arbiter)
+    pages = await arbiter.admit(1, None, lambda: pool.open(len(_PROMPT)))
     receiving = asyncio.create_task(
         source._receive(call, ExpectedTokens.of(_PROMPT), pages, intake)
     )

@@ -1,4 +1,4 @@
-"""Arriving caches rest between layers for as long as running sequences need the cores."""
+"""Pauses between the layers of an arriving cache while sequences run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ async def _nothing(pages: SequencePages, need: PageCount) -> None:
     raise AssertionError
 
 
-async def test_nothing_rests_where_nothing_runs() -> None:
+async def test_there_is_no_pause_while_nothing_runs() -> None:
     async with asyncio.timeout(0.05):
         await Intake(_nothing, lambda: False).rest(60)
 
 
 @pytest.mark.parametrize(("worked", "least"), [(0.02, 0.04), (60, 0.1)])
-async def test_rests_are_longer_than_the_work_and_bounded(worked: float, least: float) -> None:
+async def test_pauses_are_longer_than_the_work_and_bounded(worked: float, least: float) -> None:
     began = time.perf_counter()
     async with asyncio.timeout(5):
         await Intake(_nothing, lambda: True).rest(worked)

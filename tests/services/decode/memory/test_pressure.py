@@ -1,4 +1,4 @@
-"""A pool too small for all: who must wait gives way, comes back, and answers as if alone."""
+"""Sequences in a pool too small for all: preempted ones return and answer as if alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 
 from headwise import Overloaded
 from kvstore.pool import PageCount, PagePool, SequencePages
-from services.decode.memory.room import Room
 from services.decode.memory.sessions import Sessions
 from services.decode.report import TransferReport
 from services.runtime.model.served_model import ServedModel
@@ -57,17 +56,10 @@ async def _alone(served: ServedModel, count: int) -> list[tuple[int, ...]]:
     ]
 
 
-async def test_preempted_sequences_answer_as_if_they_had_never_left(
-    served: ServedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_preempted_sequences_answer_as_if_they_had_never_left(served: ServedModel) -> None:
     expected = await _alone(served, 6)
     # room for all prompts, and for the answers of two or three of them
     pool = new_pool(served, pages=150)
-    preempted = []
-    preempt = Room._preempt
-    monkeypatch.setattr(
-        Room, "_preempt", lambda room, one: (preempted.append(one.arrival), preempt(room, one))
-    )
     engine = new_engine(served, pool)
     sequences = [_sequence(served, pool, number, PageCount()) for number in range(6)]
     for sequence in sequences:
@@ -75,13 +67,12 @@ async def test_preempted_sequences_answer_as_if_they_had_never_left(
     ended = await asyncio.gather(*map(read, sequences))
     await asyncio.to_thread(engine.close)
     assert [one.tokens for one in ended] == expected
-    assert preempted
-    # the oldest is never the one that gives way
-    assert sequences[0].arrival not in preempted
+    assert any(sequence.was_preempted for sequence in sequences)
+    assert not sequences[0].was_preempted, "the oldest sequence is never preempted"
     assert pool.free == PageCount(150, 150)
 
 
-async def test_without_memory_for_who_must_wait_the_youngest_is_refused(
+async def test_without_host_memory_the_youngest_sequence_is_refused(
     served: ServedModel,
 ) -> None:
     expected = await _alone(served, 1)
@@ -98,7 +89,7 @@ async def test_without_memory_for_who_must_wait_the_youngest_is_refused(
     assert pool.free == PageCount(100, 100)
 
 
-async def test_a_sequence_that_can_never_go_on_is_given_up(
+async def test_a_sequence_that_never_finds_pages_is_given_up(
     served: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.decode.engine.engine._STARVED_SECONDS", 0.1)
@@ -113,13 +104,13 @@ async def test_a_sequence_that_can_never_go_on_is_given_up(
     await asyncio.to_thread(engine.close)
 
 
-async def test_idle_sessions_give_way_before_anybody_has_to_wait(served: ServedModel) -> None:
+async def test_idle_sessions_are_evicted_before_a_sequence_waits(served: ServedModel) -> None:
     expected = await _alone(served, 1)
     pool = new_pool(served, pages=150)
     sessions = Sessions(most=9, on_room=lambda: None)
     kept = _idle(served, pool)
     session_id = sessions.keep(kept, [1, 2], TransferReport(), 60)
-    engine = new_engine(served, pool, evict=sessions.evict)
+    engine = new_engine(served, pool, sessions=sessions)
     sequence = _sequence(served, pool, 0, PageCount())
     pool.open(0, pool.free)
     engine.submit(sequence)

@@ -1,4 +1,4 @@
-"""Contexts are loaded once, forked while they are borrowed, and go when nobody needs them."""
+"""ResidentCaches are loaded once, forked while they are borrowed, and go when nobody needs them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from headwise.v1 import cache_pb2
 from kvstore.cache import LayerShape
 from kvstore.pool import PageCount, PagePool, SequencePages
-from services.decode.memory.resident_caches import Contexts
+from services.decode.memory.resident_caches import ResidentCaches
 from services.decode.report import TransferReport
 
 _KEY = ("default", "a" * 64)
@@ -44,7 +44,7 @@ class Visits:
     """Tasks that borrow a context and hold it until let go."""
 
     def __init__(self, most: int = 1) -> None:
-        self.contexts = Contexts(most=most, on_room=lambda: None)
+        self.contexts = ResidentCaches(most=most, on_room=lambda: None)
         self.loads = Loads()
         self.inside = 0
         self.gate = asyncio.Event()
