@@ -1,10 +1,9 @@
-"""What a Generate request asks for, checked."""
+"""A Generate request, checked and converted to plain values."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 from headwise.errors import InvalidRequest
 from headwise.v1 import cache_pb2, decode_pb2
@@ -28,10 +27,10 @@ _REPETITION_PENALTIES = (0.1, 10.0)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GenerationSpec:
-    """A prompt as tokens, the policy to pass on, and how to continue.
+    """A prompt as tokens, the policy that prefill is to apply, and the rules of its answers.
 
-    The first `session_tokens` of the tokens are what a session has; the prompt comes after them.
-    All of them follow `context_tokens` of a stored cache, whose tokens are not known here.
+    The first `session_tokens` of the tokens are those of a session; the prompt comes after them.
+    All tokens come after the `context_tokens` of a stored cache, whose ids decode does not know.
     """
 
     token_ids: tuple[int, ...]
@@ -51,20 +50,32 @@ class GenerationSpec:
 
     @property
     def final_tokens(self) -> int:
-        """Tokens the cache may have seen at the end; the last token made is never fed."""
+        """Tokens of the cache after the longest answer, whose last token is never fed."""
         return self.context_tokens + len(self.token_ids) + self.ends.max_tokens - 1
 
     @property
     def suffix(self) -> tuple[int, ...]:
-        """The tokens that are not in the cache: to be fed."""
+        """The tokens that are not in the cache, which the engine feeds."""
         if self.session_tokens:
             return self.token_ids[self.session_tokens - 1 :]
         return self.token_ids if self.context_tokens else self.token_ids[-1:]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class HeldTokens:
+    """Tokens that a cache holds before a prompt: those of a stored cache, then a session's.
+
+    The last of a session's `token_ids` is not in its cache. The ids of the `context_tokens` of a
+    stored cache are not known to decode.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    context_tokens: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class GenerationLimits:
-    """What a request may ask for; tokens, seconds and row codecs."""
+    """Upper bounds of a request: tokens, answers, seconds; and the codecs that are allowed."""
 
     max_sequence_tokens: int
     default_max_tokens: int
@@ -77,48 +88,48 @@ def parse_generation(
     request: decode_pb2.GenerateRequest,
     served: ServedModel,
     limits: GenerationLimits,
-    held: Sequence[int] = (),
-    context_tokens: int = 0,
+    held: HeldTokens,
 ) -> GenerationSpec:
-    """Raises the typed error of the first thing that is wrong.
+    """Return the generation that follows the held tokens.
 
-    `held` are a session's tokens, `context_tokens` counts those of a stored cache before them.
+    Raises the typed error of the request's first fault.
     """
+    session_ids, context_tokens = held.token_ids, held.context_tokens
     sampling, answers = _sampling(request.sampling, limits)
     stop_ids = _stop_token_ids(request, served)
-    prompt, field = _prompt(request, served.tokenizer, held, follows=context_tokens > 0)
-    # one token at least must still fit
-    most = limits.max_sequence_tokens - context_tokens - len(held) - 1
-    check_tokens(prompt, field, served.vocabulary_size, most)
-    room = most + 1 - len(prompt)
-    if request.max_tokens > room:
+    prompt, field = _prompt(request, served.tokenizer, held)
+    # at least one token of an answer must fit after the prompt
+    max_prompt_tokens = limits.max_sequence_tokens - context_tokens - len(session_ids) - 1
+    check_tokens(prompt, field, served.vocabulary_size, max_prompt_tokens)
+    free_tokens = max_prompt_tokens + 1 - len(prompt)
+    if request.max_tokens > free_tokens:
         raise _invalid(
             "max_tokens",
-            f"{request.max_tokens} tokens do not fit: those before them leave {room}",
+            f"{request.max_tokens} tokens do not fit: those before them leave {free_tokens}",
             "SEQUENCE_TOO_LONG",
         )
-    if held and request.policy.name:
+    if session_ids and request.policy.name:
         raise _invalid("policy", "a session has its policy already", "POLICY_OF_SESSION")
     if context_tokens and request.policy.name:
         raise _invalid("policy", "a stored cache has its policy already", "POLICY_OF_CACHE")
-    if held and request.HasField("codec"):
+    if session_ids and request.HasField("codec"):
         raise _invalid("codec", "a session has its codec already", "CODEC_OF_SESSION")
     if context_tokens and request.HasField("codec"):
         raise _invalid("codec", "a stored cache has its codec already", "CODEC_OF_CACHE")
     keep = request.keep_session_seconds
     _require_within("keep_session_seconds", keep, 0, limits.max_session_seconds)
     return GenerationSpec(
-        token_ids=(*held, *prompt),
+        token_ids=(*session_ids, *prompt),
         policy=request.policy,
         sampling=sampling,
         ends=EndRules(
-            max_tokens=request.max_tokens or min(limits.default_max_tokens, room),
+            max_tokens=request.max_tokens or min(limits.default_max_tokens, free_tokens),
             stop_texts=_stop_texts(request),
             stop_token_ids=stop_ids,
         ),
         report_heads=request.report_heads,
         codec=codec_from_proto(request.codec, limits.codecs),
-        session_tokens=len(held),
+        session_tokens=len(session_ids),
         context_tokens=context_tokens,
         answers=answers,
         keep_session_seconds=keep,
@@ -126,27 +137,26 @@ def parse_generation(
 
 
 def _prompt(
-    request: decode_pb2.GenerateRequest,
-    tokenizer: PromptTokenizer,
-    held: Sequence[int],
-    *,
-    follows: bool,
+    request: decode_pb2.GenerateRequest, tokenizer: PromptTokenizer, held: HeldTokens
 ) -> tuple[tuple[int, ...], str]:
-    """The prompt's tokens, put after what is there already, and the field they came from."""
+    """Return the prompt's tokens, as they follow the held ones, and the field they came from."""
+    session_ids, has_context = held.token_ids, held.context_tokens > 0
 
     def encode_chat(messages: Messages) -> list[int]:
-        if held:
-            return tokenizer.encode_turn(messages, after=held[-1])
-        return tokenizer.encode_question(messages) if follows else tokenizer.encode_chat(messages)
+        if session_ids:
+            return tokenizer.encode_turn(messages, after=session_ids[-1])
+        if has_context:
+            return tokenizer.encode_question(messages)
+        return tokenizer.encode_chat(messages)
 
-    begins = not held and not follows
+    begins = not session_ids and not has_context
     return prompt_tokens(request, lambda text: tokenizer.encode(text, begins=begins), encode_chat)
 
 
 def _sampling(
     sampling: decode_pb2.Sampling, limits: GenerationLimits
 ) -> tuple[SamplingParameters, int]:
-    """How to choose tokens, and for how many answers."""
+    """Return the parameters of sampling, and the number of answers."""
     _require_within("sampling.temperature", sampling.temperature, 0, _MAX_TEMPERATURE)
     _require_within("sampling.top_p", sampling.top_p, 0, 1)
     _require_within("sampling.min_p", sampling.min_p, 0, 1)
@@ -173,9 +183,9 @@ def _sampling(
 def _stop_texts(request: decode_pb2.GenerateRequest) -> tuple[str, ...]:
     if len(request.stop) > MAX_STOP_TEXTS:
         raise _invalid("stop", f"{len(request.stop)} texts, at most {MAX_STOP_TEXTS}")
-    for place, text in enumerate(request.stop):
+    for index, text in enumerate(request.stop):
         if not text:
-            raise _invalid(f"stop[{place}]", "a stop text cannot be empty")
+            raise _invalid(f"stop[{index}]", "a stop text cannot be empty")
     return tuple(request.stop)
 
 

@@ -1,4 +1,4 @@
-"""What a call tells its client, as protobuf."""
+"""Converts answers, results and sessions to protobuf."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from services.decode.generation import GenerationSpec
 from services.decode.memory.sessions import Session
 from services.decode.report import (
     Clock,
-    Memory,
-    TransferReport,
+    PromptCache,
     heads_to_proto,
     measure,
     memory_to_proto,
 )
+from services.runtime.serving.convert import codec_to_proto
 
 _FINISH = {
     FinishReason.STOP: decode_pb2.FINISH_REASON_STOP,
@@ -25,10 +25,10 @@ _FINISH = {
 def delta_to_proto(delta: Delta) -> decode_pb2.GenerateResponse:
     logprobs = [
         decode_pb2.TokenLogprobs(
-            logprob=one.logprob,
-            top=[decode_pb2.TopLogprob(token_id=t, logprob=p) for t, p in one.top],
+            logprob=token.logprob,
+            top=[decode_pb2.TopLogprob(token_id=t, logprob=p) for t, p in token.top],
         )
-        for one in delta.logprobs
+        for token in delta.logprobs
     ]
     return decode_pb2.GenerateResponse(
         delta=decode_pb2.Delta(
@@ -39,13 +39,11 @@ def delta_to_proto(delta: Delta) -> decode_pb2.GenerateResponse:
 
 def result_to_proto(
     spec: GenerationSpec,
-    received: TransferReport,
-    prompt_memory: Memory,
+    prompt_cache: PromptCache,
     finished: Finished,
     clock: Clock,
 ) -> decode_pb2.Result:
-    # a turn's cache did not travel
-    wire_bytes = 0 if spec.session_tokens else received.wire_bytes
+    report = prompt_cache.report
     return decode_pb2.Result(
         finish_reason=_FINISH[finished.reason],
         usage=decode_pb2.Usage(
@@ -54,13 +52,12 @@ def result_to_proto(
             session_tokens=spec.session_tokens,
             context_tokens=spec.context_tokens,
         ),
-        prompt_memory=memory_to_proto(prompt_memory, received, wire_bytes),
-        final_memory=memory_to_proto(finished.memory, received, 0),
-        timings=clock.timings(
-            TransferReport() if spec.session_tokens else received, finished.index
-        ),
-        heads=heads_to_proto(received) if spec.report_heads else [],
-        policy=received.policy,
+        prompt_memory=memory_to_proto(prompt_cache.memory, report, report.wire_bytes),
+        final_memory=memory_to_proto(finished.memory, report, 0),
+        timings=clock.timings(report, finished.index),
+        heads=heads_to_proto(report) if spec.report_heads else [],
+        policy=report.policy,
+        codec=codec_to_proto(prompt_cache.codec),
         index=finished.index,
         session_id=finished.session_id,
     )

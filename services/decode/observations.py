@@ -1,4 +1,4 @@
-"""What the handling of a request tells the metrics."""
+"""Metrics of calls to prefill, of arrived caches and of tokens."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from services.runtime.serving.status import to_headwise_error
 
 @contextlib.contextmanager
 def watched_call(target: str) -> Iterator[None]:
-    """A call to prefill: tells whether it could be reached.
+    """Record whether the call to prefill within the block reached it.
 
-    A deadline that passed or a cancellation says nothing about that.
+    A call that passed its deadline or was cancelled leaves the record as it was.
     """
     reachable = metrics.PREFILL_REACHABLE.labels(target)
     try:
@@ -32,7 +32,7 @@ def watched_call(target: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def watched_transfer(target: str) -> Iterator[None]:
-    """A call that pulls a cache: counted by the status it ends with."""
+    """Count the transfer of a cache within the block by the status that it ends with."""
     outcome = "CANCELLED"
     try:
         with watched_call(target):
@@ -45,21 +45,21 @@ def watched_transfer(target: str) -> Iterator[None]:
         metrics.TRANSFERS.labels(outcome).inc()
 
 
-def observe_cache(received: TransferReport, pages: SequencePages) -> None:
-    """A cache has arrived whole in `pages`, and nothing has been fed yet."""
-    for head in received.heads:
+def observe_cache(report: TransferReport, pages: SequencePages) -> None:
+    """Record a cache that has arrived in `pages`, before any token is fed to it."""
+    for head in report.heads:
         by_layer = f"{head.layer:02d}", head.head_class
         metrics.HEADS_RECEIVED.labels(head.head_class).inc()
         metrics.ROWS_RECEIVED.labels(*by_layer).inc(head.rows)
         metrics.DENSE_ROWS_RECEIVED.labels(*by_layer).inc(pages.length)
     metrics.WIRE_DENSE_EQUIVALENT_BYTES.inc(pages.dense_bytes)
-    if received.profiled:
-        metrics.RECOVERED_MASS.observe(received.recovered_mass)
-    metrics.STAGE_SECONDS.labels("receive").observe(received.receive_seconds)
+    if report.profiled:
+        metrics.RECOVERED_MASS.observe(report.recovered_mass)
+    metrics.STAGE_SECONDS.labels("receive").observe(report.receive_seconds)
 
 
 def observe_token(clock: Clock, answer: int) -> None:
-    """A token of one of a request's answers is there."""
+    """Record a token of one of a request's answers."""
     first, since = clock.token(answer)
     if first:
         metrics.TIME_TO_FIRST_TOKEN.observe(clock.first_token_seconds)

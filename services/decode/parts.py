@@ -1,10 +1,11 @@
-"""What the handlers of one decode process share."""
+"""The objects that the handlers of one decode process share."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from kvstore.pool import PagePool
+from services.decode.arriving_caches import ArrivingCaches
 from services.decode.engine.doorbell import Doorbell
 from services.decode.engine.engine import Engine
 from services.decode.engine.sequence import RunningSequence
@@ -15,13 +16,12 @@ from services.decode.memory.intake import Intake
 from services.decode.memory.resident_caches import ResidentCaches
 from services.decode.memory.sessions import Sessions
 from services.decode.memory.size_expectation import SizeExpectation
-from services.decode.stored_cache_load import ContextLoader
 from services.runtime.model.served_model import ServedModel
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class DecodeParts:
-    """Used on the event loop; the engine has a thread of its own."""
+    """The composition of one process, made in `process` and used on the event loop."""
 
     served: ServedModel
     limits: GenerationLimits
@@ -32,6 +32,6 @@ class DecodeParts:
     intake: Intake
     sessions: Sessions
     resident_caches: ResidentCaches
-    loader: ContextLoader
+    arrivals: ArrivingCaches
     expectation: SizeExpectation
     doorbell: Doorbell

@@ -12,6 +12,7 @@ from kvstore.errors import FingerprintMismatch
 from kvstore.kernels.dispatch import runs_triton
 from kvstore.pool import PagePool, metadata_page_bytes, row_page_bytes
 from kvstore.wire import WireLimits
+from services.decode.arriving_caches import ArrivingCaches
 from services.decode.cache_service import CacheForwarder
 from services.decode.engine.doorbell import Doorbell
 from services.decode.engine.engine import Engine
@@ -30,7 +31,6 @@ from services.decode.memory.size_expectation import SizeExpectation
 from services.decode.options import DecodeOptions
 from services.decode.parts import DecodeParts
 from services.decode.service import DecodeServicer
-from services.decode.stored_cache_load import ContextLoader
 from services.runtime.model.model_options import allowed_codecs, load_served_model, require_codecs
 from services.runtime.model.served_model import ServedModel
 from services.runtime.model.small_batches import prepare_for_small_batches
@@ -143,7 +143,7 @@ def _build(served: ServedModel, options: DecodeOptions, source: PrefillSource) -
         intake=intake,
         sessions=sessions,
         resident_caches=resident_caches,
-        loader=ContextLoader(pool, source, arbiter, intake, expectation),
+        arrivals=ArrivingCaches(pool, source, arbiter, intake, expectation),
         expectation=expectation,
         doorbell=doorbell,
     )

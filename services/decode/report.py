@@ -1,4 +1,4 @@
-"""What a cache occupies and where the time went, measured, for the result."""
+"""Measurements of a cache and of a request's time, for its result."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from headwise.v1 import cache_pb2, decode_pb2, prefill_pb2
 from kvstore.cache import RaggedLayer
 from kvstore.pool import SequencePages
+from kvstore.row_codecs import RowCodec
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Memory:
 
 
 def measure(pages: SequencePages) -> Memory:
-    """What the sequence holds right now."""
+    """Return the bytes and rows that the sequence holds at this moment."""
     heads = sum(shape.kv_heads for shape in pages.shapes)
     return Memory(
         dense_bytes=pages.dense_bytes,
@@ -36,7 +37,7 @@ def measure(pages: SequencePages) -> Memory:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Head:
-    """What one KV head kept of the prompt."""
+    """The prompt's rows that one KV head holds, and the attention coverage of those rows."""
 
     layer: int
     head: int
@@ -46,7 +47,7 @@ class Head:
 
 
 def heads_of(index: int, layer: RaggedLayer) -> tuple[Head, ...]:
-    """The heads of a received layer."""
+    """Return the heads of a layer that has arrived."""
     parts = zip(layer.rules, layer.head_row_counts(), layer.attention_coverage, strict=True)
     return tuple(
         Head(index, head, rule.head_class, rows, attention_coverage)
@@ -56,10 +57,10 @@ def heads_of(index: int, layer: RaggedLayer) -> tuple[Head, ...]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TransferReport:
-    """A cache that arrived whole: what it took, and what its heads kept.
+    """The cost of a cache's transfer from prefill, and the contents of the cache.
 
-    `policy` is what it was made with, every parameter spelled out; `context_tokens` those of a
-    stored cache that what came later followed.
+    `policy` made the cache; every parameter of it is spelled out. `context_tokens` counts the
+    tokens of the stored cache that a generation began on, and is 0 where there was none.
     """
 
     policy: cache_pb2.Policy = dataclasses.field(default_factory=cache_pb2.Policy)
@@ -70,44 +71,54 @@ class TransferReport:
     context_tokens: int = 0
 
     def without_transfer_cost(self) -> TransferReport:
-        """For one who did not have to wait until it came."""
+        """Return a copy with wire bytes and times zeroed, for a cache that was in the pool."""
         stages = prefill_pb2.PrefillReport()
         return dataclasses.replace(self, wire_bytes=0, receive_seconds=0.0, stages=stages)
 
     @property
     def profiled(self) -> bool:
-        """Whether the policy knew what every head's rows cover."""
+        """Whether the policy measured the attention coverage of every head."""
         return all(head.attention_coverage > 0 for head in self.heads)
 
     @property
     def recovered_mass(self) -> float:
-        """Mean over all heads; 1 for an empty cache, which lost nothing."""
+        """The mean attention coverage of all heads; 1 for an empty cache."""
         return (
             sum(h.attention_coverage for h in self.heads) / len(self.heads) if self.heads else 1.0
         )
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class PromptCache:
+    """The cache of a prompt before the engine has fed any token to it."""
+
+    report: TransferReport
+    memory: Memory
+    codec: RowCodec
+
+
 class Clock:
-    """Marks a request's moments, those of its answers apart."""
+    """Measures where a request's time goes, and the time of each of its answers."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
         self._queue_seconds = 0.0
         self._first_token: float | None = None
-        # each answer's first and last token
+        # seconds at which each answer's first and last token were made
         self._tokens: dict[int, tuple[float, float]] = {}
 
     @contextmanager
     def queueing(self) -> Iterator[None]:
-        """Within this the request waits for room."""
+        """Count the time within the block as waiting for room."""
         began = time.perf_counter()
         yield
         self._queue_seconds += time.perf_counter() - began
 
     def token(self, answer: int) -> tuple[bool, float | None]:
-        """A token was made: whether it is the request's first, and seconds since its answer's last.
+        """Note a token of an answer.
 
-        None for an answer's first.
+        Return whether it is the request's first token, and the seconds since the answer's previous
+        token, which are None for the answer's first.
         """
         now = time.perf_counter()
         first, before = self._tokens.get(answer, (now, None))
@@ -117,15 +128,15 @@ class Clock:
 
     @property
     def queue_seconds(self) -> float:
-        """Spent in line for room."""
+        """Seconds spent in the admission queue."""
         return self._queue_seconds
 
     @property
     def first_token_seconds(self) -> float:
         return (self._first_token or self._began) - self._began
 
-    def timings(self, received: TransferReport, answer: int) -> decode_pb2.Timings:
-        stages = received.stages
+    def timings(self, report: TransferReport, answer: int) -> decode_pb2.Timings:
+        stages = report.stages
         first, last = self._tokens.get(answer, (0.0, 0.0))
         return decode_pb2.Timings(
             queue_seconds=self._queue_seconds + stages.queue_seconds,
@@ -133,7 +144,7 @@ class Clock:
             profile_seconds=stages.profile_seconds,
             compact_seconds=stages.compact_seconds,
             ship_seconds=stages.ship_seconds,
-            receive_seconds=received.receive_seconds,
+            receive_seconds=report.receive_seconds,
             first_token_seconds=self.first_token_seconds,
             decode_seconds=last - first,
             total_seconds=time.perf_counter() - self._began,
@@ -141,16 +152,16 @@ class Clock:
 
 
 def memory_to_proto(
-    memory: Memory, received: TransferReport, wire_bytes: int
+    memory: Memory, report: TransferReport, wire_bytes: int
 ) -> decode_pb2.MemoryReport:
-    classes = collections.Counter(head.head_class for head in received.heads)
+    classes = collections.Counter(head.head_class for head in report.heads)
     return decode_pb2.MemoryReport(
         dense_bytes=memory.dense_bytes,
         resident_bytes=memory.resident_bytes,
         wire_bytes=wire_bytes,
         rows_kept=memory.rows_kept,
         rows_dense=memory.rows_dense,
-        recovered_mass=received.recovered_mass,
+        recovered_mass=report.recovered_mass,
         head_classes=[
             decode_pb2.HeadClassCount(head_class=name, heads=count)
             for name, count in sorted(classes.items())
@@ -158,7 +169,7 @@ def memory_to_proto(
     )
 
 
-def heads_to_proto(received: TransferReport) -> list[decode_pb2.HeadReport]:
+def heads_to_proto(report: TransferReport) -> list[decode_pb2.HeadReport]:
     return [
         decode_pb2.HeadReport(
             layer=head.layer,
@@ -167,5 +178,5 @@ def heads_to_proto(received: TransferReport) -> list[decode_pb2.HeadReport]:
             rows=head.rows,
             recovered_mass=head.attention_coverage,
         )
-        for head in received.heads
+        for head in report.heads
     ]

@@ -1,4 +1,4 @@
-"""The servicer: one method an RPC."""
+"""The servicer of DecodeService: one method for each RPC."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Any
 import grpc
 
 from headwise.v1 import decode_pb2, decode_pb2_grpc
+from services.decode.answers import AnswerRunner
 from services.decode.generate import GenerateCall
 from services.decode.messages import session_to_proto
 from services.decode.options import DecodeOptions
+from services.decode.origin_lookup import OriginLookup
 from services.decode.parts import DecodeParts
+from services.decode.request_reader import RequestReader
 from services.runtime.security.identity import current_allowance, current_tenant
 from services.runtime.serving.convert import describe_model, describe_versions
 
@@ -23,11 +26,30 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
     def __init__(self, parts: DecodeParts, options: DecodeOptions) -> None:
         self._parts = parts
         self._options = options
+        self._origins = OriginLookup(
+            parts.sessions, parts.resident_caches, parts.arrivals, parts.source.stored_caches
+        )
+        self._reader = RequestReader(parts.served, parts.limits, parts.pool)
+        self._runner = AnswerRunner(
+            parts.engine,
+            parts.doorbell,
+            parts.arbiter,
+            parts.expectation,
+            parts.served.tokenizer,
+        )
 
     async def Generate(  # noqa: N802
         self, request: decode_pb2.GenerateRequest, context: _Context
     ) -> None:
-        await GenerateCall(self._parts, request, context).run()
+        await GenerateCall(
+            request,
+            context,
+            origins=self._origins,
+            reader=self._reader,
+            arbiter=self._parts.arbiter,
+            sessions=self._parts.sessions,
+            runner=self._runner,
+        ).run()
 
     async def Describe(  # noqa: N802
         self, request: decode_pb2.DecodeServiceDescribeRequest, context: _Context
@@ -56,8 +78,8 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
         self, request: decode_pb2.ForkSessionRequest, context: _Context
     ) -> decode_pb2.ForkSessionResponse:
         sessions, tenant = self._parts.sessions, current_tenant()
-        more = sessions.describe(request.session_id, tenant).pages.resident_bytes
-        with current_allowance().hold(sessions.held_bytes(tenant), more):
+        fork_bytes = sessions.describe(request.session_id, tenant).pages.resident_bytes
+        with current_allowance().hold(sessions.held_bytes(tenant), fork_bytes):
             session = sessions.fork(request.session_id, tenant)
         return decode_pb2.ForkSessionResponse(session=session_to_proto(session))
 
