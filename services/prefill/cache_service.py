@@ -33,7 +33,7 @@ class CacheServicer(store_pb2_grpc.CacheServiceServicer):
     def __init__(self, served: ServedModel, parts: PrefillParts, options: PrefillOptions) -> None:
         self._served = served
         self._parts = parts
-        self._keeper = parts.keeper
+        self._store = parts.store
         self._default_policy = options.default_policy
         self._messages = HeldMessages(served.shapes)
         self._codecs = allowed_codecs(options.model.codecs)
@@ -42,21 +42,21 @@ class CacheServicer(store_pb2_grpc.CacheServiceServicer):
         self, request: store_pb2.KeepCacheRequest, context: _Context
     ) -> store_pb2.KeepCacheResponse:
         require_known(request)
-        seconds = self._keeper.seconds(request.keep_for_seconds)
+        seconds = self._store.checked_seconds(request.keep_for_seconds)
         if not seconds:
             message = "keep_for_seconds: must be more than 0"
             field = {"field": "keep_for_seconds"}
             raise InvalidRequest(message, "PARAMETER_OUT_OF_RANGE", field)
-        self._keeper.leases.require_place()
+        self._store.require_lease_available()
         job, namespace = self._job(request), current_namespace()
         opened = self._parts.caches.open(job, namespace, context.time_remaining())
         async with opened as (key, shared, subscriber):
             cache = await shared.finished(subscriber)
-            kept = await self._keeper.keep(key, cache, seconds)
+            kept = await self._store.keep(key, cache, seconds)
         if isinstance(kept, PutStatus):
             raise _refusal(kept)
         return store_pb2.KeepCacheResponse(
-            cache=lease_to_proto(kept, self._keeper.leases),
+            cache=lease_to_proto(kept, self._store),
             reused=shared.report is not None and shared.report.reused,
         )
 
@@ -64,38 +64,38 @@ class CacheServicer(store_pb2_grpc.CacheServiceServicer):
         self, request: store_pb2.FetchCacheRequest, context: _Context
     ) -> None:
         namespace = current_namespace()
-        found = await self._keeper.find(request.handle, namespace, context.time_remaining())
+        found = await self._store.find(request.handle, namespace, context.time_remaining())
         require_read(found.cache.fingerprint.format_version, request.cache_formats)
         sent = metrics.WIRE_BYTES.labels("sent")
         for message in self._messages.of(found.cache):
             await context.write(message)
             sent.inc(len(message))
         if request.release:
-            self._keeper.release(request.handle, namespace)
+            self._store.release(request.handle, namespace)
 
     async def DescribeCache(  # noqa: N802
         self, request: store_pb2.DescribeCacheRequest, context: _Context
     ) -> store_pb2.DescribeCacheResponse:
         namespace = current_namespace()
-        lease = self._keeper.lease(request.handle, namespace)
+        lease = self._store.lease(request.handle, namespace)
         if lease is not None:
-            cache = lease_to_proto(lease, self._keeper.leases)
+            cache = lease_to_proto(lease, self._store)
         else:
             remaining = context.time_remaining()
-            cache = found_to_proto(await self._keeper.find(request.handle, namespace, remaining))
+            cache = found_to_proto(await self._store.find(request.handle, namespace, remaining))
         return store_pb2.DescribeCacheResponse(cache=cache)
 
     async def RenewLease(  # noqa: N802
         self, request: store_pb2.RenewLeaseRequest, context: _Context
     ) -> store_pb2.RenewLeaseResponse:
         seconds, namespace = request.keep_for_seconds, current_namespace()
-        lease = await self._keeper.renew(request.handle, namespace, seconds)
-        return store_pb2.RenewLeaseResponse(cache=lease_to_proto(lease, self._keeper.leases))
+        lease = await self._store.renew(request.handle, namespace, seconds)
+        return store_pb2.RenewLeaseResponse(cache=lease_to_proto(lease, self._store))
 
     async def ReleaseLease(  # noqa: N802
         self, request: store_pb2.ReleaseLeaseRequest, context: _Context
     ) -> store_pb2.ReleaseLeaseResponse:
-        self._keeper.release(request.handle, current_namespace())
+        self._store.release(request.handle, current_namespace())
         return store_pb2.ReleaseLeaseResponse()
 
     def _job(self, request: store_pb2.KeepCacheRequest) -> PrefillJob:

@@ -12,8 +12,7 @@ from services.prefill.compute.computation import Computation
 from services.prefill.options import PrefillOptions
 from services.prefill.sharing.cache_provider import CacheProvider
 from services.prefill.sharing.prefill_queue import PrefillQueue
-from services.prefill.store.cache_store import CacheStore
-from services.prefill.store.leased_caches import Keeper
+from services.prefill.store.cache_store import CacheStore, StoreLimits
 from services.prefill.store.stores import memory_tier, tiers_below
 from services.runtime.model.served_model import ServedModel
 
@@ -23,7 +22,7 @@ class PrefillParts:
     """Parts for use on the event loop; the computation and the store have their own threads."""
 
     caches: CacheProvider
-    keeper: Keeper
+    store: CacheStore
     max_prompt_tokens: int
 
 
@@ -32,17 +31,17 @@ def build_parts(served: ServedModel, options: PrefillOptions) -> PrefillParts:
     store, longest = options.store, served.context_tokens
     limits = WireLimits(max_tokens=longest, max_layers=len(served.shapes))
     memory, below = memory_tier(store), tiers_below(store, limits)
-    keeper = Keeper(
-        CacheStore(
-            memory,
-            [memory, *below] if store.store_memory_bytes or not below else below,
-            mode=WriteMode(store.store_write),
-            timeout_seconds=store.store_timeout_seconds,
-        ),
+    cache_store = CacheStore(
+        memory,
+        [memory, *below] if store.store_memory_bytes or not below else below,
         served.fingerprint,
-        max_keep_seconds=store.max_ttl_seconds,
-        max_leases=store.max_leases,
-        keeps_prompts=store.store_prompts,
+        StoreLimits(
+            timeout_seconds=store.store_timeout_seconds,
+            max_keep_seconds=store.max_ttl_seconds,
+            max_leases=store.max_leases,
+            keeps_prompts=store.store_prompts,
+        ),
+        mode=WriteMode(store.store_write),
     )
     calibrations = Calibrations(served, options.model.model_cache.expanduser())
     # measured at the start, because the first request would have to wait for it
@@ -51,8 +50,8 @@ def build_parts(served: ServedModel, options: PrefillOptions) -> PrefillParts:
         served,
         Computation(served, calibrations, chunk_tokens=options.chunk_tokens),
         PrefillQueue(options.max_queued),
-        keeper,
+        cache_store,
         limit_bytes=options.send_buffer_bytes,
         keeps_prompts=store.store_prompts,
     )
-    return PrefillParts(caches, keeper, min(options.max_prompt_tokens or longest, longest))
+    return PrefillParts(caches, cache_store, min(options.max_prompt_tokens or longest, longest))

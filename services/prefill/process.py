@@ -32,7 +32,7 @@ async def serve_prefill(options: PrefillOptions) -> None:
     )
     served = load_served_model(options.model)
     parts = build_parts(served, options)
-    watch_store(parts.keeper)
+    watch_store(parts.store)
     prompts, caches = (
         PrefillServicer(served, parts, options),
         CacheServicer(served, parts, options),
@@ -52,13 +52,13 @@ async def serve_prefill(options: PrefillOptions) -> None:
         await server.run()
     finally:
         expiring.cancel()
-        await parts.keeper.store.close()
+        await parts.store.close()
 
 
 async def _expire_leases(parts: PrefillParts) -> None:
     while True:
         await asyncio.sleep(_EXPIRY_SECONDS)
-        parts.keeper.leases.expire()
+        parts.store.expire_leases()
 
 
 def _require_policy(name: str) -> None:

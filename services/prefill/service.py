@@ -44,14 +44,14 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
             codecs=self._codecs,
         )
         current_allowance().take_prompt(len(job.token_ids))
-        keeper, namespace = self._parts.keeper, current_namespace()
-        seconds = keeper.seconds(request.keep_for_seconds)
+        store, namespace = self._parts.store, current_namespace()
+        seconds = store.checked_seconds(request.keep_for_seconds)
         opened = self._parts.caches.open(job, namespace, context.time_remaining())
         async with opened as (key, shared, subscriber):
 
             async def keep(cache: CompactCache) -> prefill_pb2.KeptCache:
                 try:
-                    return kept_to_proto(await keeper.keep(key, cache, seconds), keeper.leases)
+                    return kept_to_proto(await store.keep(key, cache, seconds), store)
                 except Overloaded as error:
                     # the refusal is part of the answer: the receiver gets the cache in any case
                     return prefill_pb2.KeptCache(refusal=error.reason.lower())
@@ -77,7 +77,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
             limits=prefill_pb2.PrefillLimits(
                 max_prompt_tokens=self._parts.max_prompt_tokens,
                 max_queued_requests=self._options.max_queued,
-                max_keep_seconds=self._parts.keeper.max_keep_seconds,
+                max_keep_seconds=self._parts.store.max_keep_seconds,
                 codecs=self._codecs,
             ),
             versions=describe_versions(),

@@ -12,7 +12,7 @@ from services.prefill.job import PrefillJob
 from services.prefill.sharing.in_flight_prefills import InFlightPrefills
 from services.prefill.sharing.prefill_queue import PrefillQueue
 from services.prefill.sharing.shared_prefill import SharedPrefill, Subscriber
-from services.prefill.store.leased_caches import Keeper
+from services.prefill.store.cache_store import CacheStore
 from services.runtime.model.served_model import ServedModel
 from services.runtime.process import metrics
 
@@ -28,7 +28,7 @@ class CacheProvider:
         served: ServedModel,
         computation: Computation,
         queue: PrefillQueue,
-        keeper: Keeper,
+        store: CacheStore,
         *,
         limit_bytes: int,
         keeps_prompts: bool,
@@ -36,7 +36,7 @@ class CacheProvider:
         self._served = served
         self._computation = computation
         self._queue = queue
-        self._keeper = keeper
+        self._store = store
         self._limit_bytes = limit_bytes
         self._keeps_prompts = keeps_prompts
         self._in_flight = InFlightPrefills()
@@ -54,7 +54,7 @@ class CacheProvider:
         store_seconds = None if within_seconds is None else within_seconds * _STORE_SHARE
 
         async def work(shared: SharedPrefill) -> None:
-            lookup = await self._keeper.store.find(key, header.fingerprint, store_seconds)
+            lookup = await self._store.lookup(key, header.fingerprint, store_seconds)
             if isinstance(lookup, Hit):
                 metrics.PREFILLS_REUSED.inc()
                 shared.reuse(lookup.cache)
@@ -80,7 +80,7 @@ class CacheProvider:
             if report is not None:
                 shared.finish(report)
                 if self._keeps_prompts:
-                    self._keeper.store.keep_later(key, shared.cache)
+                    self._store.keep_later(key, shared.cache)
             # keep the queue slot until one subscriber has the complete cache, so that stalled
             # receivers occupy the memory of one cache at most
             await shared.delivered()

@@ -1,28 +1,26 @@
-"""Who may count on a kept cache, and for how long."""
+"""Leases on stored caches."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
-import secrets
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
-from headwise.errors import InvalidRequest, NotFound, Overloaded
+from headwise.errors import NotFound, Overloaded
 from kvstore.cache import CompactCache, Fingerprint
 from kvstore.tiers.content_key import ContentKey
 from services.runtime.process import metrics
+from services.runtime.serving.handles import Handle
 from services.runtime.serving.status import RETRY_AFTER_SECONDS
 
-# reasons of leases that are over, the last so many
+# the number of ended leases whose reasons are remembered
 _REMEMBERED = 65_536
-_HANDLE = re.compile(r"([0-9a-f]{64})(\.[0-9a-f]{32})?")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lease:
-    """A right to one cache until `expires`, in seconds of the clock."""
+    """A promise to keep one cache until `expires`, in seconds of the clock."""
 
     handle: str
     key: ContentKey
@@ -34,20 +32,20 @@ class Lease:
 
 
 class Leases:
-    """All leases. Used on the event loop alone.
+    """All leases, for use on the event loop alone.
 
-    `on_last` is told a key once its last lease is over, however that came.
+    `on_last` is called with a key when the last lease of its cache has ended for any reason.
     """
 
     def __init__(
         self,
         on_last: Callable[[ContentKey], None],
         *,
-        most: int,
+        max_leases: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._on_last = on_last
-        self._most = most
+        self._max_leases = max_leases
         self._clock = clock
         self._leases: dict[str, Lease] = {}
         self._of_key: Counter[ContentKey] = Counter()
@@ -58,18 +56,18 @@ class Leases:
 
     def require_place(self) -> None:
         """Raise `Overloaded` if there can be no further lease."""
-        if len(self._leases) >= self._most:
+        if len(self._leases) >= self._max_leases:
             raise Overloaded(
-                f"{self._most} leases are running",
+                f"{self._max_leases} leases are running",
                 "TOO_MANY_LEASES",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
 
     def grant(self, key: ContentKey, cache: CompactCache, seconds: float) -> Lease:
-        """A new lease. Raises `Overloaded` where there are as many as there may be."""
+        """Return a new lease. Raises `Overloaded` where `max_leases` are running."""
         self.require_place()
         lease = Lease(
-            handle=f"{key.digest}.{secrets.token_hex(16)}",
+            handle=str(Handle.of_new_lease(key.digest)),
             key=key,
             fingerprint=cache.fingerprint,
             tokens=cache.next_position,
@@ -82,13 +80,13 @@ class Leases:
         return lease
 
     def held(self, key: ContentKey) -> bool:
-        """Somebody counts on it."""
+        """Whether a lease on the cache is running."""
         return key in self._of_key
 
     def find(self, handle: str, namespace: str) -> Lease | None:
-        """The lease; None where it was never given here, as for every other tenant's.
+        """Return the lease; None if this store never granted it to the namespace.
 
-        Raises `NotFound` with the reason for one that is over.
+        Raises `NotFound` with the reason for a lease that has ended.
         """
         lease = self._leases.get(handle)
         if lease is not None and lease.expires <= self._clock():
@@ -103,7 +101,7 @@ class Leases:
         return None
 
     def renew(self, handle: str, namespace: str, seconds: float) -> Lease:
-        """From now on, for so long; 0 for as long as at first. Raises `NotFound`."""
+        """Let a lease run for `seconds` more, 0 for its first duration. Raises `NotFound`."""
         lease = self._require(handle, namespace)
         seconds = seconds or lease.keep_seconds
         lease = dataclasses.replace(lease, expires=self._clock() + seconds)
@@ -111,21 +109,22 @@ class Leases:
         return lease
 
     def release(self, handle: str, namespace: str) -> None:
-        """Raises `NotFound`."""
+        """End a lease on request. Raises `NotFound`."""
         self._end(self._require(handle, namespace), "LEASE_RELEASED")
 
     def refuse(self, lease: Lease) -> None:
-        """End one whose cache could not be stored; harmless if it is over already."""
+        """End a lease whose cache could not be stored, unless it has ended already."""
         if lease.handle in self._leases:
             self._end(lease, "LEASE_REFUSED")
 
     def expire(self) -> None:
-        """End all whose time is over."""
+        """End all leases whose time has passed."""
         now = self._clock()
         for lease in [lease for lease in self._leases.values() if lease.expires <= now]:
             self._end(lease, "LEASE_EXPIRED")
 
     def expires_in_seconds(self, lease: Lease) -> float:
+        """Return the seconds that a lease still runs."""
         return max(0.0, lease.expires - self._clock())
 
     def _require(self, handle: str, namespace: str) -> Lease:
@@ -147,8 +146,5 @@ class Leases:
 
 
 def key_of(handle: str, namespace: str) -> ContentKey:
-    """The content key in a handle, or the one that it is. Raises `InvalidRequest`."""
-    match = _HANDLE.fullmatch(handle)
-    if match is None:
-        raise InvalidRequest("this is no handle", "MALFORMED_HANDLE", {"field": "handle"})
-    return ContentKey(namespace, match[1])
+    """Return the content key that a handle names. Raises `InvalidRequest`."""
+    return ContentKey(namespace, Handle.parse(handle).digest)

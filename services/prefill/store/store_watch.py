@@ -1,4 +1,4 @@
-"""What the stores did, read from their own counts whenever it is scraped."""
+"""Metrics of the store, read from its counts at every scrape."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from kvstore.tiers.counters import TierCounts
-from services.prefill.store.leased_caches import Keeper
+from services.prefill.store.cache_store import CacheStore
 from services.runtime.process import metrics
 
 
 class StoreCollector(Collector):
-    """Labels are bounded: tiers, and the reasons and outcomes that they know.
+    """Collects the counts of each tier; `counts` returns them by the tier's name.
 
-    `counts` gives those of each tier by its name.
+    Labels are bounded: names of tiers, reasons of misses and outcomes of puts.
     """
 
     def __init__(self, counts: Callable[[], Mapping[str, TierCounts]]) -> None:
@@ -43,11 +43,11 @@ class StoreCollector(Collector):
         yield from (hits, misses, puts, moved, seconds, dropped)
 
 
-def watch_store(keeper: Keeper) -> None:
-    """Tie the store's metrics to this process's one."""
-    REGISTRY.register(StoreCollector(keeper.store.counts))
-    metrics.LEASES.set_function(lambda: len(keeper.leases))
-    metrics.RESIDENT_BYTES.labels("store").set_function(lambda: keeper.store.memory_bytes)
+def watch_store(store: CacheStore) -> None:
+    """Register the metrics of this process's store."""
+    REGISTRY.register(StoreCollector(store.counts))
+    metrics.LEASES.set_function(lambda: store.lease_count)
+    metrics.RESIDENT_BYTES.labels("store").set_function(lambda: store.memory_bytes)
 
 
 def _counter(name: str, description: str, *labels: str) -> CounterMetricFamily:

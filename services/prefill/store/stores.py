@@ -1,4 +1,4 @@
-"""The tiers that the configuration names, stacked."""
+"""The tiers that the configuration names."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ log = logging.getLogger("headwise.store")
 
 
 def memory_tier(options: StoreOptions) -> MemoryTier:
-    """The nearest tier; without a budget it holds nothing."""
+    """Return the nearest tier, which holds nothing if its budget is 0."""
     return MemoryTier(_budget(options, options.store_memory_bytes))
 
 
 def tiers_below(options: StoreOptions, limits: WireLimits) -> list[Tier]:
-    """The others, nearest first. Raises `ServeError` or `InvalidParameter` at what is wrong."""
-    found: list[Tier] = []
+    """Return the other tiers, nearest first. Raises `ServeError` or `InvalidParameter`."""
+    tiers: list[Tier] = []
     if options.store_disk:
         budget = _budget(options, options.store_disk_bytes)
         try:
-            found.append(BoundedTier(DiskTier(options.store_disk, budget, limits=limits)))
+            tiers.append(BoundedTier(DiskTier(options.store_disk, budget, limits=limits)))
         except OSError as error:
             raise ServeError(f"--store-disk {options.store_disk}: {error.strerror}") from error
     if options.store_redis:
-        found.append(BoundedTier(_redis(options, limits)))
+        tiers.append(BoundedTier(_redis(options, limits)))
     if options.store_mooncake:
-        found.append(BoundedTier(_mooncake(options, limits)))
-    for tier in found:
+        tiers.append(BoundedTier(_mooncake(options, limits)))
+    for tier in tiers:
         log.info("kept caches also rest in %s", tier.name)
-    return found
+    return tiers
 
 
 def _budget(options: StoreOptions, nbytes: int) -> Budget:
@@ -45,7 +45,7 @@ def _budget(options: StoreOptions, nbytes: int) -> Budget:
 
 
 def _redis(options: StoreOptions, limits: WireLimits) -> RedisTier:
-    # a server that is not there yet is a miss, and found once it is
+    # a server that does not run yet causes misses until it runs
     address = redis_address(options)
     layout = RedisOptions(each_bytes=options.store_tenant_bytes or None)
     try:

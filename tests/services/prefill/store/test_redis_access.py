@@ -15,7 +15,7 @@ from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.deadline import Deadline
 from kvstore.tiers.redis_client import connect_redis
 from kvstore.wire import DEFAULT_LIMITS
-from services.prefill.store.cache_store import CacheStore
+from services.prefill.store.cache_store import CacheStore, StoreLimits
 from services.prefill.store.redis_access import redis_address
 from services.prefill.store.store_options import StoreOptions
 from services.prefill.store.stores import memory_tier, tiers_below
@@ -167,10 +167,14 @@ async def test_a_wrong_password_is_told_once_and_not_repeated_in_words(
         dataclasses.replace(options, store_redis_password=str(wrong)), DEFAULT_LIMITS
     )
     memory = memory_tier(options)
-    store = CacheStore(memory, [memory, *below], mode=WriteMode.THROUGH, timeout_seconds=SECONDS)
+    limits = StoreLimits(
+        timeout_seconds=SECONDS, max_keep_seconds=100, max_leases=1, keeps_prompts=False
+    )
+    model = CACHE.fingerprint.model
+    store = CacheStore(memory, [memory, *below], model, limits, mode=WriteMode.THROUGH)
     with caplog.at_level(logging.INFO, "headwise.store"):
         for _ in range(3):
-            assert isinstance(await store.find(KEY, CACHE.fingerprint), Miss)
+            assert isinstance(await store.lookup(KEY, CACHE.fingerprint), Miss)
     await store.close()
     (line,) = [record.getMessage() for record in caplog.records if "fails" in record.message]
     assert "redis" in line

@@ -10,8 +10,7 @@ from kvstore.cache import CompactCache, Fingerprint, HeadRows, ModelFingerprint,
 from kvstore.rules import RetentionRule
 from kvstore.tiers import Budget, MemoryTier, PutStatus, WriteMode
 from kvstore.tiers.content_key import ContentKey
-from services.prefill.store.cache_store import CacheStore
-from services.prefill.store.leased_caches import Keeper
+from services.prefill.store.cache_store import CacheStore, StoreLimits
 from services.prefill.store.leases import Lease
 from tests.kvstore.tiers.clock import Clock
 
@@ -30,19 +29,16 @@ _BYTES = _cache(0).nbytes
 
 
 class Kept:
-    """A keeper over memory for three caches, and its clock."""
+    """A store with memory for three caches, and its clock."""
 
     def __init__(self, *, keeps_prompts: bool = False, each_bytes: int | None = None) -> None:
         self.clock = Clock()
         memory = MemoryTier(Budget(3 * _BYTES, each_bytes=each_bytes), clock=self.clock)
-        store = CacheStore(memory, [memory], mode=WriteMode.BACK, timeout_seconds=5)
-        self.keeper = Keeper(
-            store,
-            _MODEL,
-            max_keep_seconds=100,
-            max_leases=5,
-            keeps_prompts=keeps_prompts,
-            clock=self.clock,
+        limits = StoreLimits(
+            timeout_seconds=5, max_keep_seconds=100, max_leases=5, keeps_prompts=keeps_prompts
+        )
+        self.store = CacheStore(
+            memory, [memory], _MODEL, limits, mode=WriteMode.BACK, clock=self.clock
         )
 
     async def keep(self, number: int, seconds: float = 10, namespace: str = "a") -> Lease:
@@ -55,11 +51,11 @@ class Kept:
     ) -> Lease | PutStatus:
         cache = _cache(number)
         key = ContentKey.of(cache.fingerprint, namespace)
-        return await self.keeper.keep(key, cache, seconds)
+        return await self.store.keep(key, cache, seconds)
 
     @property
     def nbytes(self) -> int:
-        return self.keeper.store.memory_bytes
+        return self.store.memory_bytes
 
 
 async def test_the_last_lease_of_a_cache_takes_its_memory_along() -> None:
@@ -67,15 +63,15 @@ async def test_the_last_lease_of_a_cache_takes_its_memory_along() -> None:
     first, second = await kept.keep(1), await kept.keep(1)
     assert first.key == second.key
     assert kept.nbytes == _BYTES
-    kept.keeper.release(first.handle, "a")
-    found = await kept.keeper.find(second.handle, "a", None)
+    kept.store.release(first.handle, "a")
+    found = await kept.store.find(second.handle, "a", None)
     assert torch.equal(found.cache.layers[0].keys, _cache(1).layers[0].keys)
     kept.clock.advance(11)
-    kept.keeper.leases.expire()
+    kept.store.expire_leases()
     assert kept.nbytes == 0
     for handle, reason in ((first.handle, "LEASE_RELEASED"), (second.handle, "LEASE_EXPIRED")):
         with pytest.raises(NotFound) as caught:
-            await kept.keeper.find(handle, "a", None)
+            await kept.store.find(handle, "a", None)
         assert caught.value.reason == reason
 
 
@@ -84,8 +80,8 @@ async def test_a_leased_cache_is_not_evicted_and_one_too_many_is_refused() -> No
     leases = [await kept.keep(number) for number in range(3)]
     assert await kept.try_to_keep(3) is PutStatus.FULL
     for lease in leases:
-        assert (await kept.keeper.find(lease.handle, "a", None)).lease == lease
-    kept.keeper.release(leases[0].handle, "a")
+        assert (await kept.store.find(lease.handle, "a", None)).lease == lease
+    kept.store.release(leases[0].handle, "a")
     await kept.keep(3)
 
 
@@ -94,24 +90,24 @@ async def test_a_renewed_lease_outlives_what_the_store_was_told_at_first() -> No
     lease = await kept.keep(1, 100)
     for _ in range(5):
         kept.clock.advance(90)
-        lease = await kept.keeper.renew(lease.handle, "a", 0)
-    assert (await kept.keeper.find(lease.handle, "a", None)).cache.next_position == 5
+        lease = await kept.store.renew(lease.handle, "a", 0)
+    assert (await kept.store.find(lease.handle, "a", None)).cache.next_position == 5
     kept.clock.advance(101)
     with pytest.raises(NotFound):
-        await kept.keeper.renew(lease.handle, "a", 0)
+        await kept.store.renew(lease.handle, "a", 0)
     assert kept.nbytes == 0
 
 
 async def test_where_prompts_are_kept_a_cache_stays_after_its_lease() -> None:
     kept = Kept(keeps_prompts=True)
     lease = await kept.keep(1)
-    kept.keeper.release(lease.handle, "a")
-    assert (await kept.keeper.find(lease.key.digest, "a", None)).lease is None
+    kept.store.release(lease.handle, "a")
+    assert (await kept.store.find(lease.key.digest, "a", None)).lease is None
     # and can now be evicted
     for number in range(2, 5):
         await kept.keep(number)
     with pytest.raises(NotFound) as caught:
-        await kept.keeper.find(lease.key.digest, "a", None)
+        await kept.store.find(lease.key.digest, "a", None)
     assert caught.value.reason == "CACHE_EVICTED"
 
 
@@ -121,20 +117,20 @@ async def test_a_tenants_quota_is_its_own() -> None:
     assert await kept.try_to_keep(2, namespace="a") is PutStatus.OVER_QUOTA
     lease = await kept.keep(2, namespace="b")
     with pytest.raises(NotFound):
-        await kept.keeper.find(lease.handle, "a", None)
+        await kept.store.find(lease.handle, "a", None)
     with pytest.raises(NotFound):
-        kept.keeper.release(lease.handle, "a")
-    kept.keeper.release(lease.handle, "b")
+        kept.store.release(lease.handle, "a")
+    kept.store.release(lease.handle, "b")
 
 
 async def test_what_cannot_be_asked_for() -> None:
     kept = Kept()
     for seconds in (-1.0, 101.0, float("nan")):
         with pytest.raises(InvalidRequest):
-            kept.keeper.seconds(seconds)
+            kept.store.checked_seconds(seconds)
     for handle in ("", "x", "a" * 63, "a" * 64 + ".b", "a" * 64 + "." + "g" * 32):
         with pytest.raises(InvalidRequest) as caught:
-            await kept.keeper.find(handle, "a", None)
+            await kept.store.find(handle, "a", None)
         assert caught.value.reason == "MALFORMED_HANDLE"
     for _ in range(5):
         await kept.keep(1)
