@@ -23,7 +23,7 @@ _RECIPE = "headwise.content_key.1"
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
 class ContentKey:
-    """Where a cache rests: a tenant's namespace, and a lower-case hex SHA-256.
+    """The name of a stored cache: a tenant's namespace, and a lower-case hex SHA-256.
 
     Keys are made by `of`, or read back from a name that `of` made. Raises `InvalidParameter` for a
     namespace or digest that is no name.

@@ -1,4 +1,4 @@
-"""What happened in a tier, as plain numbers that a service can export."""
+"""Counts of a tier's calls and bytes, which a service can export."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TierCounts:
 
 
 class TierCounters:
-    """Thread-safe."""
+    """Counters of one tier. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -18,7 +18,7 @@ class Deadline:
 
     @property
     def remaining_seconds(self) -> float:
-        """Never negative."""
+        """Seconds until the deadline; 0 once it has passed."""
         return max(0.0, self.at - time.monotonic())
 
     def require(self) -> None:

@@ -212,7 +212,7 @@ class DiskTier:
 
 
 def _entry_of(path: pathlib.Path) -> Entry | None:
-    """What a file's name says, or None if it is not one of ours."""
+    """Return the entry that a file's name describes, or None for another file."""
     digest, separator, until = path.name.removesuffix(_SUFFIX).partition("-")
     if path.suffix != _SUFFIX or not separator or not until.isdecimal():
         return None

@@ -1,4 +1,4 @@
-"""How a cache lies in a safetensors file: names, metadata, digest.
+"""The layout of a cache in a safetensors file: names, metadata, digest.
 
 Tensors are named `layers.<i>.keys` and so on. The metadata holds the header (a wire header without
 the layers' shapes, which the tensors show), the indexes of all layers, and a digest of everything.
@@ -48,7 +48,7 @@ class FileMetadata:
 
     @classmethod
     def describing(cls, cache: CompactCache) -> FileMetadata:
-        """Without the digest. Raises ValueError for numbers that JSON cannot spell."""
+        """Describe a cache, without the digest. Raises ValueError for NaN and infinities."""
         indexes = [index_fields(LayerIndex.of(layer)) for layer in cache.layers]
         identity = identity_fields(cache.fingerprint, cache.next_position)
         if cache.fingerprint.codec != MODEL_ROWS.name:
@@ -66,9 +66,9 @@ class FileMetadata:
         return dict(zip(_KEYS, (self.header, self.index, self.sha256), strict=True))
 
     def sealed(self, checksums: Iterable[tuple[int, int]]) -> FileMetadata:
-        """With the digest over both texts and each tensor's bytes and crc32c.
+        """Add the digest over both texts and each tensor's number of bytes and crc32c.
 
-        They come in the order of layers and sections.
+        The checksums come in the order of layers and sections.
         """
         digest = hashlib.sha256(self.header.encode() + self.index.encode())
         for nbytes, checksum in checksums:
@@ -76,7 +76,7 @@ class FileMetadata:
         return dataclasses.replace(self, sha256=digest.hexdigest())
 
     def identity(self) -> tuple[Fingerprint, int, tuple[int, ...] | None]:
-        """Whose cache, how many tokens, and the layers' head sizes where the rows are coded."""
+        """Return fingerprint, number of tokens, and the layers' head sizes if rows are coded."""
         reader = ObjectReader.parse(self.header.encode(), "header")
         fingerprint, tokens = read_identity(reader)
         sizes = None

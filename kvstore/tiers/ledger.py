@@ -135,7 +135,7 @@ class Ledger:
             del self._pins[key]
 
     def _victims_for(self, entry: Entry) -> tuple[PutStatus, list[Entry]]:
-        """Who must be evicted: first in its own namespace for the quota, then anywhere."""
+        """Choose entries to evict: for the quota in its namespace, then in all namespaces."""
         own, quota = entry.key.namespace, self._budget.quota_of(entry.key.namespace)
         if entry.nbytes > self._budget.total_bytes:
             return PutStatus.FULL, []
@@ -165,7 +165,7 @@ class Ledger:
 
 
 def _take(candidates: list[Entry], needed: int) -> tuple[list[Entry], int]:
-    """As many of the candidates, in order, as free `needed` bytes; and what is still missing."""
+    """Return the first candidates that free `needed` bytes, and the bytes still missing."""
     taken = []
     for entry in candidates:
         if needed <= 0:

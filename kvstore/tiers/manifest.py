@@ -1,7 +1,7 @@
-"""What a shared store holds under a content key: where the cache's bytes lie.
+"""The manifest, which a shared store holds under a content key and which names a cache's pieces.
 
-It is written last, so that a put which breaks off leaves a miss; and each put names its pieces
-anew, so that two writers never mix theirs.
+The manifest is written last, so that an interrupted put leaves a miss. Each put gives its pieces
+new names, so that the pieces of two writers are never mixed.
 """
 
 from __future__ import annotations

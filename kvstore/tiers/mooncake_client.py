@@ -9,7 +9,7 @@ from kvstore.errors import InvalidParameter
 
 
 class MooncakeClient(Protocol):
-    """What is used of `MooncakeDistributedStore`; numbers below zero are its error codes."""
+    """The methods used of `MooncakeDistributedStore`; negative numbers are its error codes."""
 
     def put_parts(self, key: str, *parts: bytes) -> int: ...
 
@@ -28,10 +28,10 @@ class MooncakeClient(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MooncakeAddress:
-    """Where the master and its metadata server listen, and what this process gives to the store.
+    """The addresses of the master and its metadata server, and this process's memory for the store.
 
-    `segment_bytes` of memory are lent to the store while the process runs, 0 for a mere reader;
-    `buffer_bytes` bound the values under way.
+    The process lends `segment_bytes` of memory to the store while it runs, 0 for none.
+    `buffer_bytes` bound the values in transfer.
     """
 
     master: str

@@ -54,12 +54,12 @@ _REMEMBERED_SECONDS = 60
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RedisOptions:
-    """How caches are laid out. Sizes in bytes.
+    """Options of the layout and the limits in Redis. Sizes in bytes.
 
-    Tensors shorter than `chunk_bytes` are sent together; no chunk has more than a piece beyond it.
-    `spread` lets a Cluster put each chunk where it likes; without it all keys of one cache share a
-    slot, hence a node. `batch_chunks` chunks are under way at a time. Quotas are looked at before
-    a put, so that writers at the same moment may together go beyond one.
+    Tensors shorter than `chunk_bytes` are sent together; a chunk exceeds it by less than a piece.
+    With `spread`, a Cluster may put each chunk on any node; without it all chunks of one cache
+    share a slot, hence a node. `batch_chunks` chunks are in transfer at a time. Quotas are checked
+    before a put, so that simultaneous writers may together exceed one.
     """
 
     chunk_bytes: int = 1 << 19
@@ -251,7 +251,7 @@ class RedisTier:
         return Miss(MissReason.EVICTED)
 
     def _enter(self, key: ContentKey, manifest: Manifest) -> None:
-        """Into the index; a cache whose index is on a dead node is stored all the same."""
+        """Add a cache to the index; if the index is on a dead node, the cache stays stored."""
         index = _index_name(key.namespace)
         longest = int(self._options.longest_lifetime_seconds) + 1
         pipeline = self._client.pipeline(transaction=False)
@@ -272,7 +272,7 @@ class RedisTier:
             pipeline.execute()
 
     def _over_quota(self, key: ContentKey, nbytes: int) -> bool:
-        """What the put would replace does not count."""
+        """Whether the put exceeds the quota; a cache that it replaces does not count."""
         quota = self._options.quota_bytes.get(key.namespace, self._options.each_bytes)
         if quota is None:
             return False

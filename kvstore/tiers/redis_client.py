@@ -34,7 +34,7 @@ class RedisPipeline(Protocol):
 
 
 class RedisClient(Protocol):
-    """What is used of redis-py's `Redis` and `RedisCluster`, where answers are bytes."""
+    """The methods used of redis-py's `Redis` and `RedisCluster`, where answers are bytes."""
 
     # before the method `set`, which hides the type
     def smembers(self, name: str) -> set[bytes]: ...
@@ -74,7 +74,7 @@ class RedisTls:
     key: str = ""
 
     def options(self) -> dict[str, str]:
-        """As redis-py spells them."""
+        """Return the options in redis-py's spelling."""
         files = {
             "ssl_ca_certs": self.ca,
             "ssl_certfile": self.certificate,
@@ -85,7 +85,7 @@ class RedisTls:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """Where a server, or any node of a Cluster, listens. `url` as redis-py spells it.
+    """The address of a server or of any node of a Cluster, with `url` in redis-py's spelling.
 
     `password` is asked for each new connection, and stands in place of any in the URL; `tls` is for
     `rediss://` alone. The time-outs bound one exchange with one server; a tier's own deadline
@@ -102,7 +102,7 @@ class RedisAddress:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Credentials:
-    """What redis-py asks whenever it connects."""
+    """The credentials that redis-py reads at each connection."""
 
     user: str
     password: Callable[[], str] = dataclasses.field(repr=False)

@@ -1,4 +1,4 @@
-"""What redis-py's errors mean for a call to a tier."""
+"""Answers of a tier for the errors of redis-py."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class SafetensorsHead:
 
     @classmethod
     def parse(cls, head: bytes) -> SafetensorsHead:
-        """Of all bytes before the body. Raises `CorruptCache`."""
+        """Parse all bytes before the body. Raises `CorruptCache`."""
         if len(head) != head_bytes(head):
             raise CorruptCache("not a safetensors file: the head has another length")
         reader = ObjectReader.parse(head[LENGTH_BYTES:], "safetensors head")

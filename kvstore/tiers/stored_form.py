@@ -64,7 +64,7 @@ class CacheWriter:
             self._checksums[name] = checksum
 
     def head(self) -> bytes:
-        """With the digest of what the pieces were."""
+        """Return the head, with the digest of the pieces that were read."""
         # in the order of layers and sections, which is not that of the body
         sums = ((self._places[name].nbytes, self._checksums[name]) for name in self._tensors)
         return self._head(self._metadata.sealed(sums).sha256)
@@ -145,7 +145,7 @@ class CacheReader:
 
 
 def _contents(cache: CompactCache) -> tuple[FileMetadata, dict[str, torch.Tensor]]:
-    """What to write: metadata still without digest, and every tensor by name, checked."""
+    """Return the metadata, without digest, and every tensor by name, checked."""
     try:
         metadata = FileMetadata.describing(cache)
         identity, tokens, _ = metadata.identity()
@@ -171,7 +171,7 @@ def _places_of_layer(
     coding: KeyValueLayout,
     tokens: int,
 ) -> dict[FrameKind, TensorPlace]:
-    """Where a layer lies, once the stored tensors are seen to have their shape and dtype."""
+    """Return the places of a layer's tensors after checking their shape and dtype."""
     if not index.rows:
         raise CorruptCache(f"layer {layer} has no heads")
     require_heads(index, len(index.rows), tokens)

@@ -1,4 +1,4 @@
-"""What a layer must satisfy: before it is written, and after it was read."""
+"""Checks of a layer before it is written, and after it was read."""
 
 from __future__ import annotations
 

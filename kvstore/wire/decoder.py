@@ -46,7 +46,7 @@ class CacheDecoder:
 
     @property
     def header(self) -> CacheHeader:
-        """What the header frame said; raises `CorruptCache` before it came."""
+        """The contents of the header frame. Raises `CorruptCache` before that frame has come."""
         if self._header is None:
             raise CorruptCache("the stream has no header yet")
         return self._header

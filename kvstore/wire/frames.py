@@ -17,9 +17,9 @@ if google_crc32c.implementation != "c":
 
 
 class FrameKind(enum.IntEnum):
-    """What a payload holds; 0 is left for `unspecified`. Sections of a layer go by this order.
+    """The kind of a payload; 0 is left for `unspecified`. A layer's sections come in this order.
 
-    The trailer is the last frame all the same.
+    The trailer is the last frame in spite of its number.
     """
 
     HEADER = 1

@@ -25,7 +25,7 @@ MAX_WIDTH = 65_536
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CacheHeader:
-    """What is known of a cache before its first layer; `tokens` is its `next_position`."""
+    """Facts of a cache that precede its first layer; `tokens` is its `next_position`."""
 
     fingerprint: Fingerprint
     shapes: tuple[LayerShape, ...]

@@ -21,7 +21,7 @@ _RULE_FIELDS = tuple(field.name for field in dataclasses.fields(RetentionRule))
 class LayerIndex:
     """Index of a layer's H heads: rows kept, rule and attention coverage of each.
 
-    `weighted`: whether its rows have log-weights; empty where no head's have.
+    `weighted`: whether a head's rows have log-weights; empty if no head's rows have any.
     """
 
     rows: tuple[int, ...]

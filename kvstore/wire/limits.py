@@ -1,4 +1,4 @@
-"""How much a receiver is willing to take in."""
+"""Limits of the caches that a receiver accepts."""
 
 from __future__ import annotations
 
