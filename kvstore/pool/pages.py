@@ -23,13 +23,12 @@ from kvstore.row_codecs import MODEL_ROWS, ElementCodec, RowCodec
 class PagePool:
     """`pages` pages of keys and values, each of one KV head, allocated once.
 
-    A page holds `page_rows` rows as the model computes them, and of coded rows as many as fit into
-    the same bytes: which, every sequence says for itself, so all share one pool. As many mark pages
-    (`metadata_pages` says otherwise) hold positions, scores and flags of the heads whose rule needs
-    them. Pages are used only out of a reservation, so what was promised never runs out of room. At
-    most `sequences` are open at once, each of `sequence_tokens` tokens at most (0: what the pages
-    hold). `open` and the figures may be used from any thread. `poison` fills rows that are not in
-    use with NaN, for tests. All layers have one head size.
+    A page holds `page_rows` rows in the model's dtype, or as many coded rows as fit into the same
+    bytes; sequences of all codecs share the pool. `metadata_pages` (by default as many as `pages`)
+    hold positions, scores and flags of the heads whose rule needs them. A sequence uses only pages
+    that it has reserved. At most `sequences` are open at once, each of `sequence_tokens` tokens at
+    most (0: as many as the pages hold). `open` and the figures may be used from any thread.
+    `poison` fills unused rows with NaN, for tests. All layers have one head size.
     """
 
     def __init__(
@@ -68,16 +67,16 @@ class PagePool:
     def open(
         self,
         length: int = 0,
-        promise: PageCount | None = None,
+        reserve: PageCount | None = None,
         codec: RowCodec = MODEL_ROWS,
     ) -> SequencePages:
-        """An empty sequence that has seen `length` tokens, with pages promised to it.
+        """Open an empty sequence that has seen `length` tokens, with reserved pages.
 
-        Its rows are held under `codec`. Raises `PoolExhausted`, and then nothing changed.
+        The rows are held under `codec`. Raises `PoolExhausted` without any change.
         """
         store = self.storage.store(codec)
         reservation = Reservation(PageReservation(self._rows), PageReservation(self._marks))
-        reservation.ensure(promise or PageCount())
+        reservation.ensure(reserve or PageCount())
         with self._lock:
             if self._free_slots:
                 slot = self._free_slots.pop()
@@ -86,16 +85,16 @@ class PagePool:
         raise PoolExhausted(1, 0)
 
     def close_slot(self, slot: int) -> None:
-        """A sequence's own part of its release."""
+        """Free a sequence's place in the tables; `SequencePages.release` calls this."""
         with self._lock:
             self._free_slots.append(slot)
 
-    def new_staged_rows(self, cells: int) -> StagedRows:
-        """Room for the rows of `cells` fed tokens."""
-        return StagedRows.of(self.storage.plain, self.tables, cells)
+    def new_staged_rows(self, slots: int) -> StagedRows:
+        """Allocate memory for the rows of `slots` fed tokens."""
+        return StagedRows.of(self.storage.plain, self.tables, slots)
 
     def bound(self, tokens: int, codec: RowCodec = MODEL_ROWS) -> PageCount:
-        """Pages that suffice for a sequence of `tokens` tokens under this codec; see `pages_bound`.
+        """Return the pages that suffice for `tokens` tokens under this codec; see `pages_bound`.
 
         Raises `InvalidParameter` for a codec of which a page holds no row.
         """
@@ -103,22 +102,22 @@ class PagePool:
 
     @property
     def free_pages(self) -> int:
-        """Pages of keys and values nobody has a claim to."""
+        """Row pages that are neither used nor reserved."""
         return self._rows.free
 
     @property
     def free(self) -> PageCount:
-        """Pages of both kinds nobody has a claim to."""
+        """Pages of both kinds that are neither used nor reserved."""
         return PageCount(self._rows.free, self._marks.free)
 
     @property
     def reserved_pages(self) -> int:
-        """Pages promised and not in use."""
+        """Row pages that are reserved and not in use."""
         return self._rows.reserved
 
     @property
     def used_pages(self) -> int:
-        """Pages in use, each counted once however many sequences share it."""
+        """Row pages in use; a shared page counts once."""
         return self._rows.used
 
     @property
@@ -127,40 +126,40 @@ class PagePool:
 
     @property
     def sequences(self) -> int:
-        """Sequences that are open."""
+        """The number of open sequences."""
         return len(self.tables.lengths) - len(self._free_slots)
 
     @property
     def rows(self) -> int:
-        """Rows held, shared ones counted for each sequence."""
+        """Rows held; shared rows count for each sequence."""
         return int(self.tables.rows.sum())
 
     @property
     def slack_rows(self) -> int:
-        """Rows of used pages that hold nothing, shared pages counted for each sequence."""
+        """Empty rows of used pages; shared pages count for each sequence."""
         tables = self.tables
         return int((-tables.rows % tables.page_rows[:, None, None]).sum())
 
     @property
     def fragmentation(self) -> float:
-        """Share of the rows of used pages that hold nothing; 0 of an empty pool."""
+        """The share of empty rows in used pages; 0 for an empty pool."""
         slack, rows = self.slack_rows, self.rows
         return slack / (slack + rows) if rows else 0.0
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of the used pages, marks and slack included."""
+        """Bytes of the used pages, metadata and empty rows included."""
         marks = self.used_mark_pages * self.storage.metadata_page_bytes
         return self.used_pages * self.storage.row_page_bytes + marks
 
     @property
     def dense_bytes(self) -> int:
-        """Bytes of keys and values if every head held every token its sequence has seen."""
+        """Bytes of keys and values of dense caches of the same sequences."""
         row = self.storage.plain.coding.row_bytes
         return int(self.tables.lengths.sum()) * sum(s.kv_heads for s in self.shapes) * row
 
     def _most_pages(self, tokens: int) -> int:
-        """Pages that a head of so many tokens may take, whatever the codec."""
+        """Return the pages that a head of `tokens` tokens may take under any codec."""
         codecs = [RowCodec(codec, codec) for codec in ElementCodec]
         return max(pages_for(tokens, self.storage.store(codec).page_rows) for codec in codecs)
 

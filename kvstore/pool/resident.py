@@ -118,7 +118,7 @@ class ResidentBatch:
         ):
             target.copy_(torch.from_numpy(values))
         for sequence in sequences:
-            sequence.bring_back = self.leave
+            sequence.stepped_on_device(self.leave)
 
     @torch.inference_mode()
     def lend(self) -> None:
@@ -207,7 +207,7 @@ class ResidentBatch:
     def leave(self) -> None:
         """Give the tables back to the pool, and to every reservation as many pages as it has."""
         for sequence in self._sequences:
-            sequence.bring_back = None
+            sequence.stepped_on_device(None)
         if self._fed:
             # nothing is fed beside what has been
             self.batch.before.sub_(1)

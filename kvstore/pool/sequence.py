@@ -3,35 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
 from kvstore.cache import HeadRows, LayerShape, RaggedLayer
 from kvstore.errors import InvalidParameter
+from kvstore.kernels.paged_batch import HeadTables, StagedRows
 from kvstore.kernels.row_pages import RowPages
 from kvstore.pool.bounds import pages_for, rows_bound
 from kvstore.pool.reservation import PageCount, Reservation
+from kvstore.pool.storage import PageStorage
 from kvstore.pool.tables import PageTables
 from kvstore.row_codecs import MODEL_ROWS, KeyValueLayout, RowCodec
 from kvstore.rule_table import may_evict, rule_from_record, rule_to_record
 
-if TYPE_CHECKING:
-    from kvstore.pool.pages import PagePool
+
+class Pool(Protocol):
+    """The part of a pool that its sequences use."""
+
+    shapes: tuple[LayerShape, ...]
+    page_rows: int
+    storage: PageStorage
+    tables: HeadTables
+
+    def open(
+        self, length: int = 0, reserve: PageCount | None = None, codec: RowCodec = MODEL_ROWS
+    ) -> SequencePages:
+        """Open another sequence; raises `PoolExhausted`."""
+
+    def close_slot(self, slot: int) -> None:
+        """Free a sequence's place in the tables."""
+
+    def new_staged_rows(self, slots: int) -> StagedRows:
+        """Allocate memory for the rows of `slots` fed tokens."""
 
 
 class SequencePages:
     """A sequence's tables of pages per (layer, KV head), within its reservation.
 
-    `length` is the number of tokens seen: the cache's `next_position` at first, then what was
-    fed. A layer that was never loaded starts empty, with full heads. Rows are held in `store`,
-    under its coding, and what is fed is coded when it is retained. Not for use from several threads
-    at once; the reservation belongs to the sequence and is released with it.
+    A layer that was never loaded starts empty, with full heads. Rows are held in `store`, under its
+    layout; fed rows are coded when they are retained. For one thread at a time. The reservation
+    belongs to the sequence and is released with it.
+
+    A device may step the sequence by its own copy of the tables (see `stepped_on_device`). The
+    host's tables are then out of date, and `sync` must be called before they are read.
     """
 
     def __init__(
         self,
-        pool: PagePool,
+        pool: Pool,
         slot: int,
         reservation: Reservation,
         length: int,
@@ -41,41 +62,54 @@ class SequencePages:
         self.slot = slot
         self.reservation = reservation
         self.store = store
-        # brings the tables back from a device that steps the sequence by itself
-        self.bring_back: Callable[[], None] | None = None
+        self._leave_device: Callable[[], None] | None = None
         self._tables = PageTables(pool.tables, slot, reservation, pool.storage, store)
         self.length = length
-        # a fork and its origin look for shared pages before they write, all others need not
+        # forks and their origins search for shared pages before they write
         self.may_share = False
         self._open = True
 
     @property
     def shapes(self) -> tuple[LayerShape, ...]:
+        """The shapes of the model's layers."""
         return self.pool.shapes
 
     @property
     def codec(self) -> RowCodec:
+        """The codec of the sequence's rows."""
         return self.store.coding.codec
 
     @property
     def tables(self) -> PageTables:
-        """Its tables in the pool, as they are now."""
-        if self.bring_back is not None:
-            self.bring_back()
+        """The sequence's tables in the pool; requires `sync`."""
+        assert self._leave_device is None, "sync before the tables are read"
         return self._tables
 
     @property
     def length(self) -> int:
-        if self.bring_back is not None:
-            self.bring_back()
+        """Tokens seen: the cache's `next_position`, and fed tokens; requires `sync`."""
+        assert self._leave_device is None, "sync before the length is read"
         return int(self.pool.tables.lengths[self.slot])
 
     @length.setter
     def length(self, tokens: int) -> None:
         self.pool.tables.lengths[self.slot] = tokens
 
+    def stepped_on_device(self, leave: Callable[[], None] | None) -> None:
+        """Set the function that copies a device's tables back; None when that has happened."""
+        self._leave_device = leave
+
+    def sync(self) -> None:
+        """Bring the host's tables up to date.
+
+        If a device steps the sequence, its whole batch leaves the device: this runs kernels and
+        waits for them.
+        """
+        if self._leave_device is not None:
+            self._leave_device()
+
     def need(self, layer: RaggedLayer) -> PageCount:
-        """Pages that `load` will use."""
+        """Return the pages that `load` takes out of the reservation."""
         rows, marks = self.store.page_rows, self.pool.page_rows
         counts = layer.head_row_counts()
         marked = [n for n, head in zip(counts, layer.heads(), strict=True) if self._marked(head)]
@@ -84,7 +118,10 @@ class SequencePages:
         )
 
     def load(self, layer_index: int, layer: RaggedLayer) -> None:
-        """Fill an empty layer. Raises `PoolExhausted` or `InvalidParameter` before any change."""
+        """Fill an empty layer; the reservation must hold `need(layer)` pages.
+
+        Raises `PoolExhausted` or `InvalidParameter` before any change.
+        """
         self._require_fit(layer_index, layer)
         self.reservation.require(self.need(layer))
         heads = tuple(layer.heads())
@@ -100,10 +137,12 @@ class SequencePages:
             self._write(layer_index, head, source)
 
     def fork(self) -> SequencePages:
-        """Another sequence in the same state, on the same rows: either copies what it writes.
+        """Open another sequence in the same state on the same rows, after `sync`.
 
-        Raises `PoolExhausted` if there is no room for marks of its own, which are not shared.
+        Either sequence copies a shared page before it writes there. Raises `PoolExhausted` if there
+        is no room for the fork's metadata, which is not shared.
         """
+        self.sync()
         child = self.pool.open(self.length, PageCount(0, self.reservation.used.marks), self.codec)
         try:
             child.tables.copy_from(self.tables)
@@ -114,23 +153,21 @@ class SequencePages:
         return child
 
     def heads(self, layer_index: int) -> tuple[HeadRows, ...]:
-        """The layer's rows, each head's in no order of position.
-
-        Copies, coded as they are held.
-        """
+        """Copy the layer's rows, coded as they are held; a head's rows are in order of slots."""
         return tuple(
             self._read(layer_index, head) for head in range(self.shapes[layer_index].kv_heads)
         )
 
     def export(self) -> tuple[RaggedLayer, ...]:
-        """All layers as copies in host memory, rows in the order of their slots.
+        """Copy all layers to host memory after `sync`, rows in the order of their slots.
 
-        Loaded again they are the same cache, bit by bit and slot by slot.
+        Loaded again, the copies give the same cache, bit by bit and slot by slot.
         """
+        self.sync()
         return tuple(RaggedLayer.of_heads(self.heads(n)) for n in range(len(self.shapes)))
 
     def row_counts(self) -> tuple[tuple[int, ...], ...]:
-        """Rows held, per layer and KV head."""
+        """Return the rows held, per layer and KV head; requires `sync`."""
         return tuple(
             tuple(rows[: shape.kv_heads].tolist())
             for rows, shape in zip(self.tables.rows, self.shapes, strict=True)
@@ -138,20 +175,22 @@ class SequencePages:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of the pages in use, marks and slack included; shared pages count in full."""
-        if self.bring_back is not None:
-            self.bring_back()
+        """Bytes of the pages in use, metadata and unused rows included; requires `sync`.
+
+        Shared pages count in full.
+        """
+        assert self._leave_device is None, "sync before the bytes are read"
         used, storage = self.reservation.used, self.pool.storage
         return used.rows * storage.row_page_bytes + used.marks * storage.metadata_page_bytes
 
     @property
     def dense_bytes(self) -> int:
-        """Bytes of keys and values if every head held every token seen."""
+        """Bytes of keys and values of a dense cache of as many tokens."""
         row = self.pool.storage.plain.coding.row_bytes
         return sum(shape.kv_heads for shape in self.shapes) * self.length * row
 
     def pages_bound(self, final_length: int) -> PageCount:
-        """Pages that suffice until `final_length` tokens have been seen; see `rows_bound`."""
+        """Return the pages that suffice up to `final_length` tokens; see `rows_bound`."""
         bounds, length = PageCount(), self.length
         for layer, counts in enumerate(self.row_counts()):
             for head, rows in enumerate(counts):
@@ -165,9 +204,10 @@ class SequencePages:
         return bounds
 
     def release(self) -> None:
-        """Give all pages back; the sequence is closed. Further calls do nothing."""
+        """Release all pages and close the sequence, after `sync`. Further calls do nothing."""
         if self._open:
             self._open = False
+            self.sync()
             tables = self.tables
             self.reservation.release()
             tables.clear()
@@ -175,7 +215,7 @@ class SequencePages:
             self.pool.close_slot(self.slot)
 
     def _marked(self, head: HeadRows) -> bool:
-        """Whether a head's rows need marks: not where slot n is position n and stays so."""
+        """Whether a head's rows need metadata: no, if slot n is position n and stays so."""
         if head.log_weights is not None or may_evict(rule_to_record(head.rule)):
             return True
         dense = torch.arange(self.length, dtype=torch.int32, device=head.positions.device)

@@ -25,7 +25,8 @@ class Memory:
 
 
 def measure(pages: SequencePages) -> Memory:
-    """Return the bytes and rows that the sequence holds at this moment."""
+    """Sync the sequence, and return the bytes and rows that it holds."""
+    pages.sync()
     heads = sum(shape.kv_heads for shape in pages.shapes)
     return Memory(
         dense_bytes=pages.dense_bytes,

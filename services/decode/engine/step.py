@@ -40,6 +40,8 @@ def forward_step(
 
     Returns what is still to be decided and committed, and the logits `[B, V]` after each piece.
     """
+    for piece in pieces:
+        piece.block.sequence.sync()
     device = served.model.device
     ids = torch.tensor(tokens)
     counts = np.array([piece.tokens for piece in pieces])
@@ -81,7 +83,7 @@ def warm_up(served: ServedModel, page_rows: int) -> None:
     pool = PagePool(
         served.shapes, pages=bound.rows, page_rows=page_rows, dtype=dtype, device=device
     )
-    sequence = pool.open(promise=bound)
+    sequence = pool.open(reserve=bound)
     for _ in range(2):
         run_step(served, [sequence], [0])
     sequence.release()
