@@ -15,7 +15,7 @@ from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.timing import Timer
 from kvstore.cache import LayerShape, RaggedLayer
 from kvstore.pool import PageCount, PagePool, SequencePages
-from kvstore.pool.resident import ResidentBatch
+from kvstore.pool.graph_batch import GraphBatch
 from kvstore.row_codecs import MODEL_ROWS
 from kvstore.rules import FULL_RULE, RetentionRule
 from services.decode.engine.cuda_graph import CapturedStep
@@ -59,14 +59,14 @@ def _captured(
     weights -= served.model.get_input_embeddings().weight.nbytes
     pool, sequences = _filled(served, sizes, timer.device)
     kept, resident = pool.rows * sizes.row_bytes, pool.resident_bytes
-    batch = ResidentBatch(pool, MODEL_ROWS, sizes.sequences, RETENTION_CHUNK_TOKENS)
+    batch = GraphBatch(pool, MODEL_ROWS, sizes.sequences, RETENTION_CHUNK_TOKENS)
     step = CapturedStep(served, batch, fused=fused)
     batch.enter(sequences)
 
     def block() -> None:
         for _ in range(RETENTION_CHUNK_TOKENS):
             step.run()
-            batch.settle()
+            batch.sync_rows()
 
     seconds = timer.seconds(block) / RETENTION_CHUNK_TOKENS
     limit = (weights + kept) / ceilings.copy_bytes

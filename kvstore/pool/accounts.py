@@ -1,4 +1,4 @@
-"""Which pages of one kind are free, promised or in use, and how many sequences share each."""
+"""Accounts of the pages of one kind: free, reserved or in use, and their users."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from kvstore.errors import PoolExhausted
 
 
 class PageAccounts:
-    """Every page is free, reserved (promised, not yet in use) or used; the three always add up.
+    """Counts of free, reserved and used pages, which always add up to all pages.
 
-    Each method is atomic, so that an event loop may reserve and release while an engine thread
-    takes pages out of other reservations. `forget` is told of pages nobody uses any more, before
-    anybody else can take them.
+    Each method is atomic, so that an event loop can reserve and release while an engine thread
+    takes pages out of other reservations. `forget` is called with pages that have lost their last
+    user, before another sequence can take them.
     """
 
     def __init__(self, pages: int, forget: Callable[[Iterable[int]], None]) -> None:
@@ -41,7 +41,7 @@ class PageAccounts:
             return self._free()
 
     def reserve(self, count: int) -> None:
-        """Promise pages; raises `PoolExhausted`."""
+        """Reserve pages; raises `PoolExhausted`."""
         with self._lock:
             if count > self._free():
                 raise PoolExhausted(count, self._free())
@@ -49,17 +49,17 @@ class PageAccounts:
 
     def unreserve(self, count: int) -> None:
         with self._lock:
-            assert 0 <= count <= self._reserved, "only promised pages go back"
+            assert 0 <= count <= self._reserved, "only reserved pages are unreserved"
             self._reserved -= count
 
     def take(self, count: int, after: int | None) -> list[int]:
-        """Turn promised pages into used ones, and say which.
+        """Turn reserved pages into used ones, and return their numbers.
 
-        They follow one another, and page `after`, where such pages are idle: rows that lie in
-        one run are read as a view instead of a copy.
+        The pages are consecutive, following page `after`, if such pages are idle: rows in
+        consecutive pages are read as a view instead of a copy.
         """
         with self._lock:
-            assert 0 <= count <= self._reserved, "pages come only out of a promise"
+            assert 0 <= count <= self._reserved, "pages are taken out of a reservation"
             taken = self._run(count, after) or self._scattered(count)
             for page in taken:
                 self._idle[page] = 0
@@ -69,22 +69,22 @@ class PageAccounts:
             return taken
 
     def share(self, pages: Iterable[int]) -> None:
-        """One more user of each of these used pages."""
+        """Add one user to each of these used pages."""
         with self._lock:
             for page in pages:
                 assert not self._idle[page], "only used pages are shared"
                 self._users[page] += 1
 
     def is_shared(self, page: int) -> bool:
-        """Whether another sequence reads the page too, so that it must not be written."""
+        """Whether several sequences use the page, so that it must not be written."""
         return bool(self._users[page] > 1)
 
     def give_back(self, pages: Iterable[int]) -> int:
-        """One user less of each; those that had only this one become promised; says how many."""
+        """Remove one user from each page; return how many pages became reserved by it."""
         with self._lock:
             last = []
             for page in pages:
-                assert not self._idle[page], "a page goes back once"
+                assert not self._idle[page], "a page is given back once"
                 self._users[page] -= 1
                 if not self._users[page]:
                     self._idle[page] = 1

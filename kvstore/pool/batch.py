@@ -20,10 +20,11 @@ from kvstore.row_codecs.rotation import rotate
 
 @dataclasses.dataclass(slots=True, eq=False)
 class RetentionChunk:
-    """Tokens of one sequence that its rules treat as one; fed at once or in pieces.
+    """Tokens of one sequence that the rules treat together; fed at once or in parts.
 
-    Its rows lie in the fed rows' cells from `cell` on until the block is whole and retained.
-    `fed` counts the tokens of earlier pieces, `received` is what those gave to each row.
+    The chunk's rows lie in the staging slots from `cell` on until the chunk is complete and
+    retained. `fed` counts the tokens of earlier parts, `received` the attention that each row received
+    from them.
     """
 
     sequence: SequencePages
@@ -34,7 +35,7 @@ class RetentionChunk:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ChunkPart:
-    """What a block is fed in one step; `ends` says that it is whole with this."""
+    """Tokens of a chunk that one step feeds; `ends` says that they complete the chunk."""
 
     block: RetentionChunk
     tokens: int
@@ -43,7 +44,7 @@ class ChunkPart:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Change:
-    """What retaining will do to one sequence."""
+    """The change that retention will make to one sequence."""
 
     rows: NDArray[np.int32]
     copies: tuple[tuple[int, int, int], ...]
@@ -52,9 +53,9 @@ class _Change:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Part:
-    """Sequences of one coding that all feed a single token, or all a block.
+    """Sequences of one layout that all feed a single token, or all a longer part.
 
-    Their `places` in the batch, the tokens they feed, the cells.
+    `places` in the batch, the numbers of the fed `tokens`, and their staging slots, `cells`.
     """
 
     places: NDArray[np.int64]
@@ -88,17 +89,17 @@ class _Part:
 
 
 class BatchStep:
-    """Feeds each of B sequences of one pool a piece of a block, at their own positions.
+    """Feeds each of B sequences of one pool a part of a chunk, at its own position.
 
-    Sequences may differ in codec. No cache changes before the whole forward pass has succeeded:
-    `attend` every layer, `decide`, then `commit` those for whom there is room. What is not
-    committed may be fed again.
+    Sequences may differ in codec. No cache changes before the forward pass has succeeded: `attend`
+    every layer, `decide`, then `commit` the sequences that have the pages. A chunk that is not
+    committed can be fed again.
     """
 
     def __init__(
         self, fed: StagedRows, pieces: Sequence[ChunkPart], classes: NDArray[np.uint8]
     ) -> None:
-        """`classes` `[N]` are the token classes of all fed tokens, one piece after another."""
+        """`classes` `[N]`: the token classes of all fed tokens, one part after another."""
         blocks = [piece.block for piece in pieces]
         pool = blocks[0].sequence.pool
         assert all(block.sequence.pool is pool for block in blocks), "one pool for the batch"
@@ -124,7 +125,7 @@ class BatchStep:
     def whole(
         cls, sequences: Sequence[SequencePages], classes: NDArray[np.uint8], fed: StagedRows
     ) -> BatchStep:
-        """A block of m tokens for every sequence, at once; `classes` `[B, m]`."""
+        """Build a step with a complete chunk of m tokens per sequence; `classes` `[B, m]`."""
         tokens = classes.shape[1]
         pieces = [
             ChunkPart(RetentionChunk(sequence, n * tokens), tokens)
@@ -142,7 +143,7 @@ class BatchStep:
         return out
 
     def decide(self) -> None:
-        """After the last layer: find what every whole block changes. Nothing changes yet."""
+        """Find the changes of every complete chunk, after the last layer; nothing changes yet."""
         ending = np.array([n for n, piece in enumerate(self._pieces) if piece.ends], np.int64)
         if len(ending):
             scratch, batch = self._scratch.of_sequences(ending), self._batch.of(ending)
@@ -155,12 +156,12 @@ class BatchStep:
                 piece.block.fed += piece.tokens
 
     def need(self, place: int) -> PageCount:
-        """Unused pages that committing the sequence takes."""
+        """Return the unused pages that committing the sequence takes."""
         change = self._changes.get(place)
         return change.need if change else PageCount()
 
     def commit(self, places: Sequence[int]) -> None:
-        """Apply every head's rule to these sequences, whose blocks are whole: one call for all.
+        """Apply every head's rule to these sequences, whose chunks are complete, in one call.
 
         Raises `PoolExhausted` before any change if a reservation is too small.
         """
@@ -189,9 +190,9 @@ class BatchStep:
         self.commit(sorted(self._changes))
 
     def _of_one_kind(self) -> Iterator[_Part]:
-        """The sequences of each coding, single tokens and blocks apart, in order of their first.
+        """Yield the sequences by layout, single tokens apart from longer parts.
 
-        A block's queries are a matrix, which other forms of a kernel are made for.
+        The queries of a longer part form a matrix, for which kernels have other forms.
         """
         tokens = np.repeat(np.arange(len(self._pieces)), self._batch.counts)
         singles = (self._batch.blocks == 1).tolist()
@@ -210,7 +211,7 @@ class BatchStep:
             )
 
     def _remember_received(self) -> None:
-        """What earlier pieces of the blocks gave to the rows."""
+        """Add the attention that rows received from earlier parts of the chunks."""
         rows = self._batch.rows
         for place, piece in enumerate(self._pieces):
             before, block = piece.block.received, piece.block
@@ -235,7 +236,7 @@ class BatchStep:
     def _shared_writes(
         self, place: int, rows_after: NDArray[np.int32]
     ) -> list[tuple[int, int, int]]:
-        """Pages that will be written and that others read: layer, head and number in its table."""
+        """Return shared pages that will be written: layer, head and number in the table."""
         sequence = self._pieces[place].block.sequence
         tables, page_rows = sequence.tables, sequence.store.page_rows
         found = []
@@ -250,7 +251,7 @@ class BatchStep:
         return found
 
     def _written(self, place: int, layer: int, head: int, after: int) -> list[int]:
-        """Numbers of the pages in which a head's slots change."""
+        """Return the numbers of the pages in which a head's slots change."""
         held = int(self._batch.rows[place, layer, head])
         if self._scratch.starts[place, layer, head] < 0:
             slots = np.arange(held, after)

@@ -1,4 +1,4 @@
-"""How much room a sequence may come to need."""
+"""Bounds of the rows and pages that a sequence may come to hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sequence's claim to pages of one kind."""
+"""Pages of one kind that a sequence uses or has reserved."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from kvstore.pool.accounts import PageAccounts
 
 
 class PageReservation:
-    """Pages in use, some perhaps shared with other sequences, and pages promised beyond them.
+    """Pages in use, some of them shared with other sequences, and reserved pages beyond them.
 
-    Only its owner uses it and what it took: whoever feeds the sequence also releases it, between
-    two steps. So no write can come after the release, and freed pages need no wiping before
-    another sequence gets them.
+    One owner uses the reservation and its pages: the engine that feeds the sequence also releases
+    it, between two steps. No write can follow the release, so freed pages are not wiped before
+    another sequence takes them.
     """
 
     def __init__(self, accounts: PageAccounts) -> None:
@@ -23,38 +23,38 @@ class PageReservation:
 
     @property
     def used(self) -> int:
-        """Pages in use, shared ones among them."""
+        """Pages in use, shared pages included."""
         return len(self._taken)
 
     @property
     def unused(self) -> int:
-        """Pages promised and not in use."""
+        """Pages reserved and not in use."""
         return self._unused
 
-    def promise(self, pages: int) -> None:
-        """Have `pages` more; raises `PoolExhausted`, and then nothing changed."""
+    def reserve(self, pages: int) -> None:
+        """Reserve `pages` more pages; raises `PoolExhausted` without any change."""
         self._accounts.reserve(pages)
         self._unused += pages
 
     def ensure(self, unused: int) -> None:
-        """Have at least so many unused; raises `PoolExhausted`, and then nothing changed."""
+        """Reserve pages until `unused` are unused; raises `PoolExhausted` without any change."""
         if unused > self._unused:
-            self.promise(unused - self._unused)
+            self.reserve(unused - self._unused)
 
     def require(self, count: int) -> None:
         """Raise `PoolExhausted` unless `count` pages are unused."""
         if count > self._unused:
             raise PoolExhausted(count, self._unused)
 
-    def keep(self, unused: int) -> None:
-        """Let go of what is promised beyond `unused`."""
+    def trim_to(self, unused: int) -> None:
+        """Return reserved pages beyond `unused`."""
         surplus = self._unused - unused
         if surplus > 0:
             self._accounts.unreserve(surplus)
             self._unused -= surplus
 
     def take(self, count: int, after: int | None = None) -> list[int]:
-        """Use promised pages, next to page `after` if that can be; raises `PoolExhausted`."""
+        """Use reserved pages, following page `after` if possible; raises `PoolExhausted`."""
         self.require(count)
         taken = self._accounts.take(count, after)
         self._unused -= count
@@ -62,30 +62,31 @@ class PageReservation:
         return taken
 
     def share_with(self, other: PageReservation) -> None:
-        """Let another sequence use all these pages too."""
+        """Let another sequence use all pages in use here."""
         self._accounts.share(self._taken)
         other._taken |= self._taken
 
     def exchange(self, pages: Iterable[int]) -> None:
-        """Use these pages now, as many as before: other claims use those that were used here.
+        """Use `pages` instead, as many as before.
 
-        All claims that exchange among each other do so before any of them is used otherwise.
+        Reservations that exchange pages among each other all do so before any other call.
         """
         taken = set(pages)
-        assert len(taken) == len(self._taken), "nobody gains or loses a page"
+        assert len(taken) == len(self._taken), "a reservation exchanges as many pages as it uses"
         self._taken = taken
 
     def is_shared(self, page: int) -> bool:
+        """Whether another sequence uses the page too."""
         return self._accounts.is_shared(page)
 
     def give_back(self, pages: Iterable[int]) -> None:
-        """Stop using pages; those nobody else uses are promised to this claim again."""
+        """Stop using pages; those without another user are reserved here again."""
         pages = list(pages)
-        assert self._taken.issuperset(pages), "only pages in use here come back here"
+        assert self._taken.issuperset(pages), "only pages in use are given back"
         self._taken.difference_update(pages)
         self._unused += self._accounts.give_back(pages)
 
     def release(self) -> None:
-        """Hand everything back. Further calls do nothing."""
+        """Return all pages. Further calls do nothing."""
         self.give_back(sorted(self._taken))
-        self.keep(0)
+        self.trim_to(0)

@@ -1,4 +1,4 @@
-"""What a sequence may use of the pool: row pages, and mark pages for the heads that need marks."""
+"""A sequence's reservation: row pages, and metadata pages for heads whose rows may leave."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kvstore.pool.page_reservation import PageReservation
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PageCount:
-    """Pages of both kinds."""
+    """A number of row pages and of metadata pages."""
 
     rows: int = 0
     marks: int = 0
@@ -20,40 +20,42 @@ class PageCount:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Reservation:
-    """A claim of either kind. Each method changes both or, raising `PoolExhausted`, neither."""
+    """Reservations of both kinds. Each method changes both or, raising `PoolExhausted`, neither."""
 
     rows: PageReservation
     marks: PageReservation
 
     @property
     def used(self) -> PageCount:
+        """Pages in use, shared pages included."""
         return PageCount(self.rows.used, self.marks.used)
 
     @property
     def unused(self) -> PageCount:
+        """Pages reserved and not in use."""
         return PageCount(self.rows.unused, self.marks.unused)
 
     def ensure(self, unused: PageCount) -> None:
-        """Have at least so many pages promised and unused."""
+        """Reserve pages until at least `unused` are unused."""
         missing = max(0, unused.rows - self.rows.unused)
-        self.rows.promise(missing)
+        self.rows.reserve(missing)
         try:
             self.marks.ensure(unused.marks)
         except BaseException:
-            self.rows.keep(self.rows.unused - missing)
+            self.rows.trim_to(self.rows.unused - missing)
             raise
 
     def require(self, unused: PageCount) -> None:
-        """Raise `PoolExhausted` unless so many pages are unused."""
+        """Raise `PoolExhausted` unless at least `unused` pages are unused."""
         self.rows.require(unused.rows)
         self.marks.require(unused.marks)
 
-    def keep(self, unused: PageCount) -> None:
-        """Let go of what is promised beyond `unused`."""
-        self.rows.keep(unused.rows)
-        self.marks.keep(unused.marks)
+    def trim_to(self, unused: PageCount) -> None:
+        """Return reserved pages beyond `unused`."""
+        self.rows.trim_to(unused.rows)
+        self.marks.trim_to(unused.marks)
 
     def release(self) -> None:
-        """Hand everything back. Further calls do nothing."""
+        """Return all pages. Further calls do nothing."""
         self.rows.release()
         self.marks.release()

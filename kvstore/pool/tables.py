@@ -133,7 +133,7 @@ class PageTables:
         return self._reservation.rows.is_shared(page)
 
     def index(self, layer: int, head: int, slots: range) -> RowIndex:
-        """Where these slots' keys and values lie in the sequence's store."""
+        """Return the index of these slots' keys and values in the row pages."""
         return self._store.index(self.pages[layer, head], np.arange(slots.start, slots.stop))
 
     def mark_index(self, layer: int, head: int, slots: range) -> torch.Tensor:
@@ -152,7 +152,7 @@ class PageTables:
     def _kinds(
         self, rows: NDArray[np.int32]
     ) -> Iterator[tuple[NDArray[np.int32], PageReservation, NDArray[np.int32], NDArray[np.int32]]]:
-        """Of row pages and of mark pages: table, claim, pages held, and pages that `rows` need."""
+        """Yield, for row and metadata pages: table, reservation, pages held, pages needed."""
         claims = self._reservation
         yield self.pages, claims.rows, self._pages_of(self.rows), self._pages_of(rows)
         have, need = self._mark_pages_of(self.rows), self._mark_pages_of(rows)

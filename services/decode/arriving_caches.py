@@ -101,7 +101,7 @@ class ArrivingCaches:
         report = await transfer
         used = pages.reservation.used
         self._expectation.saw_prompt(cache.policy, cache.tokens, used, cache.codec)
-        pages.reservation.keep(_spare_pages(cache, pages))
+        pages.reservation.trim_to(_spare_pages(cache, pages))
         # the pages that were reserved in excess may be enough for the next in the queue
         self._arbiter.advance()
         return report

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kvstore.pool.resident import ResidentBatch
+from kvstore.pool.graph_batch import GraphBatch
 from services.decode.engine.step import BatchAttention
 from services.runtime.model.forward_pass import forward
 from services.runtime.model.fused_layers import fused_layers
@@ -28,9 +28,7 @@ class CapturedStep:
     operations run one by one.
     """
 
-    def __init__(
-        self, served: ServedModel, resident: ResidentBatch, *, fused: bool = False
-    ) -> None:
+    def __init__(self, served: ServedModel, resident: GraphBatch, *, fused: bool = False) -> None:
         device = served.model.device
         self._served = served
         self._resident = resident
@@ -44,11 +42,11 @@ class CapturedStep:
         self.logits = torch.zeros(size, dtype=served.dtype, device=device)
         if device.type == "cuda":
             with fused_layers(served.model) if fused else contextlib.nullcontext():
-                for ends_block in {resident.ends_block, True}:
+                for ends_block in {resident.ends_chunk, True}:
                     self._graphs[ends_block] = self._captured(ends_block)
 
     @property
-    def resident(self) -> ResidentBatch:
+    def resident(self) -> GraphBatch:
         """The batch that is stepped."""
         return self._resident
 
@@ -57,10 +55,10 @@ class CapturedStep:
 
         Raises `PoolExhausted` before any change.
         """
-        self._resident.lend()
+        self._resident.preallocate_pages()
         if tokens is not None:
             self.tokens[: len(tokens)].copy_(torch.tensor(tokens))
-        ends_block = self._resident.ends_block
+        ends_block = self._resident.ends_chunk
         if self._graphs:
             self._graphs[ends_block].replay()
         else:
@@ -86,7 +84,7 @@ class CapturedStep:
         if ends_block:
             resident.retain()
         else:
-            resident.go_on()
+            resident.advance_within_chunk()
 
     def _captured(self, ends_block: bool) -> torch.cuda.CUDAGraph:
         # nobody has entered: places that hold nothing can be stepped without a trace

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from kvstore.pool import PageCount, PagePool, SequencePages
-from kvstore.pool.resident import ResidentBatch
+from kvstore.pool.graph_batch import GraphBatch
 from kvstore.row_codecs import MODEL_ROWS, RowCodec
 from services.decode.engine.cuda_graph import CapturedStep
 from services.decode.engine.step import BatchChanged
@@ -73,7 +73,7 @@ class CapturedSteps:
         if step.resident.sequences != tuple(sequences):
             raise BatchChanged
         step.run(tokens)
-        step.resident.settle()
+        step.resident.sync_rows()
         return step.logits[: len(sequences)]
 
     def _entered(self, sequences: tuple[SequencePages, ...]) -> CapturedStep | None:
@@ -102,7 +102,7 @@ class CapturedSteps:
             return None
         if step is None or not step.resident.current:
             try:
-                resident = ResidentBatch(self._pool, codec, places, self._block_tokens)
+                resident = GraphBatch(self._pool, codec, places, self._block_tokens)
                 step = CapturedStep(self._served, resident, fused=self._fused)
             except RuntimeError:
                 log.exception("a step could not be captured; steps go on one launch at a time")

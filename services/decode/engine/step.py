@@ -15,7 +15,7 @@ from services.runtime.model.forward_pass import forward
 from services.runtime.model.served_model import ServedModel
 
 if TYPE_CHECKING:
-    from kvstore.pool.resident import ResidentBatch
+    from kvstore.pool.graph_batch import GraphBatch
 
 
 class BatchChanged(Exception):
@@ -25,7 +25,7 @@ class BatchChanged(Exception):
 class BatchAttention:
     """An `AttentionHook` over a batch's pages; the fed tokens of all sequences are one row."""
 
-    def __init__(self, step: BatchStep | ResidentBatch) -> None:
+    def __init__(self, step: BatchStep | GraphBatch) -> None:
         self._step = step
 
     def attend(self, inputs: AttentionInput) -> torch.Tensor:

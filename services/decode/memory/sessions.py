@@ -70,7 +70,7 @@ class Sessions:
         owner: str = "",
     ) -> str:
         """Take over a sequence as a new session; returns its id."""
-        pages.reservation.keep(_NOTHING)
+        pages.reservation.trim_to(_NOTHING)
         session_id = secrets.token_hex(16)
         expires = time.monotonic() + keep_seconds
         session = Session(session_id, pages, tuple(tokens), received, keep_seconds, expires, owner)
@@ -115,7 +115,7 @@ class Sessions:
             replaces = current and session.busy and session.turn == turn
             old = session.pages if replaces else pages
             if replaces:
-                pages.reservation.keep(_NOTHING)
+                pages.reservation.trim_to(_NOTHING)
                 session.pages, session.tokens = pages, tuple(tokens)
                 session.keep_seconds = keep_seconds
             old.release()

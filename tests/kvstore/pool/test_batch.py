@@ -112,7 +112,7 @@ def test_one_sequence_without_room_leaves_all_as_they_were() -> None:
     pool = a_pool()
     rich = a_sequence(pool, 8, [RetentionRule(full=True)] * HEADS)
     poor = a_sequence(pool, 8, [RetentionRule(full=True)] * HEADS)
-    poor.reservation.keep(PageCount())
+    poor.reservation.trim_to(PageCount())
     before = rich.row_counts()
     with pytest.raises(PoolExhausted):
         feed([rich, poor], [1, 2], 1)

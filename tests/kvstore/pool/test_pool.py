@@ -154,7 +154,7 @@ class Accounting(RuleBasedStateMachine):
     @rule(data=st.data(), pages=st.integers(0, 20))
     def keep(self, data: st.DataObject, pages: int) -> None:
         sequence = data.draw(st.sampled_from(self.sequences))
-        sequence.reservation.keep(PageCount(pages, pages))
+        sequence.reservation.trim_to(PageCount(pages, pages))
 
     @precondition(lambda self: bool(self.sequences))
     @rule(data=st.data())
@@ -268,7 +268,7 @@ def test_a_fork_copies_only_the_pages_that_are_written() -> None:
     sequence = pool.open(9, promised(24))
     sequence.load(0, a_layer(9, 9))
     sequence.load(1, a_layer(9))
-    sequence.reservation.keep(PageCount(3, 3))
+    sequence.reservation.trim_to(PageCount(3, 3))
     child = sequence.fork()
     child.reservation.ensure(PageCount(3, 3))
     assert pool.used_pages == 9
@@ -291,7 +291,7 @@ def test_a_fork_may_have_to_scatter_its_marks() -> None:
     holes = [pool.open(4, promised(1)) for _ in range(6)]
     for hole in holes:
         hole.load(1, a_layer(4, head_rule=SCORED))
-    origin.reservation.keep(PageCount())
+    origin.reservation.trim_to(PageCount())
     filler = pool.open(0, PageCount(0, pool.free.marks))
     filler.reservation.marks.take(filler.reservation.unused.marks)
     for hole in holes[::2]:

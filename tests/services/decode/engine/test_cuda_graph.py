@@ -17,7 +17,7 @@ from tests.services.decode.engine.engine_parts import prefill
 
 pytest.importorskip("triton")
 
-from kvstore.pool.resident import ResidentBatch
+from kvstore.pool.graph_batch import GraphBatch
 from services.decode.engine.cuda_graph import CapturedStep
 from tests.pretended_cuda.tensors import Waits
 
@@ -92,7 +92,7 @@ def test_it_does_what_the_engines_step_does(served: ServedModel, codec: str, blo
     (ours, tokens), (theirs, fed) = (
         opened(served, pool, "coverage", RowCodec.parse(codec)) for pool in pools
     )
-    resident = ResidentBatch(pools[0], RowCodec.parse(codec), 3, block)
+    resident = GraphBatch(pools[0], RowCodec.parse(codec), 3, block)
     step = CapturedStep(served, resident)
     resident.enter(ours)
     cells = pools[1].new_staged_rows(block * len(theirs))
@@ -108,7 +108,7 @@ def test_it_does_what_the_engines_step_does(served: ServedModel, codec: str, blo
             fed_step.retain()
         fed = logits.argmax(-1).tolist()
         torch.testing.assert_close(step.logits[:2], logits, atol=2e-4, rtol=1e-4)
-        resident.settle()
+        resident.sync_rows()
         assert step.tokens[:2].tolist() == fed
     resident.leave()
     for one, other in zip(ours, theirs, strict=True):
@@ -131,16 +131,16 @@ def test_it_does_what_the_engines_step_does(served: ServedModel, codec: str, blo
 def test_inside_a_block_the_host_waits_for_nothing(served: ServedModel) -> None:
     pool = new_pool(served)
     sequences, _ = opened(served, pool, "full")
-    resident = ResidentBatch(pool, MODEL_ROWS, 2, block_tokens=2)
+    resident = GraphBatch(pool, MODEL_ROWS, 2, block_tokens=2)
     step = CapturedStep(served, resident)
     resident.enter(sequences)
     before = Waits.count
     # both have room for a row in their pages
     step.run()
-    resident.settle()
+    resident.sync_rows()
     assert Waits.count == before
     step.run()
-    resident.settle()
+    resident.sync_rows()
     assert Waits.count > before
     resident.leave()
 
@@ -150,15 +150,15 @@ def test_a_reservation_that_is_too_small_is_refused_before_anything_changes(
 ) -> None:
     pool = new_pool(served)
     sequences, tokens = opened(served, pool, "full")
-    resident = ResidentBatch(pool, MODEL_ROWS, 2)
+    resident = GraphBatch(pool, MODEL_ROWS, 2)
     step = CapturedStep(served, resident)
-    sequences[0].reservation.keep(PageCount())
+    sequences[0].reservation.trim_to(PageCount())
     resident.enter(sequences)
 
     def steps() -> None:
         for _ in range(9):
             step.run(tokens)
-            resident.settle()
+            resident.sync_rows()
 
     with pytest.raises(PoolExhausted):
         steps()
@@ -174,8 +174,8 @@ def test_a_reservation_that_is_too_small_is_refused_before_anything_changes(
 def test_sequences_that_share_pages_or_differ_in_codec_are_not_taken(served: ServedModel) -> None:
     pool = new_pool(served)
     sequences, _ = opened(served, pool, "full")
-    assert ResidentBatch(pool, MODEL_ROWS, 2).fits(sequences)
-    assert not ResidentBatch(pool, MODEL_ROWS, 1).fits(sequences)
-    assert not ResidentBatch(pool, RowCodec.parse("int8"), 2).fits(sequences)
+    assert GraphBatch(pool, MODEL_ROWS, 2).fits(sequences)
+    assert not GraphBatch(pool, MODEL_ROWS, 1).fits(sequences)
+    assert not GraphBatch(pool, RowCodec.parse("int8"), 2).fits(sequences)
     fork = sequences[0].fork()
-    assert not ResidentBatch(pool, MODEL_ROWS, 2).fits([fork])
+    assert not GraphBatch(pool, MODEL_ROWS, 2).fits([fork])

@@ -1,4 +1,4 @@
-"""A batch whose tables rest on the device, so that steps of it need no host."""
+"""A batch whose tables stay on the device, for steps that run as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -25,29 +25,30 @@ from kvstore.rule_table import may_evict, needs_scores, rule_to_record, rule_wor
 from kvstore.rules import RetentionRule
 
 _Entry = TypeVar("_Entry", bound=np.generic)
-# keeps nothing: the rule of places that no sequence has
-_NOBODY = RetentionRule()
+# the rule of places without a sequence: it keeps no rows
+_EMPTY_RULE = RetentionRule()
 
 
-class ResidentBatch:
-    """Up to `places` sequences of one codec that are fed a token each, step after step.
+class GraphBatch:
+    """A batch of up to `places` sequences of one codec, fed one token each per step.
 
-    A step is `begin`, `attend` for every layer, and `retain` or, inside a block, `go_on`: launches
-    and tensor operations at addresses that never change, without a word to the host, so that it can
-    be captured as a CUDA graph. Around it the host lends pages (`lend`) before, and looks at the
-    rows (`settle`) when it reads the tokens anyway. Between `enter` and `leave` the pool's own
-    tables of the sequences are out of date, and so are its figures; whoever asks one of the
-    sequences for its tables makes all leave. Places beyond the sequences' hold nothing and never
-    will. The tensors may be made and written in inference mode.
+    A step is `begin`, `attend` for every layer, and then `retain`, or `advance_within_chunk` inside
+    a retention chunk. It consists of launches and tensor operations at constant addresses and does
+    not wait for the host, so that it can be captured as a CUDA graph. Before a step the host calls
+    `preallocate_pages`; after it, when it reads the tokens anyway, `sync_rows`.
 
-    Rules look at `block_tokens` tokens together, because what may leave is found by a look at every
-    row; rows stay up to so many tokens longer. Leaving in the middle of a block ends it.
+    Between `enter` and `leave` the pool's tables of the sequences, and the pool's figures, are out
+    of date; `SequencePages.sync` makes the batch leave. Places without a sequence hold no rows. The
+    tensors may be made and written in inference mode.
+
+    The rules are applied to `chunk_tokens` tokens together, because they read every row; rows stay
+    up to that many tokens longer. Leaving inside a chunk ends the chunk.
     """
 
-    def __init__(self, pool: PagePool, codec: RowCodec, places: int, block_tokens: int = 1) -> None:
+    def __init__(self, pool: PagePool, codec: RowCodec, places: int, chunk_tokens: int = 1) -> None:
         self.places = places
-        self._block_tokens = block_tokens
-        # of the open block
+        self._chunk_tokens = chunk_tokens
+        # tokens of the incomplete chunk
         self._fed = 0
         self._pool = pool
         self._store = pool.storage.store(codec)
@@ -62,7 +63,7 @@ class ResidentBatch:
         nothing = torch.empty(0, dtype=torch.int32, device=device)
         self._free_rows = FreePages.of(pool.pages, nothing)
         self._free_marks = FreePages.of(pool.metadata_pages, nothing)
-        # of the tokens that are fed now
+        # staging slots of the tokens that are fed now
         self.cells = self.batch.cells.long()
         self._bounded = torch.zeros(self.batch.rows.shape, dtype=torch.bool, device=device)
         self._active = torch.zeros(places, dtype=torch.int64, device=device)
@@ -70,21 +71,21 @@ class ResidentBatch:
 
     @property
     def sequences(self) -> tuple[SequencePages, ...]:
-        """Who is here; nobody once anybody has been asked for its tables."""
+        """The sequences of the batch; empty once they have left."""
         return self._sequences
 
     @property
-    def ends_block(self) -> bool:
-        """Whether the rules look at what the next step feeds."""
-        return self._fed + 1 == self._block_tokens
+    def ends_chunk(self) -> bool:
+        """Whether the next step completes a retention chunk."""
+        return self._fed + 1 == self._chunk_tokens
 
     @property
     def current(self) -> bool:
-        """Whether the pool's marks are still those that were found at first."""
+        """Whether the pool's metadata is still in the memory that the graph uses."""
         return self._columns is self._pool.storage.columns
 
     def fits(self, sequences: Sequence[SequencePages]) -> bool:
-        """Whether these can be stepped here: few enough, of this codec, their pages their own."""
+        """Whether the batch can step these: few enough, of its codec, without shared pages."""
         return (
             len(sequences) <= self.places
             and self.current
@@ -94,23 +95,23 @@ class ResidentBatch:
 
     @torch.inference_mode()
     def enter(self, sequences: Sequence[SequencePages]) -> None:
-        """Take over the sequences' tables; those of before have left."""
-        assert not sequences or self.fits(sequences), "the caller has asked"
-        assert not self._sequences, "who was here has left"
+        """Copy the sequences' tables to the device; the previous sequences must have left."""
+        assert not sequences or self.fits(sequences), "the caller has checked that they fit"
+        assert not self._sequences, "the previous sequences have left"
         self._sequences = tuple(sequences)
         tables, batch = self._pool.tables, self.batch
         slots = np.array([sequence.slot for sequence in sequences], np.int64)
-        rules = np.full((self.places, *tables.rules.shape[1:]), rule_to_record(_NOBODY))
+        rules = np.full((self.places, *tables.rules.shape[1:]), rule_to_record(_EMPTY_RULE))
         rules[: len(slots)] = tables.rules[slots]
-        self._rows = self._with_nobody(tables.rows, slots)
-        self._marked = self._with_nobody(tables.marked, slots)
+        self._rows = self._padded(tables.rows, slots)
+        self._marked = self._padded(tables.marked, slots)
         for target, values in (
-            (batch.pages, self._with_nobody(tables.pages, slots)),
-            (batch.marks, self._with_nobody(tables.marks, slots)),
+            (batch.pages, self._padded(tables.pages, slots)),
+            (batch.marks, self._padded(tables.marks, slots)),
             (batch.rows, self._rows),
             (batch.marked, self._marked),
-            (batch.weighted, self._with_nobody(tables.weighted, slots)),
-            (batch.lengths, self._with_nobody(tables.lengths, slots)),
+            (batch.weighted, self._padded(tables.weighted, slots)),
+            (batch.lengths, self._padded(tables.lengths, slots)),
             (batch.rules, rule_words(rules)),
             (self.scratch.scored, needs_scores(rules) & self._exists),
             (self._bounded, may_evict(rules) & self._exists),
@@ -121,8 +122,8 @@ class ResidentBatch:
             sequence.stepped_on_device(self.leave)
 
     @torch.inference_mode()
-    def lend(self) -> None:
-        """Have pages at hand for whatever the next step may need.
+    def preallocate_pages(self) -> None:
+        """Give the device the pages that the next step may need.
 
         Raises `PoolExhausted` before any change if a reservation is too small.
         """
@@ -138,7 +139,7 @@ class ResidentBatch:
         _add(self._free_marks, marks)
 
     def needs(self) -> list[PageCount]:
-        """Pages that each sequence lacks, should its heads keep their block and a token more."""
+        """Return the pages that each sequence lacks if its heads keep the chunk and one token."""
         rows, marks = (counts.sum((1, 2)).tolist() for counts in self._counts(self._fed + 1))
         used = [sequence.reservation.used for sequence in self._sequences]
         return [
@@ -147,12 +148,12 @@ class ResidentBatch:
         ]
 
     def begin(self) -> None:
-        """Before a step's first layer: where each head's rows end, and where its entries begin."""
+        """Begin a step: compute the ends of the heads' rows and the beginnings of their entries."""
         batch = self.batch
         torch.add(batch.cells, batch.before, out=self.cells)
         row_ends(batch.rows, batch.ends)
-        # the same throughout a block
-        sizes = torch.where(self._bounded, batch.rows + self._block_tokens, 0).view(-1)
+        # the same throughout a chunk
+        sizes = torch.where(self._bounded, batch.rows + self._chunk_tokens, 0).view(-1)
         ends = sizes.cumsum(0)
         self.scratch.starts.copy_((ends - sizes).view_as(self.scratch.starts))
 
@@ -179,41 +180,38 @@ class ResidentBatch:
         return rotate(out) if coding.values.rotated else out
 
     def retain(self) -> None:
-        """After the last layer of a step that ends a block: every head's rule, in one launch."""
+        """Apply every head's rule in one launch, after the last layer of a chunk's last step."""
         batch = self.batch
         retain(batch, self.scratch, self._free_rows, self._free_marks)
         batch.lengths.add_(self._active * (batch.before + batch.counts))
         batch.before.zero_()
 
-    def go_on(self) -> None:
-        """After the last layer of any other step."""
+    def advance_within_chunk(self) -> None:
+        """Count a token, after the last layer of any other step."""
         self.batch.before.add_(1)
 
-    def settle(self) -> None:
-        """After a step, of which there was one: see what rows there are, once a block has ended.
-
-        Waits for the device then.
-        """
-        self._fed = (self._fed + 1) % self._block_tokens
+    def sync_rows(self) -> None:
+        """Count a step; at the end of a chunk, wait for the device and read the rows held."""
+        self._fed = (self._fed + 1) % self._chunk_tokens
         if not self._fed:
-            self._look()
+            self._read_rows()
 
-    def _look(self) -> None:
+    def _read_rows(self) -> None:
         exhausted = int(self._free_rows.exhausted) or int(self._free_marks.exhausted)
-        assert not exhausted, "what was lent suffices"
+        assert not exhausted, "preallocated pages suffice"
         self._rows = self.batch.rows.cpu().numpy()
 
     @torch.inference_mode()
     def leave(self) -> None:
-        """Give the tables back to the pool, and to every reservation as many pages as it has."""
+        """Copy the tables back to the pool, and give every reservation as many pages as it uses."""
         for sequence in self._sequences:
             sequence.stepped_on_device(None)
         if self._fed:
-            # nothing is fed beside what has been
+            # the chunk ends with the tokens already fed
             self.batch.before.sub_(1)
             self.retain()
             self._fed = 0
-        self._look()
+        self._read_rows()
         tables, batch = self._pool.tables, self.batch
         pages, marks, lengths = (
             part.cpu().numpy() for part in (batch.pages, batch.marks, batch.lengths)
@@ -228,18 +226,18 @@ class ResidentBatch:
             reservation = sequence.reservation
             _exchange(reservation.rows, _first(pages[place], row_counts[place]), spare_rows)
             _exchange(reservation.marks, _first(marks[place], mark_counts[place]), spare_marks)
-        assert not spare_rows, "every page is somebody's"
-        assert not spare_marks, "every page is somebody's"
+        assert not spare_rows, "every page belongs to a sequence"
+        assert not spare_marks, "every page belongs to a sequence"
         self._sequences = ()
         self.enter(())
 
     def _counts(self, more: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Row pages and mark pages of every head with `more` rows more, `[places, L, H]`."""
+        """Return row and metadata pages of heads with `more` additional rows, `[places, L, H]`."""
         rows = np.where(self._exists, self._rows + more, 0)
         marked = np.where(self._marked, rows, 0)
         return -(-rows // self._store.page_rows), -(-marked // self._columns.page_rows)
 
-    def _with_nobody(self, table: NDArray[_Entry], slots: NDArray[np.int64]) -> NDArray[_Entry]:
+    def _padded(self, table: NDArray[_Entry], slots: NDArray[np.int64]) -> NDArray[_Entry]:
         values = np.zeros((self.places, *table.shape[1:]), table.dtype)
         values[: len(slots)] = table[slots]
         return values
@@ -248,9 +246,9 @@ class ResidentBatch:
         pool, store, columns, places = self._pool, self._store, self._columns, self.places
         tables, device = pool.tables, store.arena.device
         _, layers, heads, table_pages = tables.pages.shape
-        cells = places * self._block_tokens
+        cells = places * self._chunk_tokens
         fed = pool.new_staged_rows(cells)
-        # a scored row has marks, and a head's new rows have an entry each, too
+        # every scored row has metadata, and every new row of a head has an entry
         entries = pool.metadata_pages * pool.page_rows + cells * layers * heads
         line = min(places * heads * table_pages, pool.pages) * store.page_rows
 
@@ -271,14 +269,18 @@ class ResidentBatch:
             marked=zeros(places, layers, heads, dtype=torch.bool),
             weighted=zeros(places, layers, heads, dtype=torch.bool),
             rules=zeros(
-                places, layers, heads, rule_words(rule_to_record(_NOBODY)).size, dtype=torch.int64
+                places,
+                layers,
+                heads,
+                rule_words(rule_to_record(_EMPTY_RULE)).size,
+                dtype=torch.int64,
             ),
             lengths=zeros(places, dtype=torch.int64),
             ends=zeros(layers, places * heads),
             new_keys=fed.keys,
             new_values=fed.values,
             flags=zeros(cells, dtype=torch.uint8),
-            cells=torch.arange(places, dtype=torch.int32, device=device) * self._block_tokens,
+            cells=torch.arange(places, dtype=torch.int32, device=device) * self._chunk_tokens,
             before=zeros(places),
             counts=zeros(places) + 1,
             first_queries=torch.arange(places, dtype=torch.int32, device=device),
@@ -298,7 +300,7 @@ class ResidentBatch:
 
 
 def _add(free: FreePages, pages: list[int]) -> None:
-    """Put pages at the end of the queue."""
+    """Append pages to the queue."""
     if pages:
         more = torch.tensor(pages, dtype=torch.int32, device=free.ring.device)
         at = torch.arange(len(pages), device=more.device) + free.returned
@@ -307,7 +309,7 @@ def _add(free: FreePages, pages: list[int]) -> None:
 
 
 def _drained(free: FreePages) -> list[int]:
-    """Take all pages out of the queue."""
+    """Remove all pages from the queue and return them."""
     first, end, ring = int(free.taken), int(free.returned), free.ring.cpu().numpy()
     free.taken.copy_(free.returned)
     pages: list[int] = ring[np.arange(first, end) % len(ring)].tolist()
@@ -315,14 +317,14 @@ def _drained(free: FreePages) -> list[int]:
 
 
 def _first(table: NDArray[np.int32], counts: NDArray[np.int32]) -> list[int]:
-    """The first so many pages of every head of a table `[L, H, P]`."""
+    """Return the first `counts` pages of every head of a table `[L, H, P]`."""
     pages: list[int] = table[np.arange(table.shape[-1]) < counts[..., None]].tolist()
     return pages
 
 
-def _exchange(claim: PageReservation, held: list[int], spare: list[int]) -> None:
-    """Have a claim use the pages that are `held`, and get back as many as it lent beyond them."""
-    beyond = claim.used - len(held)
+def _exchange(reservation: PageReservation, held: list[int], spare: list[int]) -> None:
+    """Let a reservation use the `held` pages, and return to it as many as it gave beyond them."""
+    beyond = reservation.used - len(held)
     back, spare[:beyond] = spare[:beyond], []
-    claim.exchange([*held, *back])
-    claim.give_back(back)
+    reservation.exchange([*held, *back])
+    reservation.give_back(back)
