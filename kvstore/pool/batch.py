@@ -23,8 +23,8 @@ class RetentionChunk:
     """Tokens of one sequence that the rules treat together; fed at once or in parts.
 
     The chunk's rows lie in the staging slots from `cell` on until the chunk is complete and
-    retained. `fed` counts the tokens of earlier parts, `received` the attention that each row received
-    from them.
+    retained. `fed` counts the tokens of earlier parts, `received` is the attention that each row
+    received from them.
     """
 
     sequence: SequencePages

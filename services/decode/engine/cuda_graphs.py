@@ -23,7 +23,7 @@ _FEW = 8
 class CapturedSteps:
     """Graphs for at most `most` sequences: one of few places and one of all, for each codec.
 
-    They are captured when they are first needed, and apply the rules to `block_tokens` tokens at
+    They are captured when they are first needed, and apply the rules to `chunk_tokens` tokens at
     once. The same sequences are stepped again and again without their tables leaving the device;
     when others are, those leave. Used by the engine's thread alone.
     """
@@ -33,13 +33,13 @@ class CapturedSteps:
         served: ServedModel,
         pool: PagePool,
         most: int,
-        block_tokens: int = 1,
+        chunk_tokens: int = 1,
         *,
         fused: bool = False,
     ) -> None:
         self._served = served
         self._pool = pool
-        self._block_tokens = block_tokens
+        self._chunk_tokens = chunk_tokens
         self._fused = fused
         self._sizes = sorted({min(_FEW, most), most})
         self._steps: dict[tuple[RowCodec, int], CapturedStep] = {}
@@ -102,7 +102,7 @@ class CapturedSteps:
             return None
         if step is None or not step.resident.current:
             try:
-                resident = GraphBatch(self._pool, codec, places, self._block_tokens)
+                resident = GraphBatch(self._pool, codec, places, self._chunk_tokens)
                 step = CapturedStep(self._served, resident, fused=self._fused)
             except RuntimeError:
                 log.exception("a step could not be captured; steps go on one launch at a time")

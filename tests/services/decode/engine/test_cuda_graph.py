@@ -131,7 +131,7 @@ def test_it_does_what_the_engines_step_does(served: ServedModel, codec: str, blo
 def test_inside_a_block_the_host_waits_for_nothing(served: ServedModel) -> None:
     pool = new_pool(served)
     sequences, _ = opened(served, pool, "full")
-    resident = GraphBatch(pool, MODEL_ROWS, 2, block_tokens=2)
+    resident = GraphBatch(pool, MODEL_ROWS, 2, chunk_tokens=2)
     step = CapturedStep(served, resident)
     resident.enter(sequences)
     before = Waits.count
