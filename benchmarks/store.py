@@ -69,7 +69,7 @@ class Seconds:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Contest:
-    """What one store's rounds took."""
+    """Times of one store's rounds."""
 
     peer: str
     nbytes: int
@@ -139,7 +139,7 @@ def measure(names: list[str], tokens: int, rounds: int) -> dict[str, Contest]:
 
 
 def figures(contests: dict[str, Contest]) -> dict[str, dict[str, object]]:
-    """By name, as every benchmark writes them."""
+    """Return the figures by name, in the form of every benchmark."""
     return {
         f"{name}_{what}_ratio": {
             "value": seconds.ratio(),

@@ -72,7 +72,7 @@ def memory(folder: pathlib.Path, cache: CompactCache, raw: bytes) -> Iterator[Co
 
 @contextlib.contextmanager
 def disk(folder: pathlib.Path, cache: CompactCache, raw: bytes) -> Iterator[Contestants]:
-    """Against the file format's own library; its load alone maps the file and reads nothing yet."""
+    """Compare with the file format's own library, whose load only maps the file."""
     path, temporary = folder / "raw", folder / "raw.new"
     tensors = {f"{n}": tensor for n, tensor in enumerate(_tensors(cache))}
 
@@ -91,7 +91,7 @@ def disk(folder: pathlib.Path, cache: CompactCache, raw: bytes) -> Iterator[Cont
 
 @contextlib.contextmanager
 def disk_bytes(folder: pathlib.Path, cache: CompactCache, raw: bytes) -> Iterator[Contestants]:
-    """Against one write and one read of the same bytes, out of the page cache."""
+    """Compare with one write and one read of the same bytes from the page cache."""
     path, temporary = folder / "raw", folder / "raw.new"
 
     def put() -> None:
@@ -111,7 +111,7 @@ def _disk_tier(folder: pathlib.Path) -> Iterator[BoundedTier]:
 
 
 def _sync_and_rename(temporary: pathlib.Path, path: pathlib.Path) -> None:
-    """As durable as the tier: the file, and the folder that names it."""
+    """Sync the file and its folder, so that the write is as durable as the tier's."""
     _sync(temporary)
     os.replace(temporary, path)
     _sync(path.parent)

@@ -95,23 +95,27 @@ def test_a_format_that_the_caller_does_not_read_is_refused(
     _require_refused(from_rpc_error(caught.value), needed)
 
 
-def test_a_stored_cache_is_sent_only_to_who_can_read_it(
+def test_a_stored_cache_is_sent_only_to_readers_of_its_format(
     tiny_pair: Pair, channel: grpc.Channel
 ) -> None:
     store = store_pb2_grpc.CacheServiceStub(channel)
     with Client(tiny_pair[1].target) as client:
         stored = client.caches.keep(_TOKENS, policy="attention_matching", ttl_seconds=30)
-        # decode reads it
-        assert client.generate([5], cache_handle=stored.handle, max_tokens=2).text() is not None
+        # decode reads it: the answer is that of the complete prompt
+        complete = client.generate([*_TOKENS, 5], policy="attention_matching", max_tokens=2)
+        continued = client.generate([5], cache_handle=stored.handle, max_tokens=2)
+        expected = [token for delta in complete for token in delta.token_ids]
+        assert [token for delta in continued for token in delta.token_ids] == expected
+        assert expected
         request = store_pb2.FetchCacheRequest(handle=stored.handle, release=True)
         with pytest.raises(grpc.RpcError) as caught:
             list(store.FetchCache(request, timeout=30))
         _require_refused(from_rpc_error(caught.value), "3")
-        # nor was its lease ended by that
+        # the refused call has not ended the lease
         request.release = False
         request.cache_formats.append(3)
         assert list(store.FetchCache(request, timeout=30))
-        # so that decode's pool lets go of it, too
+        # decode drops its resident cache with the lease
         client.caches.release(stored.handle)
 
 

@@ -46,7 +46,7 @@ class Authority:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """As a mounted secret changes: whole, by a new file under the old name."""
+    """Replace a file as a mounted secret changes: by a new file under the old name."""
     fresh = path.with_suffix(".fresh")
     fresh.write_bytes(content)
     os.replace(fresh, path)

@@ -43,11 +43,11 @@ class SecurePair:
         return self.authority.client_tls(self.client_pair)
 
     def client(self, token: str | None) -> Client:
-        """Of decode, with the right certificate."""
+        """Return a client of decode with the right certificate."""
         return Client(self.decode.target, tls=self.tls, token=token)
 
     def prefill_connection(self, token: str, tenant: str = "") -> Connection:
-        """To prefill, with the right certificate, on behalf of the tenant."""
+        """Return a connection to prefill with the right certificate, for the tenant."""
         return Connection(self.prefill.target, self.tls, token=token, tenant=tenant)
 
 

@@ -46,7 +46,7 @@ class Echo(decode_pb2_grpc.DecodeServiceServicer):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SmallServer:
-    """Where it is."""
+    """The address of a running server."""
 
     port: int
     metrics_port: int

@@ -1,4 +1,4 @@
-"""How decode reaches prefill: the files it needs, and what happens when they change."""
+"""Decode's connection to prefill: its files, and their change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""To a tenant, another's sessions, handles and keys are what was never there, whatever it asks."""
+"""Another tenant's sessions, handles and keys look to a tenant as if they had never existed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _require_never_there(foreign: dict[str, Call], never: dict[str, Call]) -> No
 
 @pytest.fixture
 def acme(secure_pair: SecurePair) -> Iterator[Client]:
-    """The owner."""
+    """The client of the tenant that owns the caches."""
     with secure_pair.client(TOKENS["acme"]) as client:
         yield client
 
@@ -141,16 +141,23 @@ def _release_when_idle(client: Client, session_id: str) -> None:
     wait_until(released, 5, "an idle session")
 
 
+def _answer_tokens(client: Client, handle: str) -> list[int]:
+    generation = client.generate("Why?", cache_handle=handle, max_tokens=2, ignore_eos=True)
+    return [token for delta in generation for token in delta.token_ids]
+
+
 def test_another_tenants_handle_and_key_do_not_exist(
     acme: Client, globex: Client, stored: StoredCache
 ) -> None:
+    before = _answer_tokens(acme, stored.handle)
     never = f"{_NO_KEY}.{_NO_SESSION}"
     _require_never_there(_handle_calls(globex, stored.handle), _handle_calls(globex, never))
     _require_never_there(_handle_calls(globex, stored.key), _handle_calls(globex, _NO_KEY))
-    # decode holds it in its pool by now, for its owner
-    assert acme.generate("Why?", cache_handle=stored.handle, max_tokens=2).text() is not None
+    # the cache is resident in decode's pool, for its owner alone
+    assert before
+    assert _answer_tokens(acme, stored.handle) == before
     _require_never_there(_handle_calls(globex, stored.handle), _handle_calls(globex, never))
-    # nobody has shortened its lease
+    # the lease is as long as before
     assert acme.caches.describe(stored.handle).expires_in_seconds > _KEEP_SECONDS / 2
     acme.caches.release(stored.handle)
     assert _told(lambda: acme.caches.describe(stored.handle)).reason == "LEASE_RELEASED"
@@ -165,7 +172,7 @@ class Prefill:
     stub: store_pb2_grpc.CacheServiceStub
 
     def keep(self) -> store_pb2.KeepCacheResponse:
-        request = store_pb2.KeepCacheRequest(text=_DOCUMENT, ttl_seconds=_KEEP_SECONDS)
+        request = store_pb2.KeepCacheRequest(text=_DOCUMENT, keep_for_seconds=_KEEP_SECONDS)
         request.policy.name = "full"
         answer: store_pb2.KeepCacheResponse = self.stub.KeepCache(
             request, timeout=30, metadata=self.connection.metadata()
@@ -192,7 +199,7 @@ def _prefill(pair: SecurePair, token: str, tenant: str = "") -> Iterator[Prefill
 def test_the_same_document_of_another_tenant_is_its_own(
     secure_pair: SecurePair, globex: Client, stored: StoredCache
 ) -> None:
-    """Neither the name of the cache nor what is reused tells that somebody has it already."""
+    """Key and report of reuse do not reveal that another tenant has the document."""
     with _prefill(secure_pair, FETCH_TOKENS["globex"]) as prefill:
         first, again = prefill.keep(), prefill.keep()
     assert (first.reused, again.reused) == (False, True)

@@ -12,7 +12,7 @@ from services.runtime.model.text_stream import TextStream
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EndRules:
-    """When an answer ends; `max_tokens` counts the end token too."""
+    """Conditions that end an answer; `max_tokens` counts the end token too."""
 
     max_tokens: int
     stop_texts: tuple[str, ...]

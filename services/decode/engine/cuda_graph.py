@@ -66,7 +66,7 @@ class CapturedStep:
                 self.step(ends_block)
 
     def step(self, ends_block: bool) -> None:
-        """What is captured: reads and writes the same addresses each time, and asks no host."""
+        """Run the captured work, which uses constant addresses and does not wait for the host."""
         resident, batch = self._resident, self._resident.batch
         resident.begin()
         batch.flags.index_copy_(0, resident.cells, self._classes[self.tokens])

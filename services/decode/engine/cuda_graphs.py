@@ -1,4 +1,4 @@
-"""Which steps are taken on the device alone, and the graphs for them."""
+"""CUDA graphs of steps, and the choice of the steps that use them."""
 
 from __future__ import annotations
 

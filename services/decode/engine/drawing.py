@@ -63,10 +63,10 @@ def draw(
 def _least(
     probabilities: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, count: int
 ) -> torch.Tensor:
-    """How likely the least likely token within top-k and top-p is: float32 `[B, 1]`.
+    """Return the probability of the least likely token within top-k and top-p: float32 `[B, 1]`.
 
-    `top_k` and `top_p` are float64 `[B, 1]`. Looks at `count` tokens of `[B, V]`, no fewer than any
-    top-k that leaves something out, and at more where these do not tell.
+    `top_k` and `top_p` are float64 `[B, 1]`. The `count` likeliest tokens of `[B, V]` are read
+    first, at least as many as any top-k that excludes tokens, and more if these do not suffice.
     """
     size = probabilities.shape[-1]
     likeliest = probabilities.topk(min(count, size)).values

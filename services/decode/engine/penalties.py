@@ -25,7 +25,7 @@ class Penalties(NamedTuple):
 
 
 class Occurrences:
-    """Of a vocabulary: `seen` bool `[V]`, and how often each was `generated`, float32 `[V]`."""
+    """Occurrences of tokens: `seen` bool `[V]`, and counts `generated` float32 `[V]`."""
 
     def __init__(self, vocabulary_size: int, device: torch.device) -> None:
         self.seen = torch.zeros(vocabulary_size, dtype=torch.bool, device=device)

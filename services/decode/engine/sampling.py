@@ -38,7 +38,7 @@ class SamplingParameters:
     logprobs: int = 0
 
     def for_answer(self, index: int) -> SamplingParameters:
-        """Those of one of several answers to a prompt."""
+        """Return the parameters of one of several answers to a prompt."""
         seed = None if self.seed is None else (self.seed + index) % _SEEDS
         return dataclasses.replace(self, seed=seed)
 
@@ -52,10 +52,10 @@ class Choice:
 
 
 class Sampler:
-    """What one sequence's next token depends on, besides the logits.
+    """State of one sequence's sampling: parameters, random numbers and tokens.
 
     `token_ids` are all tokens so far, the prompt's first. Equal seeds and logits give equal tokens,
-    whoever else is chosen for, on whatever device.
+    whatever the batch and the device.
     """
 
     def __init__(self, parameters: SamplingParameters, prompt: Sequence[int]) -> None:
@@ -74,12 +74,12 @@ class Sampler:
         self._occurrences: Occurrences | None = None
 
     def next_draw(self) -> Draw:
-        """How the next token is drawn; another random number each time."""
+        """Return the parameters of the next draw, with a new random number."""
         given = self._parameters
         return Draw(given.temperature, given.top_k, given.top_p, given.min_p, self._random.random())
 
     def occurrences(self, logits: torch.Tensor) -> Occurrences:
-        """Of the tokens so far, among those of `logits` `[V]` and where these lie."""
+        """Return the occurrences of the tokens so far, on the device of `logits` `[V]`."""
         if self._occurrences is None:
             self._occurrences = Occurrences(logits.shape[-1], logits.device)
         self._occurrences.catch_up(self.token_ids, self._prompt_tokens)
@@ -126,7 +126,7 @@ def _penalized(samplers: Sequence[Sampler], logits: torch.Tensor) -> torch.Tenso
 def _logprobs(
     samplers: Sequence[Sampler], logits: torch.Tensor, tokens: torch.Tensor
 ) -> Iterator[TokenLogprobs]:
-    """Those of each who asked, the model's own: before temperature and penalties."""
+    """Yield the requested log-probabilities: the model's own, before temperature and penalties."""
     asking = [n for n, sampler in enumerate(samplers) if sampler.logprobs]
     if not asking:
         return

@@ -1,4 +1,4 @@
-"""Who is fed what in the next step."""
+"""The tokens that each sequence is fed in the next step."""
 
 from __future__ import annotations
 

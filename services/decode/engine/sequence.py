@@ -18,7 +18,7 @@ from services.decode.report import Memory, measure
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Finished:
-    """How an answer ended, measured just before its pages were given back or kept."""
+    """The end of an answer, measured just before its pages are released or kept."""
 
     index: int
     reason: FinishReason
@@ -50,13 +50,12 @@ _arrivals = itertools.count()
 
 
 class RunningSequence:
-    """What the engine's thread and a request's handler share of one answer.
+    """One answer in the engine, shared by the engine's thread and a request's handler.
 
-    The engine alone touches `pages`, and gives them back (or to `keep`): after `cancel` at the
-    latest one step later. `suffix` are the tokens to feed, of which `done` are in the cache, and
-    `sampler` is what chooses more. `forks` are further answers to the same prompt; they get their
-    pages and their first logits from this one. `tell` and `on_release` are called by the engine's
-    thread.
+    The engine alone uses `pages`, and releases them or passes them to `keep`: after `cancel`, at
+    most one step later. `suffix` holds the tokens to feed, of which `done` are in the cache;
+    `sampler` chooses further tokens. `forks` are other answers to the same prompt; they take their
+    pages and their first logits from this one. The engine's thread calls `tell` and `on_release`.
     """
 
     def __init__(
@@ -102,18 +101,18 @@ class RunningSequence:
         return swapped.nbytes if swapped else 0
 
     def cancel(self) -> None:
-        """Nobody waits for this any more; harmless when it has ended."""
+        """End the answer; does nothing if it has ended."""
         self.cancelled = True
 
     def block_is_retained(self, tokens: int) -> None:
-        """So many tokens more are in the cache."""
+        """Count `tokens` more tokens in the cache."""
         self.done += tokens
         self.block = None
 
     def accept(self, choice: Choice | HeadwiseError) -> None:
-        """Take the next token, tell the handler, and end if that was the last.
+        """Take the next token, report it, and end the answer if it was the last.
 
-        Raises the error if there is one instead.
+        Raises the error that took the token's place, if there is one.
         """
         if isinstance(choice, HeadwiseError):
             raise choice
@@ -123,7 +122,7 @@ class RunningSequence:
         self._tell(delta)
         if reason is None:
             return
-        assert self.pages is not None, "only who is in the pool is fed"
+        assert self.pages is not None, "only sequences in the pool are fed"
         memory = measure(self.pages)
         session_id = ""
         if self._keep is not None and not self.cancelled:
@@ -132,13 +131,13 @@ class RunningSequence:
         self._tell(Finished(self._answer.index, reason, memory, self._answer.tokens, session_id))
 
     def begin(self, parent: RunningSequence) -> None:
-        """As a fork: take over the parent's state; raises `PoolExhausted` without room for it."""
+        """Begin a fork with the parent's state; raises `PoolExhausted`."""
         assert parent.pages is not None, "the parent has just been fed"
         self.pages = parent.pages.fork()
 
     def swap_out(self) -> None:
-        """Leave the pool; a block that is not whole is fed again from its start."""
-        assert self.pages is not None, "only who is in the pool leaves it"
+        """Move the cache to host memory; an incomplete chunk is fed again from its beginning."""
+        assert self.pages is not None, "only sequences in the pool are swapped out"
         layers, used = self.pages.export(), self.pages.reservation.used
         self.swapped = SwappedOut(layers, self.pages.length, used, self.pages.codec)
         self.block = None
@@ -146,8 +145,8 @@ class RunningSequence:
         self.pages = None
 
     def swap_in(self, pool: PagePool, spare: PageCount) -> None:
-        """Come back, with `spare` pages to grow into; raises `PoolExhausted`."""
-        assert self.swapped is not None, "only who left comes back"
+        """Load the cache again, with `spare` pages to grow into; raises `PoolExhausted`."""
+        assert self.swapped is not None, "only swapped sequences are swapped in"
         swapped = self.swapped
         self.pages = pool.open(swapped.length, swapped.need + spare, swapped.codec)
         layers, self.swapped = self.swapped.layers, None
@@ -158,7 +157,7 @@ class RunningSequence:
         self._tell(error)
 
     def release(self) -> None:
-        """Give everything back; the sequence is over."""
+        """Release everything; the sequence has ended."""
         if self.pages is not None:
             self.pages.release()
         self.pages, self.swapped = None, None

@@ -25,7 +25,7 @@ class StopFinder:
         return shown, False
 
     def flush(self) -> str:
-        """What was held back, now that nothing follows."""
+        """Return the text that was held back; call it at the end of the answer."""
         shown, self._held = self._held, ""
         return shown
 

@@ -1,4 +1,4 @@
-"""Stored caches held in the pool, from which sequences are forked."""
+"""Stored caches that are resident in the pool; sequences are forked from them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ Load = Callable[[], Awaitable[tuple[SequencePages, TransferReport]]]
 
 @dataclasses.dataclass(slots=True, eq=False)
 class ResidentCache:
-    """Pages that are only forked. `uses` counts who is about to; `expires` None: when evicted."""
+    """Pages that are only forked. `uses` counts callers that are about to fork them.
+
+    `expires` None: the cache stays until it is evicted.
+    """
 
     pages: SequencePages
     received: TransferReport
@@ -37,10 +40,10 @@ class _Loading:
 
 
 class ResidentCaches:
-    """The least recently used first; one that nobody is about to fork goes when room is needed.
+    """All resident caches, the least recently used first.
 
-    `borrow` belongs to the event loop; the rest may be used from any thread. `on_room` is told when
-    pages came free.
+    A cache with uses is never evicted. `borrow` belongs to the event loop; the rest may be used
+    from any thread. `on_room` is called when pages came free.
     """
 
     def __init__(self, *, most: int, on_room: Callable[[], None]) -> None:
@@ -57,16 +60,16 @@ class ResidentCaches:
     async def borrow(
         self, key: ResidentCacheKey, stored: cache_pb2.StoredCache, load: Load
     ) -> AsyncIterator[tuple[ResidentCache, bool]]:
-        """The context until the block ends, and whether it was loaded for this call.
+        """Yield the cache, and whether it was loaded for this call, until the block ends.
 
-        All who want it while it is being loaded wait for one load; the last to give up ends it.
+        Concurrent calls wait for one load; it is cancelled when the last of them is cancelled.
         """
         context, fresh = self._use(key), False
         if context is None:
             fresh = key not in self._loading
             context = await self._wait(key, load)
         try:
-            _let_live(context, stored)
+            _extend_to_lease(context, stored)
             yield context, fresh
         finally:
             with self._lock:
@@ -74,7 +77,7 @@ class ResidentCaches:
             self._make_place()
 
     def evict(self) -> bool:
-        """Drop the least recently used; False if there is none that nobody is about to fork."""
+        """Drop the least recently used cache without uses; False if there is none."""
         with self._lock:
             idle = next((key for key, one in self._contexts.items() if not one.uses), None)
             if idle is not None:
@@ -84,7 +87,7 @@ class ResidentCaches:
         return idle is not None
 
     def expire(self) -> None:
-        """Drop those whose lease is over, unless it was renewed since they were last asked for."""
+        """Drop caches whose lease has ended, unless it was renewed since their last use."""
         now = time.monotonic()
         with self._lock:
             over = [
@@ -98,7 +101,7 @@ class ResidentCaches:
             self._on_room()
 
     def release(self, key: ResidentCacheKey) -> None:
-        """Its lease is over: nobody may come to use it."""
+        """Drop a cache whose lease has ended, as soon as nothing forks it."""
         with self._lock:
             context = self._contexts.get(key)
             if context is None:
@@ -111,7 +114,7 @@ class ResidentCaches:
         self._on_room()
 
     def close(self) -> None:
-        """Drop all; nothing runs any more."""
+        """Drop all caches; called when nothing runs any more."""
         with self._lock:
             for key in list(self._contexts):
                 self._drop(key, "released")
@@ -171,8 +174,8 @@ class ResidentCaches:
         metrics.CONTEXTS_GONE.labels(reason).inc()
 
 
-def _let_live(context: ResidentCache, stored: cache_pb2.StoredCache) -> None:
-    """As long as the lease it was asked for by; by key alone, until it is evicted."""
+def _extend_to_lease(context: ResidentCache, stored: cache_pb2.StoredCache) -> None:
+    """Extend the cache's life to that of the lease; without one it stays until evicted."""
     if stored.expires_in_seconds:
         expires = time.monotonic() + stored.expires_in_seconds
         context.expires = max(context.expires or 0.0, expires)

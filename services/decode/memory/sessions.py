@@ -1,4 +1,4 @@
-"""Finished generations that can be gone on from."""
+"""Sessions: finished generations that can be continued."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _NOTHING = PageCount()
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Session:
-    """A sequence that nothing runs on, unless `busy`. The last of `tokens` is not in the cache.
+    """A kept sequence; `busy` while a turn runs on it. The last of `tokens` is not in the cache.
 
-    `owner` is the tenant it was kept for; to any other there is no such session.
-    `turn` counts how often it was borrowed: who borrowed it earlier may not replace it any more.
+    `owner` is the tenant that the session belongs to; other tenants never find it. `turn` counts
+    the borrows: only the latest borrower may replace the session.
     """
 
     session_id: str
@@ -46,7 +46,7 @@ class Sessions:
     """All sessions, the least recently used first. Safe to use from any thread.
 
     A turn runs on a fork, so that a session changes only when the turn has ended. An idle session
-    goes when its time is over or when room is needed, a busy one never. `on_room` is told when
+    is dropped when its TTL ends or when pages are needed; a busy one is not. `on_room` is called when
     pages came free.
     """
 
@@ -81,9 +81,9 @@ class Sessions:
         return session_id
 
     def borrow(self, session_id: str, owner: str = "") -> Session:
-        """A session for a turn; `give_back` or `replace` must follow.
+        """Borrow a session for a turn; `give_back` or `replace` must follow.
 
-        Raises `NotFound` with the reason it is gone for, or `Refused` if a turn runs already.
+        Raises `NotFound`, whose reason says why, or `Refused` if a turn runs already.
         """
         with self._lock:
             session = self._idle(session_id, owner)
@@ -92,7 +92,7 @@ class Sessions:
             return session
 
     def give_back(self, session: Session) -> None:
-        """The turn is over; used just now."""
+        """End a turn; the session counts as used at this moment."""
         with self._lock:
             session.busy = False
             session.expires = time.monotonic() + session.keep_seconds
@@ -106,9 +106,9 @@ class Sessions:
         tokens: Sequence[int],
         keep_seconds: float,
     ) -> str:
-        """The state after a turn; the old pages go. Returns the session's id.
+        """Replace the session's pages by those after a turn. Returns the session's id.
 
-        Of a turn that was given back meanwhile the pages are released, and nothing is kept: "".
+        If the turn was given back meanwhile, the new pages are released; returns "".
         """
         with self._lock:
             current = self._sessions.get(session.session_id) is session
@@ -123,7 +123,7 @@ class Sessions:
         return session.session_id if replaces else ""
 
     def fork(self, session_id: str, owner: str = "") -> Session:
-        """Another session in the same state. Raises `NotFound`, `Refused` or `PoolExhausted`."""
+        """Create a session in the same state. Raises `NotFound`, `Refused`, `PoolExhausted`."""
         with self._lock:
             origin = self._idle(session_id, owner)
             pages = origin.pages.fork()
@@ -131,23 +131,23 @@ class Sessions:
         return self.describe(new, owner)
 
     def describe(self, session_id: str, owner: str = "") -> Session:
-        """Raises `NotFound`."""
+        """Return a session. Raises `NotFound`."""
         with self._lock:
             return self._find(session_id, owner)
 
     def all(self, owner: str = "") -> list[Session]:
-        """Those of one owner, the least recently used first."""
+        """Return the sessions of one owner, the least recently used first."""
         with self._lock:
             return [session for session in self._sessions.values() if session.owner == owner]
 
     def held_bytes(self, owner: str) -> int:
-        """Bytes that the owner's sessions occupy; pages shared with others count in full."""
+        """Return the bytes of the owner's sessions; shared pages count in full."""
         with self._lock:
             owned = (one for one in self._sessions.values() if one.owner == owner)
             return sum(session.pages.resident_bytes for session in owned)
 
     def release(self, session_id: str, owner: str = "") -> None:
-        """Raises `NotFound`, or `Refused` while it is busy."""
+        """Drop a session. Raises `NotFound`, or `Refused` while it is busy."""
         with self._lock:
             self._drop(self._idle(session_id, owner), "SESSION_RELEASED")
         self._on_room()
@@ -163,7 +163,7 @@ class Sessions:
         return idle is not None
 
     def expire(self) -> None:
-        """Drop all whose time is over."""
+        """Drop all sessions whose TTL has ended."""
         now = time.monotonic()
         with self._lock:
             over = [s for s in self._sessions.values() if not s.busy and s.expires <= now]
@@ -173,7 +173,7 @@ class Sessions:
             self._on_room()
 
     def close(self) -> None:
-        """Drop all; nothing runs any more."""
+        """Drop all sessions; called when nothing runs any more."""
         with self._lock:
             for session in list(self._sessions.values()):
                 self._drop(session, "SESSION_RELEASED")

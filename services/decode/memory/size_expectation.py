@@ -1,4 +1,4 @@
-"""How much room a sequence will probably need."""
+"""Estimates of the pages that a sequence will need."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SizeExpectation:
     def pages(
         self, policy: cache_pb2.Policy, prompt_tokens: int, max_tokens: int, codec: RowCodec
     ) -> PageCount:
-        """What prompt and answer will take; the dense cache of a policy never seen."""
+        """Estimate the pages of prompt and answer; those of a dense cache for a new policy."""
         answer = min(max_tokens, int(self._answer_tokens * _MARGIN) + 1)
         dense = self._pool.bound(prompt_tokens + answer, codec)
         ratio = min(1.0, self._ratios.get(_key(policy), 1.0) * _MARGIN)
@@ -35,7 +35,7 @@ class SizeExpectation:
     def saw_prompt(
         self, policy: cache_pb2.Policy, prompt_tokens: int, used: PageCount, codec: RowCodec
     ) -> None:
-        """A cache arrived and took these pages."""
+        """Learn from a cache that arrived and used these pages."""
         dense = self._pool.bound(prompt_tokens, codec)
         ratio = used.rows / dense.rows if dense.rows else 1.0
         key = _key(policy)
@@ -45,7 +45,7 @@ class SizeExpectation:
             self._ratios.popitem(last=False)
 
     def saw_answer(self, tokens: int) -> None:
-        """An answer ended after so many tokens."""
+        """Learn from an answer of this many tokens."""
         before = self._answer_tokens or float(tokens)
         self._answer_tokens = before + _NEWEST * (tokens - before)
 

@@ -22,7 +22,7 @@ class Row:
 
 
 class SlowHead:
-    """Its rows by position, in float64; knows nothing of pages, slots or moves."""
+    """Rows of a head by position, in float64, without pages, slots or moves."""
 
     def __init__(self, rule: RetentionRule, rows: list[Row]) -> None:
         self.rule = rule

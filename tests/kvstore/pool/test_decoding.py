@@ -110,7 +110,7 @@ class Decoding:
         return torch.cat(outs).transpose(0, 1)
 
     def cuts(self, tokens: int) -> list[int]:
-        """Where a block is cut: mostly not at all."""
+        """Return the places where a chunk is cut into parts; mostly none."""
         if tokens == 1 or self.coin():
             return [0, tokens]
         middle = int(torch.randint(1, tokens, (), generator=self.random))

@@ -28,7 +28,7 @@ RULES = [
 
 
 def run() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """What some steps gave, and what is held after them; one sequence is another's fork."""
+    """Run steps of two sequences, one a fork of the other; return outputs and rows held."""
     pool = a_pool()
     batch = [a_sequence(pool, length, RULES) for length in (0, 9, 23)]
     child = batch[2].fork()

@@ -35,7 +35,7 @@ def a_pool(pages: int = PAGES) -> PagePool:
 
 
 def promised(pages: int) -> PageCount:
-    """Of marks as many as there may ever be need for."""
+    """Return a reservation with as many metadata pages as may be needed."""
     return PageCount(pages, min(pages, 40))
 
 
@@ -283,8 +283,8 @@ def test_a_fork_copies_only_the_pages_that_are_written() -> None:
     assert child.row_counts() == ((10, 10), (10,))
 
 
-def test_a_fork_may_have_to_scatter_its_marks() -> None:
-    """Its origin's lie in one run, and what is free does not."""
+def test_a_fork_scatters_its_metadata_over_free_pages() -> None:
+    """The origin's metadata pages are consecutive, and the free ones are not."""
     pool = a_pool()
     origin = pool.open(12, promised(9))
     origin.load(1, a_layer(12, head_rule=SCORED))

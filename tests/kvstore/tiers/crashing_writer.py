@@ -31,7 +31,7 @@ BUDGET_BYTES = 1_300_000
 
 
 def cache_of(key: ContentKey) -> CompactCache:
-    """What is written under a key, always the same: 300 kB."""
+    """Return the cache that is written under a key, always the same: 300 kB."""
     seed = int(key.digest, 16)
     layers = tuple(
         ragged_layer((300, 280), (RULES[1], RULES[4]), 64, torch.float16, seed + n, 400)

@@ -35,7 +35,7 @@ class RedisServer:
 
     @property
     def private_url(self) -> str:
-        """Of one that speaks TLS."""
+        """The URL of a server that speaks TLS."""
         return f"rediss://127.0.0.1:{self.port}"
 
     @property

@@ -78,7 +78,7 @@ def stored_form(cache: CompactCache) -> bytes:
 
 
 def count_hits(tier: Tier) -> int:
-    """How many keys are there; each must be right to the bit, or gone for an honest reason."""
+    """Count the keys found; each must be equal to the bit, or missing with a valid reason."""
     hits = 0
     for key, cache in CACHES.items():
         found = tier.get(key, cache.fingerprint, Deadline.after(_SECONDS))
@@ -91,7 +91,7 @@ def count_hits(tier: Tier) -> int:
 
 
 def check_disk(folder: pathlib.Path) -> int:
-    """As a process that starts after the crash sees it."""
+    """Check the folder as a process that starts after the crash."""
     tier = open_tier("disk", str(folder))
     assert isinstance(tier, DiskTier)
     try:

@@ -46,7 +46,7 @@ def put(tier: DiskTier, key: ContentKey, lifetime_seconds: float | None = None) 
 
 
 def got(tier: DiskTier, key: ContentKey) -> MissReason | None:
-    """Why it missed; None for a hit that is the cache to the bit."""
+    """Return the reason of a miss; None for a hit that is equal to the bit."""
     found = tier.get(key, CACHE.fingerprint, DEADLINE)
     if isinstance(found, Hit):
         assert same(found.cache, CACHE)

@@ -1,4 +1,4 @@
-"""What holds for every tier, over the real stores."""
+"""Tests that every tier must pass, over the real stores."""
 
 from __future__ import annotations
 

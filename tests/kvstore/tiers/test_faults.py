@@ -83,7 +83,7 @@ def large_cache(layers: int) -> CompactCache:
 
 
 def timed_reason(tier: Tier, seconds: float) -> MissReason:
-    """Why a get missed; it, a put, a delete and the rest must keep to the deadline."""
+    """Return the reason of a missed get; every call must keep to the deadline."""
     for call in (
         lambda: tier.put(KEY, CACHE, None, Deadline.after(seconds)),
         lambda: tier.delete(KEY, Deadline.after(seconds)),
@@ -104,7 +104,7 @@ def _timed(call: Callable[[], object], seconds: float) -> object:
 
 
 def reason(tier: Tier) -> MissReason | None:
-    """Why a get missed; None for a hit to the bit."""
+    """Return the reason of a missed get; None for a hit that is equal to the bit."""
     found = tier.get(KEY, CACHE.fingerprint, due())
     if isinstance(found, Hit):
         assert same(found.cache, CACHE)

@@ -1,4 +1,4 @@
-"""What a careful receiver does with frames: the cache, or an error and nothing."""
+"""A careful receiver of frames: it returns the cache, or raises an error."""
 
 from __future__ import annotations
 

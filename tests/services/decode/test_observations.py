@@ -1,4 +1,4 @@
-"""What is told about prefill, by calls that reach nobody and calls that do."""
+"""Metrics of calls to prefill, with and without an answer."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def new_engine(
 
 
 class Told:
-    """What the engine tells of a sequence, read in the test's event loop."""
+    """Events of a sequence, read in the test's event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -116,7 +116,7 @@ def new_sequence(
     promise: PageCount | None = None,
     forks: tuple[RunningSequence, ...] = (),
 ) -> ToldSequence:
-    """What the handler of a request hands to the engine; `layers` hold all but the suffix."""
+    """Build a sequence as a request's handler does; `layers` hold all but the suffix."""
     needed = pages_bound(served.shapes, len(prompt) + max_tokens, pool.page_rows)
     pages = pool.open(len(prompt) - suffix_tokens, needed if promise is None else promise)
     for index, layer in enumerate(layers):

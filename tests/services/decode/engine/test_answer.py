@@ -1,4 +1,4 @@
-"""When an answer ends, and that its deltas are its text."""
+"""Answers end at the right token, and their deltas form their text."""
 
 from __future__ import annotations
 

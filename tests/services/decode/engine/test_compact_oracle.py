@@ -106,7 +106,7 @@ async def test_compact_decoding_equals_masked_dense_attention(
 async def test_a_suffix_is_one_block_of_256_tokens_after_another_however_it_is_fed(
     served: ServedModel, case: str, step_tokens: int
 ) -> None:
-    """Beside sequences that decode it is fed in pieces, which must not show."""
+    """The suffix is fed in parts while other sequences decode; the answer is the same."""
     policy, parameters = _CASES[case]
     prompt = (served.tokenizer.encode(topics["compound"] + topics["with"]) * 4)[:560]
     if step_tokens == 1:

@@ -1,4 +1,4 @@
-"""With steps on the device alone the engine gives the answers that it gives without."""
+"""The engine gives the same answers with CUDA graphs as without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is drawn, against transformers' own logits warpers."""
+"""Draws of tokens, compared with transformers' logits warpers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _expected(scores: torch.Tensor, drawn: Draw) -> torch.Tensor:
 
 
 def _frequencies(scores: torch.Tensor, drawn: Draw, candidates: int) -> torch.Tensor:
-    """How much of [0, 1) draws which token: float64 `[V]`, each up to two steps of it."""
+    """Return the part of [0, 1) that draws each token: float64 `[V]`, within two steps."""
     draws = [drawn._replace(number=(n + 0.5) / _NUMBERS) for n in range(_NUMBERS)]
     tokens = draw(scores.expand(_NUMBERS, -1), draws, candidates)
     return tokens.bincount(minlength=scores.shape[-1]).double() / _NUMBERS
@@ -65,7 +65,7 @@ def test_every_token_has_its_share_of_numbers(
 @pytest.mark.parametrize("number", [0.0, 0.37, 1 - 2**-53])
 @pytest.mark.parametrize("top_p", [0.5, 0.999])
 def test_how_many_are_looked_at_first_does_not_show(top_p: float, number: float) -> None:
-    """Of a vocabulary where hardly any token is likely, and of one where few are."""
+    """The result does not depend on the first count, for flat and for peaked vocabularies."""
     generator = torch.Generator().manual_seed(4)
     scores = torch.stack([torch.randn(20_000, generator=generator) * w for w in (0.2, 1, 6)])
     draws = [_PLAIN._replace(top_p=top_p, number=number)] * 3

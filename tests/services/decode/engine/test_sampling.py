@@ -160,7 +160,7 @@ def test_choices_together_are_those_alone(dtype: torch.dtype) -> None:
 def test_logits_that_are_none_are_that_sequences_error(
     parameters: SamplingParameters, value: float
 ) -> None:
-    """On a GPU drawing from them would end the process."""
+    """Drawing from such logits on a GPU would end the process."""
     logits = torch.randn(3, 1000, generator=torch.Generator().manual_seed(2))
     whole = choose([Sampler(p, ()) for p in (parameters, _MIXED[4])], logits[:2])
     broken = logits.clone()

@@ -31,7 +31,7 @@ class SlowHead:
 
     @classmethod
     def of(cls, layer: RaggedLayer) -> list[SlowHead]:
-        """What prefill left of each head."""
+        """Return the rows that prefill kept of each head."""
         return [
             cls(
                 rows.rule,
@@ -148,7 +148,7 @@ class SlowDecoder:
         return held & causal
 
     def _note(self, layer: int, probabilities: torch.Tensor) -> None:
-        """What each held row and the block's received: summed over queries, mean over G heads."""
+        """Add the attention of held and fed rows: summed over queries, mean over G heads."""
         fed, seen = probabilities.shape[-2:]
         received = probabilities.sum(2).mean(1)
         self._received[layer] = [

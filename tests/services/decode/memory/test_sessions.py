@@ -132,7 +132,7 @@ def test_a_turn_that_ended_replaces_the_pages(sessions: Sessions, pool: PagePool
 def test_a_turn_that_was_given_back_replaces_nothing(
     sessions: Sessions, pool: PagePool, meanwhile: str
 ) -> None:
-    """Its client left just as the engine chose the last token."""
+    """The client of the turn left just as the engine chose the last token."""
     session = sessions.borrow(_kept(sessions, pool))
     turn, pages = session.turn, session.pages.fork()
     sessions.give_back(session)

@@ -1,4 +1,4 @@
-"""What the options make of stores, and what they say of one that cannot be."""
+"""Tiers built from options, and the messages for options that are invalid."""
 
 from __future__ import annotations
 
