@@ -46,8 +46,8 @@ class Sessions:
     """All sessions, the least recently used first. Safe to use from any thread.
 
     A turn runs on a fork, so that a session changes only when the turn has ended. An idle session
-    is dropped when its TTL ends or when pages are needed; a busy one is not. `on_room` is called when
-    pages came free.
+    is dropped when its TTL ends or when pages are needed; a busy one is not. `on_room` is called
+    when pages came free.
     """
 
     def __init__(self, *, most: int, on_room: Callable[[], None]) -> None:
