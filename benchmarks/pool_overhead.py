@@ -86,10 +86,11 @@ def table_of(pool: PagePool, held: Sequence[SequencePages]) -> Table:
     parts = {
         "keys and values of the rows held": payload,
         "slack of last pages": pool.slack_rows * payload // pool.rows,
-        "marks (positions, scores, flags)": pool.used_mark_pages * pool.storage.metadata_page_bytes,
+        "marks (positions, scores, flags)": pool.used_metadata_pages
+        * pool.storage.metadata_page_bytes,
         "in all": pool.resident_bytes,
         # int32 in tables that are allocated once for all sequences
-        "beside it: numbers of the pages": 4 * (pool.used_pages + pool.used_mark_pages),
+        "beside it: numbers of the pages": 4 * (pool.used_pages + pool.used_metadata_pages),
         "beside it: dense caches instead": pool.dense_bytes,
     }
     table = Table(

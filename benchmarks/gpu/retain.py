@@ -51,7 +51,7 @@ def step(sizes: Sizes, device: torch.device, tokens: int) -> Callable[[], None]:
     pool = fill(rows, sizes, spare_pages=heads)
     entries = pool.batch.pages.shape[3] * sizes.page_rows + tokens
     starts = torch.arange(heads, device=device).view(shape) * entries
-    marked = torch.from_numpy(may_evict(rules)).to(device)
+    has_metadata = torch.from_numpy(may_evict(rules)).to(device)
     new = torch.randn(2, sizes.layers, sizes.kv_heads, sizes.sequences * tokens, sizes.head_size)
     new_keys, new_values = new.to(device, sizes.dtype)
     batch = dataclasses.replace(
@@ -59,17 +59,17 @@ def step(sizes: Sizes, device: torch.device, tokens: int) -> Callable[[], None]:
         new_keys=new_keys,
         new_values=new_values,
         flags=torch.zeros(sizes.sequences * tokens, dtype=torch.uint8, device=device),
-        cells=pool.batch.cells * tokens,
+        staging_slots=pool.batch.staging_slots * tokens,
         counts=pool.batch.counts * tokens,
         positions=_latest_positions(pool, sizes),
         scores=torch.rand(pool.row_count, device=device),
         metadata_flags=torch.zeros(pool.row_count, dtype=torch.uint8, device=device),
-        marks=pool.batch.pages.clone(),
-        marked=marked,
+        metadata=pool.batch.pages.clone(),
+        has_metadata=has_metadata,
         rules=torch.from_numpy(rule_words(rules)).to(device),
     )
     scratch = DeviceScratch(
-        torch.where(marked, starts, -1),
+        torch.where(has_metadata, starts, -1),
         torch.from_numpy(needs_scores(rules)).to(device),
         torch.rand(heads * entries, device=device),
         torch.empty(heads * entries, dtype=torch.uint8, device=device),

@@ -11,18 +11,19 @@ from kvstore.kernels.row_pages import RowPages
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class DeviceBatch:
-    """B sequences of one coding, and what each feeds; see `PagedBatch` and `HeadTables`.
+    """B sequences of one layout and their fed tokens; see `PagedBatch` and `HeadTables`.
 
-    The tables are those of the batch's sequences, in their order: `pages`, `marks` int32
-    `[B, L, H, P]`, `rows` int32, `marked`, `weighted` bool `[B, L, H]`, `rules` int64
-    `[B, L, H, words]` (`rule_words`), `lengths` int64 `[B]`, `kv_heads` int32 `[L]`. `ends` int32
-    `[L, B · H]`: where each head's rows end in its layer's line of all rows.
+    Tables of the batch's sequences, in their order: `pages`, `metadata` int32 `[B, L, H, P]`,
+    `rows` int32, `has_metadata`, `weighted` bool `[B, L, H]`, `rules` int64 `[B, L, H, words]`
+    (`rule_words`), `lengths` int64 `[B]`, `kv_heads` int32 `[L]`. `ends` int32 `[L, B · H]`: prefix
+    sums of the heads' rows in each layer.
 
-    Fed rows: `new_keys`, `new_values` `[L, H, C, D]`, `flags` uint8 `[C]`; `cells`, `before`,
-    `counts`, `first_queries` int32 `[B]`: where blocks begin, tokens of earlier pieces, tokens fed
-    now, and where a sequence's queries begin among all. `most` is the largest count; `single` says
-    that every one is 1. `row_bound` is at least the rows that a layer's heads hold
-    together; `weighted_layers` says in which layers rows have log-weights.
+    Fed rows: `new_keys`, `new_values` `[L, H, C, D]`, `flags` uint8 `[C]`. int32 `[B]` each:
+    `staging_slots`, the first slot of each chunk; `before`, tokens that earlier parts fed;
+    `counts`, tokens that this part feeds; `first_queries`, the index of the sequence's first query.
+    `most`: the largest count. `single`: whether every count is 1. `row_bound`: an upper bound of
+    the rows that the heads of one layer hold together. `weighted_layers`: whether rows have
+    log-weights, per layer.
     """
 
     store: RowPages
@@ -33,9 +34,9 @@ class DeviceBatch:
     metadata_page_rows: int
     kv_heads: torch.Tensor
     pages: torch.Tensor
-    marks: torch.Tensor
+    metadata: torch.Tensor
     rows: torch.Tensor
-    marked: torch.Tensor
+    has_metadata: torch.Tensor
     weighted: torch.Tensor
     rules: torch.Tensor
     lengths: torch.Tensor
@@ -43,7 +44,7 @@ class DeviceBatch:
     new_keys: torch.Tensor
     new_values: torch.Tensor
     flags: torch.Tensor
-    cells: torch.Tensor
+    staging_slots: torch.Tensor
     before: torch.Tensor
     counts: torch.Tensor
     first_queries: torch.Tensor
@@ -60,11 +61,11 @@ class DeviceBatch:
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class DeviceScratch:
     """A `StepScratch` on the device: `starts` int64 and `scored` bool `[B, L, H]`, its entries
-    `received` f32 and `stays` uint8. `scored_layers` says in which layers any head is scored.
+    `row_attention` f32 and `stays` uint8. `scored_layers` says in which layers any head is scored.
     """
 
     starts: torch.Tensor
     scored: torch.Tensor
-    received: torch.Tensor
+    row_attention: torch.Tensor
     stays: torch.Tensor
     scored_layers: tuple[bool, ...]

@@ -19,7 +19,7 @@ from kvstore.rule_table import may_evict, needs_scores, rule_words
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class RowMetadata:
-    """The pool's memory of marks: what is known of rows beside their keys and values.
+    """The pool's memory of metadata: positions, scores, flags and log-weights of rows.
 
     A page is one sequence's own: `positions` int32, `scores` f32, `flags` uint8 and `log_weights`
     f32 `[M]` (empty as long as no head has any), `page_rows` rows a page.
@@ -32,7 +32,7 @@ class RowMetadata:
     page_rows: int
 
     def flat(self, pages: NDArray[np.int32], slots: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Flat rows of a head's slots, by its pages of marks."""
+        """Return flat rows of a head's slots, by its metadata pages."""
         starts = pages[slots // self.page_rows].astype(np.int64) * self.page_rows
         rows: NDArray[np.int64] = starts + slots % self.page_rows
         return rows
@@ -40,21 +40,25 @@ class RowMetadata:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class HeadTables:
-    """All sequences' tables, at addresses that never change. H is the most heads of any layer.
+    """Tables of all S sequences, at constant addresses. H is the largest head count of any layer.
 
     Slot n of a head lies in its page `n // page_rows` at row `n % page_rows`. Slots 0 to `rows` − 1
-    are held, in no order of position. `pages` int32 `[S, L, H, P]`, whose `page_rows` int64 `[S]`
-    follow from the sequence's coding; `marks` likewise, with the columns' rows a page, of heads
-    that are `marked` bool `[S, L, H]`; in any other head slot n is position n. `weighted` bool: its
-    rows have log-weights. `rows` int32 `[S, L, H]`, `rules` `[S, L, H]` of `RULE_DTYPE`, `lengths`
-    int64 `[S]`: tokens seen, and `kv_heads` `[L]`.
+    are held, in no order of position.
+
+    - `pages` int32 `[S, L, H, P]`: numbers of row pages. `page_rows` int64 `[S]`: rows of a row
+      page under the sequence's layout.
+    - `metadata` int32 `[S, L, H, P]`: numbers of metadata pages, of heads where `has_metadata` bool
+      `[S, L, H]`. In any other head slot n holds position n.
+    - `weighted` bool `[S, L, H]`: whether the head's rows have log-weights.
+    - `rows` int32 `[S, L, H]`: rows held. `rules` `[S, L, H]` of `RULE_DTYPE`. `lengths` int64
+      `[S]`: tokens seen. `kv_heads` int32 `[L]`: heads of each layer.
     """
 
     kv_heads: NDArray[np.int32]
     pages: NDArray[np.int32]
-    marks: NDArray[np.int32]
+    metadata: NDArray[np.int32]
     rows: NDArray[np.int32]
-    marked: NDArray[np.bool_]
+    has_metadata: NDArray[np.bool_]
     weighted: NDArray[np.bool_]
     rules: NDArray[np.void]
     lengths: NDArray[np.int64]
@@ -63,10 +67,10 @@ class HeadTables:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class StagedRows:
-    """Rows of fed tokens until their block ends: `keys`, `values` `[L, H, C, D]`, `flags` `[C]`.
+    """Rows of fed tokens until their retention chunk ends, in C staging slots.
 
-    A block occupies cells that follow one another. Rows of a sequence whose codec rotates lie here
-    rotated.
+    `keys`, `values` `[L, H, C, D]`, `flags` uint8 `[C]`. A chunk occupies consecutive slots. Rows
+    of a sequence whose codec rotates are stored rotated.
     """
 
     keys: torch.Tensor
@@ -74,38 +78,40 @@ class StagedRows:
     flags: NDArray[np.uint8]
 
     @classmethod
-    def of(cls, plain: RowPages, tables: HeadTables, cells: int) -> StagedRows:
-        """Room for `cells` tokens; `plain`: pages of the model's own rows."""
-        size = (*tables.rows.shape[1:], cells, plain.coding.head_size)
+    def of(cls, plain: RowPages, tables: HeadTables, staging_slots: int) -> StagedRows:
+        """Allocate `staging_slots` slots; `plain`: pages of rows in the model's dtype."""
+        size = (*tables.rows.shape[1:], staging_slots, plain.coding.head_size)
         new = plain.keys.codes.new_empty
-        return cls(new(size), new(size), np.zeros(cells, np.uint8))
+        return cls(new(size), new(size), np.zeros(staging_slots, np.uint8))
 
-    def put(self, layer: int, cells: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Take in a layer's rows `[H, N, D]` of N tokens; `cells` int64 `[N]`."""
+    def put(
+        self, layer: int, staging_slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> None:
+        """Store a layer's rows `[H, N, D]` of N tokens in `staging_slots` int64 `[N]`."""
         heads = k.shape[0]
-        self.keys[layer, :heads, cells] = k
-        self.values[layer, :heads, cells] = v
+        self.keys[layer, :heads, staging_slots] = k
+        self.values[layer, :heads, staging_slots] = v
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class ArrivingRows:
-    """Blocks' rows as they will be held, `[L, H, C, width]` of the codec's storage dtype.
+    """Rows of chunks under their codec, `[L, H, C, width]` of the codec's storage dtype.
 
-    `cells` int64 `[B]`: where each block begins.
+    `staging_slots` int64 `[B]`: the first slot of each chunk.
     """
 
     keys: torch.Tensor
     values: torch.Tensor
-    cells: NDArray[np.int64]
+    staging_slots: NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PagedBatch:
-    """B sequences of one coding, and what each feeds: a block of tokens, or a piece of one.
+    """B sequences of one layout, each of which feeds a retention chunk or a part of one.
 
-    Their rows lie in `store`, their marks in `columns`.
-    int64 `[B]` each: `slots`, the sequences' places in the tables; `cells`, where their blocks
-    begin; `before`, tokens of the block that earlier pieces fed; `counts`, tokens fed now.
+    Rows lie in `store`, metadata in `columns`, fed rows in `fed`. int64 `[B]` each: `slots`, the
+    sequences' indices in the tables; `staging_slots`, the first slot of each chunk; `before`,
+    tokens of the chunk that earlier parts fed; `counts`, tokens that this part feeds.
     """
 
     store: RowPages
@@ -113,7 +119,7 @@ class PagedBatch:
     tables: HeadTables
     fed: StagedRows
     slots: NDArray[np.int64]
-    cells: NDArray[np.int64]
+    staging_slots: NDArray[np.int64]
     before: NDArray[np.int64]
     counts: NDArray[np.int64]
 
@@ -131,7 +137,7 @@ class PagedBatch:
     @functools.cached_property
     def single(self) -> bool:
         """Whether every block is one token."""
-        return bool((self.blocks == 1).all())
+        return bool((self.chunk_tokens == 1).all())
 
     @property
     def rows(self) -> NDArray[np.int32]:
@@ -140,7 +146,7 @@ class PagedBatch:
         return rows
 
     @property
-    def blocks(self) -> NDArray[np.int64]:
+    def chunk_tokens(self) -> NDArray[np.int64]:
         """Tokens of each block once this piece is fed, `[B]`."""
         return self.before + self.counts
 
@@ -152,16 +158,16 @@ class PagedBatch:
 
     def token_staging_slots(self) -> NDArray[np.int64]:
         """The cell of every token fed now, in order, `[N]`."""
-        first = np.repeat(self.cells + self.before - self.query_starts, self.counts)
-        cells: NDArray[np.int64] = first + np.arange(int(self.counts.sum()))
-        return cells
+        first = np.repeat(self.staging_slots + self.before - self.query_starts, self.counts)
+        staging_slots: NDArray[np.int64] = first + np.arange(int(self.counts.sum()))
+        return staging_slots
 
     def of(self, chosen: NDArray[np.int64]) -> PagedBatch:
         """Some of the sequences."""
         return dataclasses.replace(
             self,
             slots=self.slots[chosen],
-            cells=self.cells[chosen],
+            staging_slots=self.staging_slots[chosen],
             before=self.before[chosen],
             counts=self.counts[chosen],
         )
@@ -171,7 +177,7 @@ class PagedBatch:
         """The same on the device, copied once: later changes of the tables are not seen there."""
         tables, columns, slots, rows = self.tables, self.columns, self.slots, self.rows
         device = self.fed.keys.device
-        most = int((rows + self.blocks[:, None, None]).max(initial=1))
+        most = int((rows + self.chunk_tokens[:, None, None]).max(initial=1))
         ends = rows.transpose(1, 0, 2).reshape(rows.shape[1], -1).cumsum(1, dtype=np.int32)
         weighted = tables.weighted[slots]
 
@@ -190,9 +196,9 @@ class PagedBatch:
             metadata_page_rows=columns.page_rows,
             kv_heads=copied(tables.kv_heads),
             pages=pages(tables.pages, self.store.page_rows),
-            marks=pages(tables.marks, columns.page_rows),
+            metadata=pages(tables.metadata, columns.page_rows),
             rows=copied(rows),
-            marked=copied(tables.marked[slots]),
+            has_metadata=copied(tables.has_metadata[slots]),
             weighted=copied(weighted),
             rules=copied(rule_words(tables.rules[slots])),
             lengths=copied(tables.lengths[slots]),
@@ -200,7 +206,7 @@ class PagedBatch:
             new_keys=self.fed.keys,
             new_values=self.fed.values,
             flags=copied(self.fed.flags),
-            cells=copied(self.cells.astype(np.int32)),
+            staging_slots=copied(self.staging_slots.astype(np.int32)),
             before=copied(self.before.astype(np.int32)),
             counts=copied(self.counts.astype(np.int32)),
             first_queries=copied(self.query_starts.astype(np.int32)),
@@ -240,55 +246,58 @@ class PagedBatch:
         return self.store.index(tables.pages[slot, layer, head], slots)
 
     def arriving(self) -> ArrivingRows:
-        """The blocks' rows, coded."""
+        """Return the chunks' rows under the layout of the sequences."""
         coding, fed = self.store.coding, self.fed
         if coding.plain:
-            return ArrivingRows(fed.keys, fed.values, self.cells)
+            return ArrivingRows(fed.keys, fed.values, self.staging_slots)
         spans = [
             np.arange(first, first + count)
-            for first, count in zip(self.cells, self.blocks, strict=True)
+            for first, count in zip(self.staging_slots, self.chunk_tokens, strict=True)
         ]
-        cells = torch.from_numpy(np.concatenate(spans)).to(fed.keys.device)
+        staging_slots = torch.from_numpy(np.concatenate(spans)).to(fed.keys.device)
         return ArrivingRows(
-            encode_rows(fed.keys[:, :, cells], coding.keys, turned=True),
-            encode_rows(fed.values[:, :, cells], coding.values, turned=True),
-            np.cumsum(self.blocks) - self.blocks,
+            encode_rows(fed.keys[:, :, staging_slots], coding.keys, turned=True),
+            encode_rows(fed.values[:, :, staging_slots], coding.values, turned=True),
+            np.cumsum(self.chunk_tokens) - self.chunk_tokens,
         )
 
     def positions(self, b: int, layer: int, head: int) -> torch.Tensor:
-        """Original positions of what a head holds, int32 `[R]`."""
+        """Return the original positions of a head's rows, int32 `[R]`."""
         tables, slot, device = self.tables, self.slots[b], self.columns.positions.device
         slots = np.arange(tables.rows[slot, layer, head], dtype=np.int64)
-        if not tables.marked[slot, layer, head]:
+        if not tables.has_metadata[slot, layer, head]:
             return torch.from_numpy(slots.astype(np.int32)).to(device)
-        marks = self.columns.flat(tables.marks[slot, layer, head], slots)
-        return self.columns.positions[torch.from_numpy(marks).to(device)]
+        metadata = self.columns.flat(tables.metadata[slot, layer, head], slots)
+        return self.columns.positions[torch.from_numpy(metadata).to(device)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StepScratch:
     """Results of a step that has not changed any cache yet.
 
-    A head that may lose rows has R + m entries, for the rows held and then the block's m tokens so
-    far, from `starts` int64 `[B, L, H]` on; −1 says that it has none. `received` f32: the
-    probability each row received from the block's queries so far, averaged over the G query heads,
-    which attention adds to where `scored` bool `[B, L, H]`; the retention decision turns it into
-    the row's new score. `stays` bool: that decision. Both lie where the batch's rows do.
+    A head that may drop rows has R + m entries: one per row held, then one per token of the chunk
+    so far.
+
+    - `starts` int64 `[B, L, H]`: the head's first entry; −1 for a head without entries.
+    - `row_attention` f32, per entry: the attention probability that the row received from the
+      chunk's queries so far, averaged over the G query heads. Attention adds to it in heads where
+      `scored` bool `[B, L, H]`. The retention decision turns it into the row's new score.
+    - `stays` bool, per entry: the decision. Entries lie on the device of the batch's rows.
     """
 
     starts: NDArray[np.int64]
     sizes: NDArray[np.int64]
     scored: NDArray[np.bool_]
-    received: torch.Tensor
+    row_attention: torch.Tensor
     stays: torch.Tensor
 
     @classmethod
     def of(cls, batch: PagedBatch) -> StepScratch:
-        """Room for a step; nothing has been received yet."""
+        """Allocate the entries of a step, with zero attention."""
         rules, rows = batch.tables.rules[batch.slots], batch.rows
         exists = np.arange(rows.shape[2]) < batch.tables.kv_heads[:, None]
         bounded = may_evict(rules) & exists
-        sizes = np.where(bounded, rows + batch.blocks[:, None, None], 0)
+        sizes = np.where(bounded, rows + batch.chunk_tokens[:, None, None], 0)
         ends = sizes.cumsum().reshape(sizes.shape)
         total, device = int(sizes.sum()), batch.fed.keys.device
         return cls(
@@ -316,19 +325,19 @@ class StepScratch:
     @functools.cached_property
     def on_device(self) -> DeviceScratch:
         """The same where kernels on a device read it; entries are the same memory."""
-        device = self.received.device
+        device = self.row_attention.device
         return DeviceScratch(
             torch.from_numpy(self.starts).to(device),
             torch.from_numpy(self.scored).to(device),
-            self.received,
+            self.row_attention,
             self.stays.view(torch.uint8),
             self.scored_layers,
         )
 
-    def received_of(self, b: int) -> torch.Tensor:
+    def row_attention_of(self, b: int) -> torch.Tensor:
         """One sequence's entries, head after head."""
         first = int(self.sizes[:b].sum())
-        return self.received[first : first + int(self.sizes[b].sum())]
+        return self.row_attention[first : first + int(self.sizes[b].sum())]
 
     def stays_of(self, place: tuple[int, int, int]) -> NDArray[np.bool_]:
         """Return the decision about a head's rows, in host memory."""

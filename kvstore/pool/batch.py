@@ -22,22 +22,22 @@ from kvstore.row_codecs.rotation import rotate
 class RetentionChunk:
     """Tokens of one sequence that the rules treat together; fed at once or in parts.
 
-    The chunk's rows lie in the staging slots from `cell` on until the chunk is complete and
-    retained. `fed` counts the tokens of earlier parts, `received` is the attention that each row
-    received from them.
+    The chunk's rows lie in the staging slots from `first_slot` on until the chunk is complete and
+    retained. `fed` counts the tokens of earlier parts, `row_attention` is the attention that each
+    row received from them.
     """
 
     sequence: SequencePages
-    cell: int
+    first_slot: int
     fed: int = 0
-    received: torch.Tensor | None = None
+    row_attention: torch.Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ChunkPart:
     """Tokens of a chunk that one step feeds; `ends` says that they complete the chunk."""
 
-    block: RetentionChunk
+    chunk: RetentionChunk
     tokens: int
     ends: bool = True
 
@@ -52,15 +52,15 @@ class _Change:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class _Part:
+class _Group:
     """Sequences of one layout that all feed a single token, or all a longer part.
 
-    `places` in the batch, the numbers of the fed `tokens`, and their staging slots, `cells`.
+    `places` in the batch, the numbers of the fed `tokens`, and their `staging_slots`.
     """
 
     places: NDArray[np.int64]
     tokens: torch.Tensor
-    cells: torch.Tensor
+    staging_slots: torch.Tensor
     batch: PagedBatch
     scratch: StepScratch
 
@@ -76,7 +76,7 @@ class _Part:
             q, k = rotate(q), rotate(k)
         if coding.values.rotated:
             v = rotate(v)
-        self.batch.fed.put(inputs.layer, self.cells, k, v)
+        self.batch.fed.put(inputs.layer, self.staging_slots, k, v)
         out = ragged_attention(
             q,
             self.batch,
@@ -97,28 +97,28 @@ class BatchStep:
     """
 
     def __init__(
-        self, fed: StagedRows, pieces: Sequence[ChunkPart], classes: NDArray[np.uint8]
+        self, fed: StagedRows, parts: Sequence[ChunkPart], classes: NDArray[np.uint8]
     ) -> None:
         """`classes` `[N]`: the token classes of all fed tokens, one part after another."""
-        blocks = [piece.block for piece in pieces]
-        pool = blocks[0].sequence.pool
-        assert all(block.sequence.pool is pool for block in blocks), "one pool for the batch"
-        self._pieces = tuple(pieces)
+        chunks = [part.chunk for part in parts]
+        pool = chunks[0].sequence.pool
+        assert all(chunk.sequence.pool is pool for chunk in chunks), "one pool for the batch"
+        self._parts = tuple(parts)
         self._batch = PagedBatch(
             pool.storage.plain,
             pool.storage.columns,
             pool.tables,
             fed,
-            slots=np.array([block.sequence.slot for block in blocks], np.int64),
-            cells=np.array([block.cell for block in blocks], np.int64),
-            before=np.array([block.fed for block in blocks], np.int64),
-            counts=np.array([piece.tokens for piece in pieces], np.int64),
+            slots=np.array([chunk.sequence.slot for chunk in chunks], np.int64),
+            staging_slots=np.array([chunk.first_slot for chunk in chunks], np.int64),
+            before=np.array([chunk.fed for chunk in chunks], np.int64),
+            counts=np.array([part.tokens for part in parts], np.int64),
         )
-        cells = self._batch.token_staging_slots()
-        fed.flags[cells] = classes
+        staging_slots = self._batch.token_staging_slots()
+        fed.flags[staging_slots] = classes
         self._scratch = StepScratch.of(self._batch)
-        self._parts = tuple(self._of_one_kind())
-        self._remember_received()
+        self._groups = tuple(self._by_kind())
+        self._restore_row_attention()
         self._changes: dict[int, _Change] = {}
 
     @classmethod
@@ -127,33 +127,33 @@ class BatchStep:
     ) -> BatchStep:
         """Build a step with a complete chunk of m tokens per sequence; `classes` `[B, m]`."""
         tokens = classes.shape[1]
-        pieces = [
+        parts = [
             ChunkPart(RetentionChunk(sequence, n * tokens), tokens)
             for n, sequence in enumerate(sequences)
         ]
-        return cls(fed, pieces, classes.reshape(-1))
+        return cls(fed, parts, classes.reshape(-1))
 
     def attend(self, inputs: AttentionInput) -> torch.Tensor:
         """Return `[N, HQ, D]`, the attention of all N fed tokens, which have no axis B."""
-        if len(self._parts) == 1:
-            return self._parts[0].attend(inputs)
+        if len(self._groups) == 1:
+            return self._groups[0].attend(inputs)
         out = torch.empty_like(inputs.q.transpose(0, 1))
-        for part in self._parts:
-            out[part.tokens] = part.attend(inputs.of_tokens(part.tokens))
+        for group in self._groups:
+            out[group.tokens] = group.attend(inputs.of_tokens(group.tokens))
         return out
 
     def decide(self) -> None:
         """Find the changes of every complete chunk, after the last layer; nothing changes yet."""
-        ending = np.array([n for n, piece in enumerate(self._pieces) if piece.ends], np.int64)
+        ending = np.array([n for n, part in enumerate(self._parts) if part.ends], np.int64)
         if len(ending):
             scratch, batch = self._scratch.of_sequences(ending), self._batch.of(ending)
             rows_after = decide(batch, scratch)
             for n, place in enumerate(ending.tolist()):
                 self._changes[place] = self._change(place, rows_after[n])
-        for place, piece in enumerate(self._pieces):
-            if not piece.ends:
-                piece.block.received = self._scratch.received_of(place).clone()
-                piece.block.fed += piece.tokens
+        for place, part in enumerate(self._parts):
+            if not part.ends:
+                part.chunk.row_attention = self._scratch.row_attention_of(place).clone()
+                part.chunk.fed += part.tokens
 
     def need(self, place: int) -> PageCount:
         """Return the unused pages that committing the sequence takes."""
@@ -167,42 +167,42 @@ class BatchStep:
         """
         if not places:
             return
-        changes = [(self._pieces[place].block, self._changes[place]) for place in places]
-        for block, change in changes:
-            block.sequence.reservation.require(change.need)
-        for block, change in changes:
+        changes = [(self._parts[place].chunk, self._changes[place]) for place in places]
+        for chunk, change in changes:
+            chunk.sequence.reservation.require(change.need)
+        for chunk, change in changes:
             for page in change.copies:
-                block.sequence.tables.make_private(*page)
-            block.sequence.tables.extend(change.rows)
-        for part in self._parts:
-            chosen = np.intersect1d(part.places, places)
+                chunk.sequence.tables.make_private(*page)
+            chunk.sequence.tables.extend(change.rows)
+        for group in self._groups:
+            chosen = np.intersect1d(group.places, places)
             if len(chosen):
-                batch = dataclasses.replace(self._batch.of(chosen), store=part.batch.store)
+                batch = dataclasses.replace(self._batch.of(chosen), store=group.batch.store)
                 rows_after = np.stack([self._changes[place].rows for place in chosen.tolist()])
                 apply_decision(batch, self._scratch.of_sequences(chosen), rows_after)
-        for place, (block, change) in zip(places, changes, strict=True):
-            block.sequence.tables.settle(change.rows)
-            block.sequence.length += int(self._batch.blocks[place])
+        for place, (chunk, change) in zip(places, changes, strict=True):
+            chunk.sequence.tables.settle(change.rows)
+            chunk.sequence.length += int(self._batch.chunk_tokens[place])
 
     def retain(self) -> None:
         """`decide` and `commit` all; raises `PoolExhausted` before any change."""
         self.decide()
         self.commit(sorted(self._changes))
 
-    def _of_one_kind(self) -> Iterator[_Part]:
+    def _by_kind(self) -> Iterator[_Group]:
         """Yield the sequences by layout, single tokens apart from longer parts.
 
         The queries of a longer part form a matrix, for which kernels have other forms.
         """
-        tokens = np.repeat(np.arange(len(self._pieces)), self._batch.counts)
-        singles = (self._batch.blocks == 1).tolist()
-        stores = [piece.block.sequence.store for piece in self._pieces]
+        tokens = np.repeat(np.arange(len(self._parts)), self._batch.counts)
+        singles = (self._batch.chunk_tokens == 1).tolist()
+        stores = [part.chunk.sequence.store for part in self._parts]
         kinds = list(zip(stores, singles, strict=True))
         for kind in dict.fromkeys(kinds):
             store, places = kind[0], np.array([n for n, k in enumerate(kinds) if k == kind])
             batch = dataclasses.replace(self._batch.of(places), store=store)
             device = batch.fed.keys.device
-            yield _Part(
+            yield _Group(
                 places,
                 torch.from_numpy(np.flatnonzero(np.isin(tokens, places))).to(device),
                 torch.from_numpy(batch.token_staging_slots()).to(device),
@@ -210,22 +210,22 @@ class BatchStep:
                 self._scratch.of_sequences(places),
             )
 
-    def _remember_received(self) -> None:
+    def _restore_row_attention(self) -> None:
         """Add the attention that rows received from earlier parts of the chunks."""
         rows = self._batch.rows
-        for place, piece in enumerate(self._pieces):
-            before, block = piece.block.received, piece.block
+        for place, part in enumerate(self._parts):
+            before, chunk = part.chunk.row_attention, part.chunk
             if before is None:
                 continue
             at = 0
             for layer, head in np.argwhere(self._scratch.starts[place] >= 0).tolist():
                 start, size = self._scratch.starts[place, layer, head], rows[place, layer, head]
-                size += block.fed
-                self._scratch.received[start : start + size] = before[at : at + size]
+                size += chunk.fed
+                self._scratch.row_attention[start : start + size] = before[at : at + size]
                 at += size
 
     def _change(self, place: int, rows_after: NDArray[np.int32]) -> _Change:
-        sequence = self._pieces[place].block.sequence
+        sequence = self._parts[place].chunk.sequence
         copies: tuple[tuple[int, int, int], ...] = ()
         if sequence.may_share:
             sequence.may_share = sequence.tables.shared_pages()
@@ -237,7 +237,7 @@ class BatchStep:
         self, place: int, rows_after: NDArray[np.int32]
     ) -> list[tuple[int, int, int]]:
         """Return shared pages that will be written: layer, head and number in the table."""
-        sequence = self._pieces[place].block.sequence
+        sequence = self._parts[place].chunk.sequence
         tables, page_rows = sequence.tables, sequence.store.page_rows
         found = []
         for layer, count in enumerate(tables.kv_heads.tolist()):
@@ -261,6 +261,6 @@ class BatchStep:
             refilled = holes[:arriving]
             from_tail = holes[arriving:][holes[arriving:] < after]
             slots = np.concatenate((refilled, from_tail, np.arange(held, after)))
-        page_rows = self._pieces[place].block.sequence.store.page_rows
+        page_rows = self._parts[place].chunk.sequence.store.page_rows
         numbers: list[int] = np.unique(slots // page_rows).tolist()
         return numbers

@@ -56,15 +56,15 @@ class GraphBatch:
         self._sequences: tuple[SequencePages, ...] = ()
         _, layers, heads = pool.tables.rows.shape
         self._rows = np.zeros((places, layers, heads), np.int32)
-        self._marked = np.zeros((places, layers, heads), np.bool_)
+        self._has_metadata = np.zeros((places, layers, heads), np.bool_)
         self._exists = np.arange(heads) < pool.tables.kv_heads[:, None]
         self.batch, self.scratch = self._allocated()
         device = self.batch.rows.device
         nothing = torch.empty(0, dtype=torch.int32, device=device)
         self._free_rows = FreePages.of(pool.pages, nothing)
-        self._free_marks = FreePages.of(pool.metadata_pages, nothing)
+        self._free_metadata = FreePages.of(pool.metadata_pages, nothing)
         # staging slots of the tokens that are fed now
-        self.cells = self.batch.cells.long()
+        self.staging_slots = self.batch.staging_slots.long()
         self._bounded = torch.zeros(self.batch.rows.shape, dtype=torch.bool, device=device)
         self._active = torch.zeros(places, dtype=torch.int64, device=device)
         self.enter(())
@@ -104,12 +104,12 @@ class GraphBatch:
         rules = np.full((self.places, *tables.rules.shape[1:]), rule_to_record(_EMPTY_RULE))
         rules[: len(slots)] = tables.rules[slots]
         self._rows = self._padded(tables.rows, slots)
-        self._marked = self._padded(tables.marked, slots)
+        self._has_metadata = self._padded(tables.has_metadata, slots)
         for target, values in (
             (batch.pages, self._padded(tables.pages, slots)),
-            (batch.marks, self._padded(tables.marks, slots)),
+            (batch.metadata, self._padded(tables.metadata, slots)),
             (batch.rows, self._rows),
-            (batch.marked, self._marked),
+            (batch.has_metadata, self._has_metadata),
             (batch.weighted, self._padded(tables.weighted, slots)),
             (batch.lengths, self._padded(tables.lengths, slots)),
             (batch.rules, rule_words(rules)),
@@ -131,26 +131,26 @@ class GraphBatch:
         for sequence, need in zip(self._sequences, needs, strict=True):
             sequence.reservation.require(need)
         rows: list[int] = []
-        marks: list[int] = []
+        metadata: list[int] = []
         for sequence, need in zip(self._sequences, needs, strict=True):
             rows += sequence.reservation.rows.take(need.rows)
-            marks += sequence.reservation.marks.take(need.marks)
+            metadata += sequence.reservation.metadata.take(need.metadata)
         _add(self._free_rows, rows)
-        _add(self._free_marks, marks)
+        _add(self._free_metadata, metadata)
 
     def needs(self) -> list[PageCount]:
         """Return the pages that each sequence lacks if its heads keep the chunk and one token."""
-        rows, marks = (counts.sum((1, 2)).tolist() for counts in self._counts(self._fed + 1))
+        rows, metadata = (counts.sum((1, 2)).tolist() for counts in self._counts(self._fed + 1))
         used = [sequence.reservation.used for sequence in self._sequences]
         return [
-            PageCount(max(0, row_pages - have.rows), max(0, metadata_pages - have.marks))
-            for row_pages, metadata_pages, have in zip(rows, marks, used, strict=False)
+            PageCount(max(0, row_pages - have.rows), max(0, metadata_pages - have.metadata))
+            for row_pages, metadata_pages, have in zip(rows, metadata, used, strict=False)
         ]
 
     def begin(self) -> None:
         """Begin a step: compute the ends of the heads' rows and the beginnings of their entries."""
         batch = self.batch
-        torch.add(batch.cells, batch.before, out=self.cells)
+        torch.add(batch.staging_slots, batch.before, out=self.staging_slots)
         row_ends(batch.rows, batch.ends)
         # the same throughout a chunk
         sizes = torch.where(self._bounded, batch.rows + self._chunk_tokens, 0).view(-1)
@@ -166,8 +166,8 @@ class GraphBatch:
         if coding.values.rotated:
             v = rotate(v)
         heads = k.shape[0]
-        batch.new_keys[inputs.layer, :heads].index_copy_(1, self.cells, k)
-        batch.new_values[inputs.layer, :heads].index_copy_(1, self.cells, v)
+        batch.new_keys[inputs.layer, :heads].index_copy_(1, self.staging_slots, k)
+        batch.new_values[inputs.layer, :heads].index_copy_(1, self.staging_slots, v)
         out = attend_on_device(
             queries,
             batch,
@@ -182,7 +182,7 @@ class GraphBatch:
     def retain(self) -> None:
         """Apply every head's rule in one launch, after the last layer of a chunk's last step."""
         batch = self.batch
-        retain(batch, self.scratch, self._free_rows, self._free_marks)
+        retain(batch, self.scratch, self._free_rows, self._free_metadata)
         batch.lengths.add_(self._active * (batch.before + batch.counts))
         batch.before.zero_()
 
@@ -197,7 +197,7 @@ class GraphBatch:
             self._read_rows()
 
     def _read_rows(self) -> None:
-        exhausted = int(self._free_rows.exhausted) or int(self._free_marks.exhausted)
+        exhausted = int(self._free_rows.exhausted) or int(self._free_metadata.exhausted)
         assert not exhausted, "preallocated pages suffice"
         self._rows = self.batch.rows.cpu().numpy()
 
@@ -213,29 +213,33 @@ class GraphBatch:
             self._fed = 0
         self._read_rows()
         tables, batch = self._pool.tables, self.batch
-        pages, marks, lengths = (
-            part.cpu().numpy() for part in (batch.pages, batch.marks, batch.lengths)
+        pages, metadata, lengths = (
+            part.cpu().numpy() for part in (batch.pages, batch.metadata, batch.lengths)
         )
-        row_counts, mark_counts = self._counts(0)
-        spare_rows, spare_marks = _drained(self._free_rows), _drained(self._free_marks)
+        row_counts, metadata_counts = self._counts(0)
+        spare_rows, spare_metadata = _drained(self._free_rows), _drained(self._free_metadata)
         for place, sequence in enumerate(self._sequences):
             tables.pages[sequence.slot] = pages[place]
-            tables.marks[sequence.slot] = marks[place]
+            tables.metadata[sequence.slot] = metadata[place]
             tables.rows[sequence.slot] = self._rows[place]
             tables.lengths[sequence.slot] = lengths[place]
             reservation = sequence.reservation
             _exchange(reservation.rows, _first(pages[place], row_counts[place]), spare_rows)
-            _exchange(reservation.marks, _first(marks[place], mark_counts[place]), spare_marks)
+            _exchange(
+                reservation.metadata,
+                _first(metadata[place], metadata_counts[place]),
+                spare_metadata,
+            )
         assert not spare_rows, "every page belongs to a sequence"
-        assert not spare_marks, "every page belongs to a sequence"
+        assert not spare_metadata, "every page belongs to a sequence"
         self._sequences = ()
         self.enter(())
 
     def _counts(self, more: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Return row and metadata pages of heads with `more` additional rows, `[places, L, H]`."""
         rows = np.where(self._exists, self._rows + more, 0)
-        marked = np.where(self._marked, rows, 0)
-        return -(-rows // self._store.page_rows), -(-marked // self._columns.page_rows)
+        has_metadata = np.where(self._has_metadata, rows, 0)
+        return -(-rows // self._store.page_rows), -(-has_metadata // self._columns.page_rows)
 
     def _padded(self, table: NDArray[_Entry], slots: NDArray[np.int64]) -> NDArray[_Entry]:
         values = np.zeros((self.places, *table.shape[1:]), table.dtype)
@@ -246,10 +250,10 @@ class GraphBatch:
         pool, store, columns, places = self._pool, self._store, self._columns, self.places
         tables, device = pool.tables, store.arena.device
         _, layers, heads, table_pages = tables.pages.shape
-        cells = places * self._chunk_tokens
-        fed = pool.new_staged_rows(cells)
+        staging_slots = places * self._chunk_tokens
+        fed = pool.new_staged_rows(staging_slots)
         # every scored row has metadata, and every new row of a head has an entry
-        entries = pool.metadata_pages * pool.page_rows + cells * layers * heads
+        entries = pool.metadata_pages * pool.page_rows + staging_slots * layers * heads
         line = min(places * heads * table_pages, pool.pages) * store.page_rows
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
@@ -264,9 +268,9 @@ class GraphBatch:
             metadata_page_rows=columns.page_rows,
             kv_heads=torch.from_numpy(tables.kv_heads).to(device),
             pages=zeros(places, layers, heads, table_pages),
-            marks=zeros(places, layers, heads, table_pages),
+            metadata=zeros(places, layers, heads, table_pages),
             rows=zeros(places, layers, heads),
-            marked=zeros(places, layers, heads, dtype=torch.bool),
+            has_metadata=zeros(places, layers, heads, dtype=torch.bool),
             weighted=zeros(places, layers, heads, dtype=torch.bool),
             rules=zeros(
                 places,
@@ -279,8 +283,9 @@ class GraphBatch:
             ends=zeros(layers, places * heads),
             new_keys=fed.keys,
             new_values=fed.values,
-            flags=zeros(cells, dtype=torch.uint8),
-            cells=torch.arange(places, dtype=torch.int32, device=device) * self._chunk_tokens,
+            flags=zeros(staging_slots, dtype=torch.uint8),
+            staging_slots=torch.arange(places, dtype=torch.int32, device=device)
+            * self._chunk_tokens,
             before=zeros(places),
             counts=zeros(places) + 1,
             first_queries=torch.arange(places, dtype=torch.int32, device=device),

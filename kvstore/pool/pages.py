@@ -60,7 +60,7 @@ class PagePool:
         most = min(pages, self._most_pages(sequence_tokens)) if sequence_tokens else pages
         self.tables = head_tables(shapes, sequences, most, page_rows)
         self._rows = PageAccounts(pages, self.storage.forget_row_pages)
-        self._marks = PageAccounts(self.metadata_pages, self.storage.forget_mark_pages)
+        self._metadata = PageAccounts(self.metadata_pages, self.storage.forget_metadata_pages)
         self._lock = threading.Lock()
         self._free_slots = list(range(sequences))[::-1]
 
@@ -75,7 +75,7 @@ class PagePool:
         The rows are held under `codec`. Raises `PoolExhausted` without any change.
         """
         store = self.storage.store(codec)
-        reservation = Reservation(PageReservation(self._rows), PageReservation(self._marks))
+        reservation = Reservation(PageReservation(self._rows), PageReservation(self._metadata))
         reservation.ensure(reserve or PageCount())
         with self._lock:
             if self._free_slots:
@@ -108,7 +108,7 @@ class PagePool:
     @property
     def free(self) -> PageCount:
         """Pages of both kinds that are neither used nor reserved."""
-        return PageCount(self._rows.free, self._marks.free)
+        return PageCount(self._rows.free, self._metadata.free)
 
     @property
     def reserved_pages(self) -> int:
@@ -121,8 +121,8 @@ class PagePool:
         return self._rows.used
 
     @property
-    def used_mark_pages(self) -> int:
-        return self._marks.used
+    def used_metadata_pages(self) -> int:
+        return self._metadata.used
 
     @property
     def sequences(self) -> int:
@@ -149,8 +149,8 @@ class PagePool:
     @property
     def resident_bytes(self) -> int:
         """Bytes of the used pages, metadata and empty rows included."""
-        marks = self.used_mark_pages * self.storage.metadata_page_bytes
-        return self.used_pages * self.storage.row_page_bytes + marks
+        metadata = self.used_metadata_pages * self.storage.metadata_page_bytes
+        return self.used_pages * self.storage.row_page_bytes + metadata
 
     @property
     def dense_bytes(self) -> int:
@@ -165,5 +165,5 @@ class PagePool:
 
     @property
     def capacity_bytes(self) -> int:
-        marks = self.metadata_pages * self.storage.metadata_page_bytes
-        return self.pages * self.storage.row_page_bytes + marks
+        metadata = self.metadata_pages * self.storage.metadata_page_bytes
+        return self.pages * self.storage.row_page_bytes + metadata

@@ -12,10 +12,10 @@ class PageCount:
     """A number of row pages and of metadata pages."""
 
     rows: int = 0
-    marks: int = 0
+    metadata: int = 0
 
     def __add__(self, other: PageCount) -> PageCount:
-        return PageCount(self.rows + other.rows, self.marks + other.marks)
+        return PageCount(self.rows + other.rows, self.metadata + other.metadata)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -23,24 +23,24 @@ class Reservation:
     """Reservations of both kinds. Each method changes both or, raising `PoolExhausted`, neither."""
 
     rows: PageReservation
-    marks: PageReservation
+    metadata: PageReservation
 
     @property
     def used(self) -> PageCount:
         """Pages in use, shared pages included."""
-        return PageCount(self.rows.used, self.marks.used)
+        return PageCount(self.rows.used, self.metadata.used)
 
     @property
     def unused(self) -> PageCount:
         """Pages reserved and not in use."""
-        return PageCount(self.rows.unused, self.marks.unused)
+        return PageCount(self.rows.unused, self.metadata.unused)
 
     def ensure(self, unused: PageCount) -> None:
         """Reserve pages until at least `unused` are unused."""
         missing = max(0, unused.rows - self.rows.unused)
         self.rows.reserve(missing)
         try:
-            self.marks.ensure(unused.marks)
+            self.metadata.ensure(unused.metadata)
         except BaseException:
             self.rows.trim_to(self.rows.unused - missing)
             raise
@@ -48,14 +48,14 @@ class Reservation:
     def require(self, unused: PageCount) -> None:
         """Raise `PoolExhausted` unless at least `unused` pages are unused."""
         self.rows.require(unused.rows)
-        self.marks.require(unused.marks)
+        self.metadata.require(unused.metadata)
 
     def trim_to(self, unused: PageCount) -> None:
         """Return reserved pages beyond `unused`."""
         self.rows.trim_to(unused.rows)
-        self.marks.trim_to(unused.marks)
+        self.metadata.trim_to(unused.metadata)
 
     def release(self) -> None:
         """Return all pages. Further calls do nothing."""
         self.rows.release()
-        self.marks.release()
+        self.metadata.release()

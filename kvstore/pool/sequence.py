@@ -110,11 +110,14 @@ class SequencePages:
 
     def need(self, layer: RaggedLayer) -> PageCount:
         """Return the pages that `load` takes out of the reservation."""
-        rows, marks = self.store.page_rows, self.pool.page_rows
+        rows, metadata = self.store.page_rows, self.pool.page_rows
         counts = layer.head_row_counts()
-        marked = [n for n, head in zip(counts, layer.heads(), strict=True) if self._marked(head)]
+        has_metadata = [
+            n for n, head in zip(counts, layer.heads(), strict=True) if self._has_metadata(head)
+        ]
         return PageCount(
-            sum(pages_for(n, rows) for n in counts), sum(pages_for(n, marks) for n in marked)
+            sum(pages_for(n, rows) for n in counts),
+            sum(pages_for(n, metadata) for n in has_metadata),
         )
 
     def load(self, layer_index: int, layer: RaggedLayer) -> None:
@@ -127,7 +130,7 @@ class SequencePages:
         heads = tuple(layer.heads())
         for head, source in enumerate(heads):
             self.tables.rules[layer_index, head] = rule_to_record(source.rule)
-            self.tables.marked[layer_index, head] = self._marked(source)
+            self.tables.has_metadata[layer_index, head] = self._has_metadata(source)
             self.tables.weighted[layer_index, head] = source.log_weights is not None
         rows = self.tables.rows.copy()
         rows[layer_index, : len(heads)] = layer.head_row_counts()
@@ -143,7 +146,9 @@ class SequencePages:
         is no room for the fork's metadata, which is not shared.
         """
         self.sync()
-        child = self.pool.open(self.length, PageCount(0, self.reservation.used.marks), self.codec)
+        child = self.pool.open(
+            self.length, PageCount(0, self.reservation.used.metadata), self.codec
+        )
         try:
             child.tables.copy_from(self.tables)
         except BaseException:
@@ -181,7 +186,7 @@ class SequencePages:
         """
         assert self._leave_device is None, "sync before the bytes are read"
         used, storage = self.reservation.used, self.pool.storage
-        return used.rows * storage.row_page_bytes + used.marks * storage.metadata_page_bytes
+        return used.rows * storage.row_page_bytes + used.metadata * storage.metadata_page_bytes
 
     @property
     def dense_bytes(self) -> int:
@@ -196,10 +201,10 @@ class SequencePages:
             for head, rows in enumerate(counts):
                 rule = rule_from_record(self.tables.rules[layer, head])
                 most = rows_bound(rule, rows, length, final_length)
-                marks = pages_for(most, self.pool.page_rows)
+                metadata = pages_for(most, self.pool.page_rows)
                 bounds += PageCount(
                     pages_for(most, self.store.page_rows),
-                    marks * bool(self.tables.marked[layer, head]),
+                    metadata * bool(self.tables.has_metadata[layer, head]),
                 )
         return bounds
 
@@ -214,7 +219,7 @@ class SequencePages:
             self.length = 0
             self.pool.close_slot(self.slot)
 
-    def _marked(self, head: HeadRows) -> bool:
+    def _has_metadata(self, head: HeadRows) -> bool:
         """Whether a head's rows need metadata: no, if slot n is position n and stays so."""
         if head.log_weights is not None or may_evict(rule_to_record(head.rule)):
             return True
@@ -241,13 +246,13 @@ class SequencePages:
         rows = tables.index(layer, head, slots)
         positions = torch.arange(len(slots), dtype=torch.int32, device=columns.positions.device)
         scores = flags = log_weights = None
-        if tables.marked[layer, head]:
-            marks = tables.mark_index(layer, head, slots)
-            positions = columns.positions[marks]
-            scores = columns.scores[marks] if rule.needs_scores else None
-            flags = columns.flags[marks] if rule.needs_flags else None
+        if tables.has_metadata[layer, head]:
+            metadata = tables.metadata_index(layer, head, slots)
+            positions = columns.positions[metadata]
+            scores = columns.scores[metadata] if rule.needs_scores else None
+            flags = columns.flags[metadata] if rule.needs_flags else None
             if tables.weighted[layer, head]:
-                log_weights = columns.log_weights[marks]
+                log_weights = columns.log_weights[metadata]
         store = self.store
         keys, values = store.keys[rows], store.values[rows]
         coding = None if store.coding.plain else store.coding
@@ -261,8 +266,8 @@ class SequencePages:
         store = self.store
         store.keys[rows] = source.keys.to(store.arena.device)
         store.values[rows] = source.values.to(store.arena.device)
-        if self.tables.marked[layer, head]:
-            marks = self.tables.mark_index(layer, head, slots)
+        if self.tables.has_metadata[layer, head]:
+            metadata = self.tables.metadata_index(layer, head, slots)
             for column, given in (
                 (columns.positions, source.positions),
                 (columns.scores, source.scores),
@@ -270,4 +275,4 @@ class SequencePages:
                 (columns.log_weights, source.log_weights),
             ):
                 if given is not None:
-                    column[marks] = given.to(column.device)
+                    column[metadata] = given.to(column.device)

@@ -22,12 +22,12 @@ def row_page_bytes(page_rows: int, head_size: int, dtype: torch.dtype) -> int:
 
 
 def metadata_page_bytes(page_rows: int) -> int:
-    """Bytes of one page of marks, log-weights not counted."""
+    """Return the bytes of one metadata page without log-weights."""
     return page_rows * (POSITION_BYTES + SCORE_BYTES + FLAG_BYTES)
 
 
 class PageStorage:
-    """Row pages and as many mark pages as were asked for.
+    """Row pages and metadata pages.
 
     A row page is so many bytes; what lies in it follows from the coding of the sequence that has
     it. With `poison` every row that is not in use holds NaN (keys, values, scores) and impossible
@@ -44,22 +44,22 @@ class PageStorage:
         device: torch.device,
         poison: bool,
     ) -> None:
-        marks = metadata_pages * page_rows
+        metadata = metadata_pages * page_rows
         self.row_page_bytes = row_page_bytes(page_rows, head_size, dtype)
         # not zeroed: rows are written before they are read, and untouched CPU pages cost nothing
         self.arena = torch.empty(pages * self.row_page_bytes, dtype=torch.uint8, device=device)
         self._head_size, self._dtype = head_size, dtype
         self._stores: dict[RowCodec, RowPages] = {}
         self.columns = RowMetadata(
-            positions=torch.empty(marks, dtype=torch.int32, device=device),
-            scores=torch.empty(marks, dtype=torch.float32, device=device),
-            flags=torch.empty(marks, dtype=torch.uint8, device=device),
+            positions=torch.empty(metadata, dtype=torch.int32, device=device),
+            scores=torch.empty(metadata, dtype=torch.float32, device=device),
+            flags=torch.empty(metadata, dtype=torch.uint8, device=device),
             log_weights=torch.empty(0, dtype=torch.float32, device=device),
             page_rows=page_rows,
         )
         self._poison = poison
         self.forget_row_pages(range(pages))
-        self.forget_marks(slice(0, marks))
+        self.forget_metadata(slice(0, metadata))
 
     @property
     def plain(self) -> RowPages:
@@ -97,22 +97,22 @@ class PageStorage:
             for held in (store.keys, store.values):
                 held.fill(page, rows, _NAN_BYTE)
 
-    def forget_marks(self, marks: slice | torch.Tensor) -> None:
+    def forget_metadata(self, metadata: slice | torch.Tensor) -> None:
         """Marks no longer in use, likewise."""
         if self._poison:
-            self.columns.scores[marks] = torch.nan
-            self.columns.positions[marks] = torch.iinfo(torch.int32).min
-            self.columns.flags[marks] = 255
+            self.columns.scores[metadata] = torch.nan
+            self.columns.positions[metadata] = torch.iinfo(torch.int32).min
+            self.columns.flags[metadata] = 255
 
     def forget_row_pages(self, pages: Iterable[int]) -> None:
         if self._poison:
             for page in pages:
                 self.arena.view(-1, self.row_page_bytes)[page] = _NAN_BYTE
 
-    def forget_mark_pages(self, pages: Iterable[int]) -> None:
+    def forget_metadata_pages(self, pages: Iterable[int]) -> None:
         if self._poison:
             for page in pages:
-                self.forget_marks(self._span(page))
+                self.forget_metadata(self._span(page))
 
     def _span(self, page: int) -> slice:
         return slice(page * self.columns.page_rows, (page + 1) * self.columns.page_rows)

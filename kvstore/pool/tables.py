@@ -26,9 +26,9 @@ def head_tables(
     return HeadTables(
         kv_heads=kv_heads,
         pages=np.zeros((*size, pages), np.int32),
-        marks=np.zeros((*size, pages), np.int32),
+        metadata=np.zeros((*size, pages), np.int32),
         rows=np.zeros(size, np.int32),
-        marked=np.zeros(size, np.bool_),
+        has_metadata=np.zeros(size, np.bool_),
         weighted=np.zeros(size, np.bool_),
         rules=full_rules(size),
         lengths=np.zeros(sequences, np.int64),
@@ -39,8 +39,8 @@ def head_tables(
 class PageTables:
     """One sequence's part of the tables; see `HeadTables`.
 
-    A head holds exactly the pages that its rows need, the first of its `pages`, and as many mark
-    pages where it is marked.
+    A head holds exactly the pages that its rows need, the first of its `pages`, and the
+    metadata pages for as many rows where it has metadata.
     """
 
     def __init__(
@@ -54,21 +54,21 @@ class PageTables:
         tables.page_rows[slot] = store.page_rows
         self.kv_heads = tables.kv_heads
         self.pages = tables.pages[slot]
-        self.marks = tables.marks[slot]
+        self.metadata = tables.metadata[slot]
         self.rows = tables.rows[slot]
-        self.marked = tables.marked[slot]
+        self.has_metadata = tables.has_metadata[slot]
         self.weighted = tables.weighted[slot]
         self.rules = tables.rules[slot]
         self._reservation = reservation
         self._storage = storage
         self._store = store
         self._page_rows = store.page_rows
-        self._mark_rows = storage.columns.page_rows
+        self._metadata_rows = storage.columns.page_rows
 
     def need(self, rows: NDArray[np.int32]) -> PageCount:
         """Pages missing for `rows` `[L, H]`."""
         more = (self._pages_of(rows) - self._pages_of(self.rows)).clip(0)
-        more_marks = (self._mark_pages_of(rows) - self._mark_pages_of(self.rows)).clip(0)
+        more_marks = (self._metadata_pages_of(rows) - self._metadata_pages_of(self.rows)).clip(0)
         return PageCount(int(more.sum()), int(more_marks.sum()))
 
     def extend(self, rows: NDArray[np.int32]) -> None:
@@ -97,19 +97,19 @@ class PageTables:
         self._reservation.rows.give_back([page])
 
     def copy_from(self, other: PageTables) -> None:
-        """Become a fork: the same row pages, and marks of its own, out of the reservation."""
+        """Become a fork: share the row pages, and copy metadata into pages of the reservation."""
         for mine, theirs in (
             (self.rules, other.rules),
-            (self.marked, other.marked),
+            (self.has_metadata, other.has_metadata),
             (self.weighted, other.weighted),
         ):
             mine[...] = theirs
         used = int(other._pages_of(other.rows).max(initial=0))
         self.pages[..., :used] = other.pages[..., :used]
-        for layer, head, slots in other.marked_heads():
-            count = -(-len(slots) // self._mark_rows)
-            self._take(self.marks[layer, head], slice(0, count), self._reservation.marks)
-            mine_at, theirs_at = (t.mark_index(layer, head, slots) for t in (self, other))
+        for layer, head, slots in other.heads_with_metadata():
+            count = -(-len(slots) // self._metadata_rows)
+            self._take(self.metadata[layer, head], slice(0, count), self._reservation.metadata)
+            mine_at, theirs_at = (t.metadata_index(layer, head, slots) for t in (self, other))
             columns = self._storage.columns
             weighted = (columns.log_weights,) if self.weighted[layer, head] else ()
             for column in (columns.positions, columns.scores, columns.flags, *weighted):
@@ -118,9 +118,9 @@ class PageTables:
         other._reservation.rows.share_with(self._reservation.rows)
         self.rows[...] = other.rows
 
-    def marked_heads(self) -> Iterator[tuple[int, int, range]]:
-        """Layer, head and slots of every head that has marks."""
-        for layer, head in np.argwhere(self.marked).tolist():
+    def heads_with_metadata(self) -> Iterator[tuple[int, int, range]]:
+        """Yield layer, head and slots of every head that has metadata."""
+        for layer, head in np.argwhere(self.has_metadata).tolist():
             yield layer, head, range(int(self.rows[layer, head]))
 
     def shared_pages(self) -> bool:
@@ -136,16 +136,16 @@ class PageTables:
         """Return the index of these slots' keys and values in the row pages."""
         return self._store.index(self.pages[layer, head], np.arange(slots.start, slots.stop))
 
-    def mark_index(self, layer: int, head: int, slots: range) -> torch.Tensor:
-        """Flat rows of these slots' marks, int64."""
+    def metadata_index(self, layer: int, head: int, slots: range) -> torch.Tensor:
+        """Return flat rows of these slots' metadata, int64."""
         columns, numbers = self._storage.columns, np.arange(slots.start, slots.stop)
-        flat = columns.flat(self.marks[layer, head], numbers)
+        flat = columns.flat(self.metadata[layer, head], numbers)
         return torch.from_numpy(flat).to(columns.positions.device)
 
     def clear(self) -> None:
         """Forget everything, after the reservation was released."""
         self.rows[...] = 0
-        self.marked[...] = False
+        self.has_metadata[...] = False
         self.weighted[...] = False
         self.rules[...] = full_rules(self.rows.shape)
 
@@ -155,8 +155,8 @@ class PageTables:
         """Yield, for row and metadata pages: table, reservation, pages held, pages needed."""
         claims = self._reservation
         yield self.pages, claims.rows, self._pages_of(self.rows), self._pages_of(rows)
-        have, need = self._mark_pages_of(self.rows), self._mark_pages_of(rows)
-        yield self.marks, claims.marks, have, need
+        have, need = self._metadata_pages_of(self.rows), self._metadata_pages_of(rows)
+        yield self.metadata, claims.metadata, have, need
 
     def _take(self, pages: NDArray[np.int32], span: slice, claim: PageReservation) -> None:
         after = int(pages[span.start - 1]) if span.start else None
@@ -170,12 +170,12 @@ class PageTables:
         page = int(self.pages[layer, head, rows // size])
         if first and not self._reservation.rows.is_shared(page):
             self._storage.forget_rows(self._store, page, slice(first, end))
-        slots = range(rows, min(last, -(-rows // self._mark_rows) * self._mark_rows))
-        if slots and self.marked[layer, head]:
-            self._storage.forget_marks(self.mark_index(layer, head, slots))
+        slots = range(rows, min(last, -(-rows // self._metadata_rows) * self._metadata_rows))
+        if slots and self.has_metadata[layer, head]:
+            self._storage.forget_metadata(self.metadata_index(layer, head, slots))
 
     def _pages_of(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
         return -(-rows // self._page_rows)
 
-    def _mark_pages_of(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
-        return np.where(self.marked, -(-rows // self._mark_rows), 0)
+    def _metadata_pages_of(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
+        return np.where(self.has_metadata, -(-rows // self._metadata_rows), 0)

@@ -9,8 +9,8 @@ import time
 from headwise.results import Delta
 from kvstore.pool import SequencePages
 from services.decode.engine.answer import Answer
-from services.decode.engine.doorbell import Doorbell
 from services.decode.engine.engine import Engine
+from services.decode.engine.loop_calls import LoopCalls
 from services.decode.engine.sampling import Sampler
 from services.decode.engine.sequence import Event, Finished, Keep, RunningSequence
 from services.decode.generation import GenerationSpec
@@ -60,13 +60,13 @@ class AnswerRunner:
     def __init__(
         self,
         engine: Engine,
-        doorbell: Doorbell,
+        loop_calls: LoopCalls,
         arbiter: MemoryArbiter[RunningSequence],
         expectation: SizeExpectation,
         tokenizer: PromptTokenizer,
     ) -> None:
         self._engine = engine
-        self._doorbell = doorbell
+        self._doorbell = loop_calls
         self._arbiter = arbiter
         self._expectation = expectation
         self._tokenizer = tokenizer

@@ -50,7 +50,7 @@ class ArrivingCaches:
     def expected_bytes(self, cache: ArrivingCache) -> int:
         """Bytes of the pages that the cache and its answer will probably take."""
         pages, storage = self._expected_pages(cache), self._pool.storage
-        return pages.rows * storage.row_page_bytes + pages.marks * storage.metadata_page_bytes
+        return pages.rows * storage.row_page_bytes + pages.metadata * storage.metadata_page_bytes
 
     def open(self, cache: ArrivingCache) -> SequencePages:
         """Reserve the expected pages. Raises `PoolExhausted`."""
@@ -115,4 +115,4 @@ def _spare_pages(cache: ArrivingCache, pages: SequencePages) -> PageCount:
         pages.pages_bound(cache.tokens + cache.max_answer_tokens),
         pages.reservation.used,
     )
-    return PageCount(bound.rows - used.rows, bound.marks - used.marks)
+    return PageCount(bound.rows - used.rows, bound.metadata - used.metadata)

@@ -96,7 +96,7 @@ class GenerateCall:
         # the tenant is bound here: the engine's thread runs outside of any call
         return functools.partial(
             self._sessions.keep,
-            received=report,
+            report=report,
             keep_seconds=spec.keep_session_seconds,
             owner=current_tenant(),
         )

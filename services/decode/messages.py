@@ -66,9 +66,9 @@ def result_to_proto(
 def session_to_proto(session: Session) -> decode_pb2.Session:
     return decode_pb2.Session(
         session_id=session.session_id,
-        tokens=session.received.context_tokens + len(session.tokens),
+        tokens=session.report.context_tokens + len(session.tokens),
         expires_in_seconds=session.expires_in_seconds,
         busy=session.busy,
-        memory=memory_to_proto(measure(session.pages), session.received, 0),
-        policy=session.received.policy,
+        memory=memory_to_proto(measure(session.pages), session.report, 0),
+        policy=session.report.policy,
     )

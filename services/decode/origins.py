@@ -61,7 +61,7 @@ class SessionTurn:
         self._sessions = sessions
         self._session = session
         self._turn = session.turn
-        self.held = HeldTokens(session.tokens, session.received.context_tokens)
+        self.held = HeldTokens(session.tokens, session.report.context_tokens)
 
     def codec(self, spec: GenerationSpec) -> RowCodec:
         return self._session.pages.codec
@@ -76,7 +76,7 @@ class SessionTurn:
     async def fill(
         self, spec: GenerationSpec, pages: SequencePages, timeout_seconds: float | None
     ) -> TransferReport:
-        return self._session.received.without_transfer_cost()
+        return self._session.report.without_transfer_cost()
 
     def keep_first(self, spec: GenerationSpec, as_new_session: Keep | None) -> Keep | None:
         seconds = spec.keep_session_seconds or self._session.keep_seconds
@@ -117,7 +117,7 @@ class StoredContext:
         )
         key = self._namespace, self._stored.key
         async with self._resident_caches.borrow(key, self._stored, load) as (context, fresh):
-            report = context.received
+            report = context.report
             self._report = report if fresh else report.without_transfer_cost()
             return await admit(context.pages.fork)
 

@@ -6,8 +6,8 @@ import dataclasses
 
 from kvstore.pool import PagePool
 from services.decode.arriving_caches import ArrivingCaches
-from services.decode.engine.doorbell import Doorbell
 from services.decode.engine.engine import Engine
+from services.decode.engine.loop_calls import LoopCalls
 from services.decode.engine.sequence import RunningSequence
 from services.decode.generation import GenerationLimits
 from services.decode.link.prefill_source import PrefillSource
@@ -34,4 +34,4 @@ class DecodeParts:
     resident_caches: ResidentCaches
     arrivals: ArrivingCaches
     expectation: SizeExpectation
-    doorbell: Doorbell
+    loop_calls: LoopCalls

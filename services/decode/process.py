@@ -14,8 +14,8 @@ from kvstore.pool import PagePool, metadata_page_bytes, row_page_bytes
 from kvstore.wire import WireLimits
 from services.decode.arriving_caches import ArrivingCaches
 from services.decode.cache_service import CacheForwarder
-from services.decode.engine.doorbell import Doorbell
 from services.decode.engine.engine import Engine
+from services.decode.engine.loop_calls import LoopCalls
 from services.decode.engine.schedule import Scheduler
 from services.decode.engine.sequence import RunningSequence
 from services.decode.engine.step import warm_up
@@ -45,7 +45,7 @@ log = logging.getLogger("headwise.decode")
 _CONNECT_PAUSE_SECONDS = 0.5
 _EXPIRY_SECONDS = 1.0
 # blocks of suffixes that may be open at once; each has cells for 256 tokens
-_SPANS = 4
+_STAGING_RANGES = 4
 
 
 async def serve_decode(options: DecodeOptions) -> None:
@@ -105,11 +105,11 @@ async def serve_decode(options: DecodeOptions) -> None:
 
 def _build(served: ServedModel, options: DecodeOptions, source: PrefillSource) -> DecodeParts:
     """Everything that the process holds, tied together."""
-    doorbell = Doorbell(asyncio.get_running_loop())
+    loop_calls = LoopCalls(asyncio.get_running_loop())
     limits = _limits(served, options)
     pool = _pool(served, options, limits.max_sequence_tokens)
 
-    freed = FreedPages(doorbell.call)
+    freed = FreedPages(loop_calls.call)
     sessions = Sessions(most=options.max_sessions, on_room=freed.notify)
     resident_caches = ResidentCaches(most=options.max_resident_caches, on_room=freed.notify)
     arbiter = MemoryArbiter[RunningSequence](
@@ -125,7 +125,7 @@ def _build(served: ServedModel, options: DecodeOptions, source: PrefillSource) -
         ),
     )
     scheduler = Scheduler(
-        most_sequences=options.max_sequences, spans=_SPANS, step_tokens=options.step_tokens
+        max_sequences=options.max_sequences, ranges=_STAGING_RANGES, step_tokens=options.step_tokens
     )
     engine = Engine(served, pool, scheduler, arbiter, _captured(served, pool, options))
     # steps on a device leave the cores to arriving caches
@@ -145,7 +145,7 @@ def _build(served: ServedModel, options: DecodeOptions, source: PrefillSource) -
         resident_caches=resident_caches,
         arrivals=ArrivingCaches(pool, source, arbiter, intake, expectation),
         expectation=expectation,
-        doorbell=doorbell,
+        loop_calls=loop_calls,
     )
 
 

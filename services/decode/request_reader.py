@@ -31,7 +31,7 @@ class RequestReader:
         """
         pool = self._pool
         needed = pool.bound(spec.final_tokens, origin.codec(spec))
-        if needed.rows > pool.pages or needed.marks > pool.metadata_pages:
+        if needed.rows > pool.pages or needed.metadata > pool.metadata_pages:
             raise InvalidRequest(
                 f"{spec.final_tokens} tokens need {needed.rows} pages, the pool has {pool.pages}",
                 "SEQUENCE_TOO_LONG",

@@ -32,7 +32,7 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
         self._reader = RequestReader(parts.served, parts.limits, parts.pool)
         self._runner = AnswerRunner(
             parts.engine,
-            parts.doorbell,
+            parts.loop_calls,
             parts.arbiter,
             parts.expectation,
             parts.served.tokenizer,

@@ -87,8 +87,8 @@ def open_fork(pages: SequencePages, more_tokens: int) -> SequencePages:
     fork = pages.fork()
     bound = pages_bound(pages.shapes, pages.length + more_tokens, _PAGE_ROWS)
     # its marks are its own already, its rows are shared until it writes
-    own = fork.reservation.used.marks
-    fork.reservation.ensure(dataclasses.replace(bound, marks=bound.marks - own))
+    own = fork.reservation.used.metadata
+    fork.reservation.ensure(dataclasses.replace(bound, metadata=bound.metadata - own))
     return fork
 
 

@@ -239,7 +239,7 @@ def column_sums(
     number = tl.arange(0, BLOCK_E)
     distances = tl.load(tiles.distances + number, mask=number < EDGES, other=_LATEST)
     mass = tl.zeros([BLOCK_N, BLOCK_E], tl.float32)
-    received = tl.zeros([BLOCK_N, _LANES], tl.float32)
+    row_attention = tl.zeros([BLOCK_N, _LANES], tl.float32)
     # edges up to `ahead` are not passed yet, and the next of the others is `behind`
     ahead, behind = tl.cast(_LATEST, tl.int32), 0
     last = tl.load(tiles.last + tile)
@@ -265,7 +265,7 @@ def column_sums(
         shares = tl.exp2(exponents)
         if mixed:
             passed = (distances > nearest) & (distances <= ahead)
-            mass += tl.where(passed[None, :], tl.sum(received, 1)[:, None], 0.0)
+            mass += tl.where(passed[None, :], tl.sum(row_attention, 1)[:, None], 0.0)
             distance = tl.load(positions + first + place)[None, :] - column[:, None]
             for edge in range(EDGES):
                 least = tl.load(tiles.distances + edge)
@@ -276,8 +276,8 @@ def column_sums(
             ahead = tl.max(tl.where(distances <= nearest, distances, -1), 0)
             behind = tl.min(tl.where(distances > nearest, distances, sizes.window), 0)
             behind = tl.minimum(behind, sizes.window)
-        received += tl.sum(tl.reshape(shares, (BLOCK_N, BLOCK_M // _LANES, _LANES)), 1)
-    mass += tl.where((distances <= ahead)[None, :], tl.sum(received, 1)[:, None], 0.0)
+        row_attention += tl.sum(tl.reshape(shares, (BLOCK_N, BLOCK_M // _LANES, _LANES)), 1)
+    mass += tl.where((distances <= ahead)[None, :], tl.sum(row_attention, 1)[:, None], 0.0)
     if FORM.weighted:
         norm = tl.load(norms + head // sizes.group * sizes.columns + column, mask=exists, other=0.0)
         mass *= norm[:, None]

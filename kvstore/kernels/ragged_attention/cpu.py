@@ -75,18 +75,18 @@ def attend(
         host.log_weights,
         batch.columns.page_rows,
         tables.pages,
-        tables.marks,
+        tables.metadata,
         tables.rows,
-        tables.marked,
+        tables.has_metadata,
         tables.weighted,
         heads,
         tables.lengths,
         batch.slots,
-        batch.cells,
+        batch.staging_slots,
         layer,
         scratch.starts,
         scratch.scored,
-        scratch.received.numpy(),
+        scratch.row_attention.numpy(),
         host.working(2 * group if scored else 0),
         np.float32(scale * _LOG2_E),
         sliding_window or 0,
@@ -111,18 +111,18 @@ def _attend(
     log_weights: _Array,
     metadata_page_rows: int,
     pages: _Array,
-    marks: _Array,
+    metadata: _Array,
     rows: _Array,
-    marked: _Array,
+    has_metadata: _Array,
     weighted: _Array,
     heads: int,
     lengths: _Array,
     slots: _Array,
-    cells: _Array,
+    staging_slots: _Array,
     layer: int,
     starts: _Array,
     scored: _Array,
-    received: _Array,
+    row_attention: _Array,
     working: _Array,
     scale: float,
     window: int,
@@ -171,8 +171,8 @@ def _attend(
                 log_weights,
                 metadata_page_rows,
                 pages[s, layer, h],
-                marks[s, layer, h],
-                marked[s, layer, h],
+                metadata[s, layer, h],
+                has_metadata[s, layer, h],
                 weighted[s, layer, h],
                 row - begin,
                 stop - begin,
@@ -190,8 +190,8 @@ def _attend(
                 piece = part + head
                 _join(
                     queries[head],
-                    fed_keys[layer, h, cells[b]],
-                    fed_values[layer, h, cells[b]],
+                    fed_keys[layer, h, staging_slots[b]],
+                    fed_values[layer, h, staging_slots[b]],
                     scale,
                     maxima[piece : piece + 1],
                     sums[piece : piece + 1],
@@ -203,7 +203,7 @@ def _attend(
                 if scored[b, layer, h]:
                     # while the weights are still near
                     start = starts[b, layer, h]
-                    _shares(weights, tops, row, stop, totals[head], received, start)
+                    _shares(weights, tops, row, stop, totals[head], row_attention, start)
             row = stop
             head += 1
     cut = 0
@@ -214,8 +214,8 @@ def _attend(
             first = (ends[head] - counts[head]) // share + head
             _join(
                 queries[head],
-                fed_keys[layer, h, cells[b]],
-                fed_values[layer, h, cells[b]],
+                fed_keys[layer, h, staging_slots[b]],
+                fed_values[layer, h, staging_slots[b]],
                 scale,
                 maxima[first : first + pieces],
                 sums[first : first + pieces],
@@ -225,19 +225,37 @@ def _attend(
                 out[b, h * group : (h + 1) * group],
             )
         if scored[b, layer, h]:
-            received[starts[b, layer, h] + counts[head]] = shares[head]
+            row_attention[starts[b, layer, h] + counts[head]] = shares[head]
             cut += counts[head] if pieces > 1 else 0
     starts_here, scored_here = starts[:, layer, :heads], scored[:, layer, :heads]
     # few rows are not worth waking the threads again
     if cut > thread_rows:
         for part in prange(parts):
             _cut_shares(
-                part, share, ends, counts, scored_here, starts_here, weights, tops, totals, received
+                part,
+                share,
+                ends,
+                counts,
+                scored_here,
+                starts_here,
+                weights,
+                tops,
+                totals,
+                row_attention,
             )
     elif cut > 0:
         for part in range(parts):
             _cut_shares(
-                part, share, ends, counts, scored_here, starts_here, weights, tops, totals, received
+                part,
+                share,
+                ends,
+                counts,
+                scored_here,
+                starts_here,
+                weights,
+                tops,
+                totals,
+                row_attention,
             )
 
 
@@ -259,8 +277,8 @@ def _attend_piece(
     log_weights: _Array,
     metadata_page_rows: int,
     pages: _Array,
-    marks: _Array,
-    marked: bool,
+    metadata: _Array,
+    has_metadata: bool,
     weighted: bool,
     first: int,
     last: int,
@@ -294,8 +312,8 @@ def _attend_piece(
         while done < count:
             run, page, offset = _run(pages, page_rows, slot + done, count - done)
             first_mark = 0
-            if marked and (weighted or oldest >= 0):
-                run, mark_page, mark_offset = _run(marks, metadata_page_rows, slot + done, run)
+            if has_metadata and (weighted or oldest >= 0):
+                run, mark_page, mark_offset = _run(metadata, metadata_page_rows, slot + done, run)
                 first_mark = mark_page * metadata_page_rows + mark_offset
             byte = page * key_page + key_first + offset * key_bytes
             ahead = page * value_page + value_first + offset * value_bytes
@@ -307,9 +325,17 @@ def _attend_piece(
                 first_row = byte // key_bytes
                 _products(queries, floats, first_row, run, tile, done, scale, arena, ahead, many)
             if weighted or oldest >= 0:
-                hidden = run if marked else min(run, oldest - slot - done)
+                hidden = run if has_metadata else min(run, oldest - slot - done)
                 _adjust(
-                    tile, done, hidden, positions, log_weights, first_mark, marked, weighted, oldest
+                    tile,
+                    done,
+                    hidden,
+                    positions,
+                    log_weights,
+                    first_mark,
+                    has_metadata,
+                    weighted,
+                    oldest,
                 )
             done += run
         _softmax_tile(tile, count, exponents, powers, maxima, sums, mixed)
@@ -343,18 +369,18 @@ def _adjust(
     positions: _Array,
     log_weights: _Array,
     mark: int,
-    marked: bool,
+    has_metadata: bool,
     weighted: bool,
     oldest: int,
 ) -> None:
     """Add log-weights to the logits of `run` rows and hide those older than `oldest`.
 
-    Without marks a slot is a position, and `run` counts just the rows that are too old.
+    Without metadata a slot is a position, and `run` counts just the rows that are too old.
     """
     for r in range(run):
         if weighted:
             tile[:, at + r] += log_weights[mark + r] * _LOG2_E
-        if not marked or positions[mark + r] < oldest:
+        if not has_metadata or positions[mark + r] < oldest:
             tile[:, at + r] = _HIDDEN
 
 
@@ -630,14 +656,14 @@ def _shares(
     first: int,
     last: int,
     totals: _Array,
-    received: _Array,
+    row_attention: _Array,
     at: int,
 ) -> None:
     """Probabilities of a piece's rows `first` to `last` − 1, mean over G, to `received[at ...]`."""
     group = weights.shape[0]
     for row in range(first, last, _TILE_ROWS):
         count = min(_TILE_ROWS, last - row)
-        some, to = weights[:, row : row + count], received[at + row - first :]
+        some, to = weights[:, row : row + count], row_attention[at + row - first :]
         to[:count] = np.float32(0.0)
         for g in range(group):
             factor = np.exp2(tops[g, row] - totals[g]) / np.float32(group)
@@ -656,7 +682,7 @@ def _cut_shares(
     weights: _Array,
     tops: _Array,
     totals: _Array,
-    received: _Array,
+    row_attention: _Array,
 ) -> None:
     """The same of a part's rows of heads that other parts have rows of too."""
     heads = scored.shape[1]
@@ -667,6 +693,6 @@ def _cut_shares(
         stop = min(last, ends[head])
         if scored[b, h] and stop - row < counts[head]:
             at = starts[b, h] + row - (ends[head] - counts[head])
-            _shares(weights, tops, row, stop, totals[head], received, at)
+            _shares(weights, tops, row, stop, totals[head], row_attention, at)
         row = stop
         head += 1

@@ -119,7 +119,7 @@ def attend_on_device(
         queries,
         batch.new_keys.shape[2],
         batch.pages.shape[3],
-        batch.marks.shape[3],
+        batch.metadata.shape[3],
     )
     form = AttentionForm(
         pages=page_form(batch.store.page_layout),
@@ -153,7 +153,7 @@ def attend_on_device(
     )
     if scored:
         write_row_attention[(slices + count,)](
-            RowAttention(scratch.received, scratch.starts),
+            RowAttention(scratch.row_attention, scratch.starts),
             *shared,
             FORM=form,
             num_warps=_WARPS,
@@ -166,7 +166,7 @@ def _batch_rows(batch: DeviceBatch, scratch: DeviceScratch) -> BatchRows:
     staged = StagedTokens(
         batch.new_keys,
         batch.new_values,
-        batch.cells,
+        batch.staging_slots,
         batch.before,
         batch.counts,
         batch.first_queries,
@@ -181,7 +181,7 @@ def _batch_rows(batch: DeviceBatch, scratch: DeviceScratch) -> BatchRows:
         scratch.scored,
     )
     metadata = HeadMetadata(
-        batch.marks, batch.marked, batch.weighted, batch.positions, batch.log_weights
+        batch.metadata, batch.has_metadata, batch.weighted, batch.positions, batch.log_weights
     )
     return BatchRows(staged, heads, metadata)
 

@@ -40,7 +40,7 @@ def _attend_head(
     """Scaled queries f32 `[G, n, D]` of one head to the mixed values `[G, n, D]`."""
     b, layer, head = place
     group, _, size = queries.shape
-    first, block = int(batch.cells[b]), int(batch.blocks[b])
+    first, block = int(batch.staging_slots[b]), int(batch.chunk_tokens[b])
     own = slice(first, first + block)
     held, fed = batch.held(*place), batch.fed
     logits = _logits(
@@ -54,7 +54,7 @@ def _attend_head(
     values = torch.cat((batch.store.decoded_values(held), fed.values[layer, head, own].float()))
     if scratch.scored[place]:
         start = scratch.starts[place]
-        scratch.received[start : start + len(values)] += probabilities.sum(0).div_(group)
+        scratch.row_attention[start : start + len(values)] += probabilities.sum(0).div_(group)
     return (probabilities @ values).view_as(queries)
 
 
@@ -82,8 +82,8 @@ def log_weights(batch: PagedBatch, place: tuple[int, int, int]) -> torch.Tensor 
     if not tables.weighted[slot, layer, head]:
         return None
     slots = torch.arange(int(tables.rows[slot, layer, head])).numpy()
-    marks = batch.columns.flat(tables.marks[slot, layer, head], slots)
-    return batch.columns.log_weights[torch.from_numpy(marks).to(batch.columns.positions.device)]
+    metadata = batch.columns.flat(tables.metadata[slot, layer, head], slots)
+    return batch.columns.log_weights[torch.from_numpy(metadata).to(batch.columns.positions.device)]
 
 
 def _hide(
@@ -93,7 +93,7 @@ def _hide(
     sliding_window: int | None,
 ) -> None:
     """Mask what each of the n queries must not see, in `[G, n, R + m]`."""
-    block, count = int(batch.blocks[place[0]]), logits.shape[1]
+    block, count = int(batch.chunk_tokens[place[0]]), logits.shape[1]
     device = logits.device
     places = torch.arange(block, device=device)
     queries = places[-count:, None]

@@ -36,17 +36,17 @@ def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
         columns.flags.numpy(),
         columns.page_rows,
         tables.kv_heads,
-        tables.marks,
+        tables.metadata,
         tables.rows,
         tables.rules,
         tables.lengths,
         batch.slots,
-        batch.cells,
-        batch.blocks,
+        batch.staging_slots,
+        batch.chunk_tokens,
         batch.fed.flags,
         scratch.starts,
         scratch.scored,
-        scratch.received.numpy(),
+        scratch.row_attention.numpy(),
         scratch.stays.numpy(),
         rows_after,
     )
@@ -70,22 +70,22 @@ def apply_decision(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[
         columns.page_rows,
         tables.kv_heads,
         tables.pages,
-        tables.marks,
+        tables.metadata,
         tables.rows,
-        tables.marked,
+        tables.has_metadata,
         tables.weighted,
         tables.lengths,
         batch.slots,
-        batch.cells,
-        batch.blocks,
+        batch.staging_slots,
+        batch.chunk_tokens,
         scratch.starts,
         scratch.scored,
-        scratch.received.numpy(),
+        scratch.row_attention.numpy(),
         scratch.stays.numpy(),
         # a row is so many bytes whatever it holds
         arriving.keys.view(torch.uint8).numpy(),
         arriving.values.view(torch.uint8).numpy(),
-        arriving.cells,
+        arriving.staging_slots,
         batch.fed.flags,
         rows_after,
     )
@@ -98,17 +98,17 @@ def _decide(
     flags: _Array,
     page_rows: int,
     kv_heads: _Array,
-    marks: _Array,
+    metadata: _Array,
     rows: _Array,
     rules: _Array,
     lengths: _Array,
     slots: _Array,
-    cells: _Array,
+    staging_slots: _Array,
     blocks: _Array,
     fed_flags: _Array,
     starts: _Array,
     scored: _Array,
-    received: _Array,
+    row_attention: _Array,
     stays: _Array,
     rows_after: _Array,
 ) -> None:
@@ -123,17 +123,23 @@ def _decide(
                 held_positions = np.empty(total, np.int32)
                 held_flags = np.empty(total, np.uint8)
                 _gather(
-                    positions, flags, page_rows, marks[s, layer, h], held_positions, held_flags, fed
+                    positions,
+                    flags,
+                    page_rows,
+                    metadata[s, layer, h],
+                    held_positions,
+                    held_flags,
+                    fed,
                 )
                 for n in range(fed):
                     held_positions[total - fed + n] = lengths[s] + n
-                    held_flags[total - fed + n] = fed_flags[cells[b] + n]
+                    held_flags[total - fed + n] = fed_flags[staging_slots[b] + n]
                 kept = stays[start : start + total]
                 rule, length = rules[s, layer, h], lengths[s] + fed
                 _keep_by_clauses(rule, held_positions, held_flags, length, kept)
                 if scored[b, layer, h]:
-                    grown = received[start : start + total]
-                    _grow(rule, scores, page_rows, marks[s, layer, h], grown, fed)
+                    grown = row_attention[start : start + total]
+                    _grow(rule, scores, page_rows, metadata[s, layer, h], grown, fed)
                     _keep_highest(rule, held_positions, grown, length, kept)
                 if rule.horizon > 0:
                     for n in range(total):
@@ -151,7 +157,7 @@ def _gather(
     held_flags: _Array,
     fed: int,
 ) -> None:
-    """A head's marks in slot order; the last `fed` entries are left for the new rows."""
+    """A head's metadata in slot order; the last `fed` entries are left for the new rows."""
     held = len(held_positions) - fed
     for first in range(0, held, page_rows):
         row, count = pages[first // page_rows] * page_rows, min(page_rows, held - first)
@@ -277,17 +283,17 @@ def _carry(
     page_rows: int,
     kv_heads: _Array,
     pages: _Array,
-    marks: _Array,
+    metadata: _Array,
     rows: _Array,
-    marked: _Array,
+    has_metadata: _Array,
     weighted: _Array,
     lengths: _Array,
     slots: _Array,
-    cells: _Array,
+    staging_slots: _Array,
     blocks: _Array,
     starts: _Array,
     scored: _Array,
-    received: _Array,
+    row_attention: _Array,
     stays: _Array,
     new_keys: _Array,
     new_values: _Array,
@@ -302,12 +308,12 @@ def _carry(
         if h < kv_heads[layer]:
             s, fed = slots[b], blocks[b]
             held, after = rows[s, layer, h], rows_after[b, layer, h]
-            table, mark_table = pages[s, layer, h], marks[s, layer, h]
-            has_marks, has_weights = marked[s, layer, h], weighted[s, layer, h]
+            table, mark_table = pages[s, layer, h], metadata[s, layer, h]
+            has_marks, has_weights = has_metadata[s, layer, h], weighted[s, layer, h]
             has_scores, start = scored[b, layer, h], starts[b, layer, h]
             staying = stays[start : start + held] if start >= 0 else stays[:0]
             arriving = stays[start + held : start + held + fed] if start >= 0 else always[:fed]
-            grown = received[start : start + held + fed] if has_scores else received[:0]
+            grown = row_attention[start : start + held + fed] if has_scores else row_attention[:0]
             if has_scores:
                 _write_scores(scores, page_rows, mark_table, grown[:held])
             hole = _next_hole(staying, 0)
@@ -316,7 +322,7 @@ def _carry(
                 if arriving[n]:
                     refills = hole < len(staying)
                     slot = hole if refills else end
-                    cell, new_cell = cells[b] + n, new_cells[b] + n
+                    cell, new_cell = staging_slots[b] + n, new_cells[b] + n
                     page = table[slot // row_page_rows] * page_bytes
                     for part in parts:
                         begin, end_byte = part[1], part[1] + part[2]

@@ -85,8 +85,8 @@ def _launch(
 ) -> None:
     """`after` int32 `[B, L, H]`: the rows that heads will hold, found or given."""
     sequences, layers, heads = batch.rows.shape
-    size, entries = batch.new_keys.shape[3], scratch.received.numel()
-    for part in (batch.new_keys, batch.new_values, batch.rows, batch.pages, batch.marks):
+    size, entries = batch.new_keys.shape[3], scratch.row_attention.numel()
+    for part in (batch.new_keys, batch.new_values, batch.rows, batch.pages, batch.metadata):
         assert part.is_contiguous(), "rows lie one after another"
     # ranks of 64 bits, then pairs of 32
     moves = torch.empty(max(1, entries), dtype=torch.int64, device=batch.rows.device)
@@ -100,7 +100,7 @@ def _launch(
             batch.new_keys,
             batch.new_values,
             batch.flags,
-            batch.cells,
+            batch.staging_slots,
             batch.before,
             batch.counts,
         ),
@@ -115,19 +115,21 @@ def _launch(
             batch.kv_heads,
         ),
         HeadMetadata(
-            batch.marks,
-            batch.marked,
+            batch.metadata,
+            batch.has_metadata,
             batch.positions,
             batch.scores,
             batch.metadata_flags,
             batch.log_weights,
         ),
-        Decision(scratch.starts, scratch.received, scratch.stays, moves.view(torch.int32), moves),
+        Decision(
+            scratch.starts, scratch.row_attention, scratch.stays, moves.view(torch.int32), moves
+        ),
         free_pages,
         free_metadata,
         batch.new_keys.shape[2],
         batch.pages.shape[3],
-        batch.marks.shape[3],
+        batch.metadata.shape[3],
         FORM=RetainForm(
             pages=page_form(batch.store.page_layout),
             layers=layers,

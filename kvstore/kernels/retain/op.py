@@ -14,13 +14,13 @@ from kvstore.kernels.retain import cpu, reference
 
 
 def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
-    """Decide for each of a head's R held and m fed rows whether it stays; rows after, `[B, L, H]`.
+    """Decide which of a head's R held and m fed rows stay; return the counts after, `[B, L, H]`.
 
-    Blocks may be of different lengths m. Scores first grow by the rule's `score_update`: `sum`
-    adds what was received; `decayed` multiplies held scores by `score_decay` once per fed token,
-    then adds; `none` leaves them. A new row starts from 0. Then `keep_mask` is applied to all rows
-    together, with `length + m` tokens seen. The new scores go to `scratch.received`, the decision
-    to `scratch.stays`; the pool is only read.
+    Chunks may have different lengths m. Scores first change by the rule's `score_update`: `sum`
+    adds `scratch.row_attention`; `decayed` multiplies held scores by `score_decay` once per fed
+    token and then adds; `none` leaves them. A new row starts from 0. Then `keep_mask` is applied to
+    all rows together, with `length + m` tokens seen. The new scores are written to
+    `scratch.row_attention`, the decision to `scratch.stays`; the pool is only read.
     """
     if batch.on_triton:
         # imported where it can run: Triton is not there on every machine
@@ -32,11 +32,12 @@ def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
 
 
 def apply_decision(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]) -> None:
-    """Change the slots as was decided; nothing that stays and need not move is touched.
+    """Apply a decision to the slots; rows that stay keep their slots where possible.
 
-    The tables already have the pages for `rows_after`, their rows are still from before. New rows
-    that stay take victims' slots in ascending order and are then appended; holes still open are
-    filled from the tail. Marks are written with the rows, of heads that have any.
+    The tables already have the pages for `rows_after`; their `rows` are the counts before. New rows
+    that stay take the slots of dropped rows in ascending order and are then appended. Slots that
+    are still empty are filled from the tail. Metadata is written with the rows of heads that have
+    any.
     """
     if batch.on_triton:
         from kvstore.kernels.retain import kernel

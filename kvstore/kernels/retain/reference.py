@@ -23,7 +23,10 @@ def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
     """Decide as op.py defines."""
     rows_after = batch.rows
     for place in _heads(batch):
-        total, start = int(rows_after[place] + batch.blocks[place[0]]), int(scratch.starts[place])
+        total, start = (
+            int(rows_after[place] + batch.chunk_tokens[place[0]]),
+            int(scratch.starts[place]),
+        )
         if start < 0:
             rows_after[place] = total
             continue
@@ -38,17 +41,17 @@ def apply_decision(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[
     held_rows, arriving = batch.rows, batch.arriving()
     for place in _heads(batch):
         held, start = int(held_rows[place]), int(scratch.starts[place])
-        block = int(batch.blocks[place[0]])
+        block = int(batch.chunk_tokens[place[0]])
         gone = np.flatnonzero(~scratch.stays_of(place)).tolist() if start >= 0 else []
         moves = refill(held, block, gone)
         assert moves.rows == rows_after[place], "what was decided is carried out"
         _carry_rows(batch, arriving, place, moves)
-        if batch.tables.marked[batch.slots[place[0]], *place[1:]]:
+        if batch.tables.has_metadata[batch.slots[place[0]], *place[1:]]:
             _carry_marks(batch, place, moves)
         if scratch.scored[place]:
-            scores = scratch.received[start : start + held + block]
-            marks = _marks(batch, place, range(moves.rows))
-            batch.columns.scores[marks] = scores[moves.origins(held)]
+            scores = scratch.row_attention[start : start + held + block]
+            metadata = _metadata(batch, place, range(moves.rows))
+            batch.columns.scores[metadata] = scores[moves.origins(held)]
 
 
 def _heads(batch: PagedBatch) -> Iterator[_Place]:
@@ -62,28 +65,28 @@ def _stays(batch: PagedBatch, scratch: StepScratch, place: _Place) -> torch.Tens
     """Return the rows of a head that its rule keeps, bool `[R + m]`, and write the new scores."""
     slot, tables, columns = batch.slots[place[0]], batch.tables, batch.columns
     rule = rule_from_record(tables.rules[slot, *place[1:]])
-    held, fed = int(tables.rows[slot, *place[1:]]), int(batch.blocks[place[0]])
-    length, cell = int(tables.lengths[slot]), int(batch.cells[place[0]])
-    marks = _marks(batch, place, range(held))
-    own = torch.arange(length, length + fed, dtype=torch.int32, device=marks.device)
+    held, fed = int(tables.rows[slot, *place[1:]]), int(batch.chunk_tokens[place[0]])
+    length, cell = int(tables.lengths[slot]), int(batch.staging_slots[place[0]])
+    metadata = _metadata(batch, place, range(held))
+    own = torch.arange(length, length + fed, dtype=torch.int32, device=metadata.device)
     scores = None
     if rule.needs_scores:
         entries = slice(int(scratch.starts[place]), int(scratch.starts[place]) + held + fed)
-        scores = grown_scores(rule, columns.scores[marks], scratch.received[entries])
-        scratch.received[entries] = scores
-    new_flags = torch.from_numpy(batch.fed.flags[cell : cell + fed]).to(marks.device)
+        scores = grown_scores(rule, columns.scores[metadata], scratch.row_attention[entries])
+        scratch.row_attention[entries] = scores
+    new_flags = torch.from_numpy(batch.fed.flags[cell : cell + fed]).to(metadata.device)
     return keep_mask(
         rule,
-        torch.cat((columns.positions[marks], own)),
+        torch.cat((columns.positions[metadata], own)),
         scores,
-        torch.cat((columns.flags[marks], new_flags)),
+        torch.cat((columns.flags[metadata], new_flags)),
         length + fed,
     )
 
 
-def _marks(batch: PagedBatch, place: _Place, slots: Sequence[int]) -> torch.Tensor:
-    """Flat rows of a head's marks, int64."""
-    pages = batch.tables.marks[batch.slots[place[0]], *place[1:]]
+def _metadata(batch: PagedBatch, place: _Place, slots: Sequence[int]) -> torch.Tensor:
+    """Return flat rows of a head's metadata, int64."""
+    pages = batch.tables.metadata[batch.slots[place[0]], *place[1:]]
     rows = batch.columns.flat(pages, np.array(slots, np.int64))
     return torch.from_numpy(rows).to(batch.columns.positions.device)
 
@@ -94,13 +97,15 @@ def _rows(batch: PagedBatch, place: _Place, slots: Sequence[int]) -> RowIndex:
     return batch.store.index(pages, np.array(slots, np.int64))
 
 
-def grown_scores(rule: RetentionRule, held: torch.Tensor, received: torch.Tensor) -> torch.Tensor:
+def grown_scores(
+    rule: RetentionRule, held: torch.Tensor, row_attention: torch.Tensor
+) -> torch.Tensor:
     """Held and new rows' scores after the block, f32 `[R + m]`."""
-    fed = len(received) - len(held)
+    fed = len(row_attention) - len(held)
     if rule.score_update is ScoreUpdate.NONE:
         return torch.cat((held, held.new_zeros(fed)))
     decay = rule.score_decay**fed if rule.score_update is ScoreUpdate.DECAYED else 1.0
-    scores = received.clone()
+    scores = row_attention.clone()
     scores[: len(held)].add_(held, alpha=decay)
     return scores
 
@@ -155,27 +160,27 @@ def _carry_rows(
             held[targets] = held[sources]
     for slots, new in _pairs(moves.placed):
         rows = _rows(batch, place, slots)
-        cells = torch.tensor(new) + int(arriving.cells[place[0]])
-        store.keys[rows] = arriving.keys[layer, head, cells]
-        store.values[rows] = arriving.values[layer, head, cells]
+        staging_slots = torch.tensor(new) + int(arriving.staging_slots[place[0]])
+        store.keys[rows] = arriving.keys[layer, head, staging_slots]
+        store.values[rows] = arriving.values[layer, head, staging_slots]
 
 
 def _carry_marks(batch: PagedBatch, place: _Place, moves: RetainMoves) -> None:
     columns, slot = batch.columns, batch.slots[place[0]]
     weighted = batch.tables.weighted[slot, *place[1:]]
     for slots, old in _pairs(moves.moved):
-        targets, sources = (_marks(batch, place, some) for some in (slots, old))
+        targets, sources = (_metadata(batch, place, some) for some in (slots, old))
         weights = (columns.log_weights,) if weighted else ()
         for column in (columns.positions, columns.flags, *weights):
             column[targets] = column[sources]
     for slots, new in _pairs(moves.placed):
-        marks = _marks(batch, place, slots)
+        metadata = _metadata(batch, place, slots)
         positions = torch.tensor(new) + int(batch.tables.lengths[slot])
-        columns.positions[marks] = positions.int().to(marks.device)
-        flags = batch.fed.flags[np.array(new) + batch.cells[place[0]]]
-        columns.flags[marks] = torch.from_numpy(flags).to(marks.device)
+        columns.positions[metadata] = positions.int().to(metadata.device)
+        flags = batch.fed.flags[np.array(new) + batch.staging_slots[place[0]]]
+        columns.flags[metadata] = torch.from_numpy(flags).to(metadata.device)
         if weighted:
-            columns.log_weights[marks] = 0.0
+            columns.log_weights[metadata] = 0.0
 
 
 def _pairs(pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[Sequence[int], Sequence[int]]]:

@@ -69,7 +69,7 @@ class CapturedStep:
         """Run the captured work, which uses constant addresses and does not wait for the host."""
         resident, batch = self._resident, self._resident.batch
         resident.begin()
-        batch.flags.index_copy_(0, resident.cells, self._classes[self.tokens])
+        batch.flags.index_copy_(0, resident.staging_slots, self._classes[self.tokens])
         logits = forward(
             self._served,
             self.tokens[None],

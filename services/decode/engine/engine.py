@@ -54,7 +54,7 @@ class Engine:
         self._memory = memory
         self._captured = captured
         self._must_replan = False
-        self._fed = pool.new_staged_rows(scheduler.cells)
+        self._fed = pool.new_staged_rows(scheduler.staging_slots)
         self._joining: list[RunningSequence] = []
         self._running: list[RunningSequence] = []
         self._progressed = time.monotonic()
@@ -93,12 +93,12 @@ class Engine:
         self._running += self._memory.preempted
         self._memory.preempted.clear()
         _fail(self._running, Unavailable("the service is shutting down", "DRAINING"))
-        self._let_go(lambda sequence: sequence.cancelled)
+        self._release_sequences(lambda sequence: sequence.cancelled)
 
     def _schedule(self) -> list[Feed]:
         """Take in who joins, let go of who was cancelled, and plan; nothing when closed."""
         while True:
-            self._let_go(lambda sequence: sequence.cancelled)
+            self._release_sequences(lambda sequence: sequence.cancelled)
             with self._wake:
                 self._running += self._joining
                 self._joining = []
@@ -118,20 +118,20 @@ class Engine:
             self._watch_progress(progressed=False)
 
     def _run(self, feeds: Sequence[Feed]) -> tuple[BatchStep, torch.Tensor]:
-        pieces = [feed.piece for feed in feeds]
+        parts = [feed.part for feed in feeds]
         tokens = [token for feed in feeds for token in feed.tokens]
         with metrics.STEP_SECONDS.time():
-            return forward_step(self._served, self._fed, pieces, tokens)
+            return forward_step(self._served, self._fed, parts, tokens)
 
     def _run_captured(self, feeds: Sequence[Feed]) -> bool:
         """The whole step on the device alone; False if it must be taken in the other way.
 
         Who must wait for room does so there: others of the batch go on meanwhile.
         """
-        if self._captured is None or self._must_replan or not all(map(_is_plain, feeds)):
+        if self._captured is None or self._must_replan or not all(map(_is_single_token, feeds)):
             self._must_replan = False
             return False
-        sequences = [feed.piece.block.sequence for feed in feeds]
+        sequences = [feed.part.chunk.sequence for feed in feeds]
         tokens = [token for feed in feeds for token in feed.tokens]
 
         def reserve(place: int, need: PageCount) -> bool:
@@ -151,7 +151,7 @@ class Engine:
 
     def _postprocess(self, feeds: Sequence[Feed], step: BatchStep, logits: torch.Tensor) -> None:
         step.decide()
-        ending = [place for place, feed in enumerate(feeds) if feed.piece.ends]
+        ending = [place for place, feed in enumerate(feeds) if feed.part.ends]
         fitting = [
             place for place in ending if self._reserve(feeds[place].sequence, step.need(place))
         ]
@@ -168,17 +168,17 @@ class Engine:
         choosing: list[RunningSequence] = []
         rows: list[int] = []
         for place in places:
-            sequence, block = feeds[place].sequence, feeds[place].piece.block
-            self._scheduler.close(block)
-            sequence.block_is_retained(block.fed + feeds[place].piece.tokens)
+            sequence, chunk = feeds[place].sequence, feeds[place].part.chunk
+            self._scheduler.close(chunk)
+            sequence.chunk_is_retained(chunk.fed + feeds[place].part.tokens)
             if not sequence.pending:
-                ready = [*self._begun_forks(sequence), sequence]
+                ready = [*self._begin_forks(sequence), sequence]
                 choosing += ready
                 rows += [place] * len(ready)
         if choosing:
             whole = rows == list(range(len(logits)))
             self._choose(choosing, logits if whole else logits[rows])
-        self._let_go(lambda sequence: sequence.finished)
+        self._release_sequences(lambda sequence: sequence.finished)
 
     def _reserve(self, sequence: RunningSequence, need: PageCount) -> bool:
         """Reserve pages for the sequence; False if the sequence must wait for them."""
@@ -186,10 +186,10 @@ class Engine:
 
     def _close_chunk(self, sequence: RunningSequence) -> None:
         """Free the staging range of a chunk that is not complete."""
-        if sequence.block is not None:
-            self._scheduler.close(sequence.block)
+        if sequence.chunk is not None:
+            self._scheduler.close(sequence.chunk)
 
-    def _begun_forks(self, parent: RunningSequence) -> list[RunningSequence]:
+    def _begin_forks(self, parent: RunningSequence) -> list[RunningSequence]:
         forks, parent.forks = parent.forks, ()
         self._running += forks
         return [fork for fork in forks if _succeeds(fork, fork.begin, parent)]
@@ -217,7 +217,7 @@ class Engine:
             )
             _fail((self._running + self._memory.preempted)[:1], error)
 
-    def _let_go(self, over: Callable[[RunningSequence], bool]) -> None:
+    def _release_sequences(self, over: Callable[[RunningSequence], bool]) -> None:
         for waiting in (self._running, self._memory.preempted):
             # asked once: a handler may cancel at any moment, and who leaves must also be released
             leaving = [sequence for sequence in waiting if over(sequence)]
@@ -228,10 +228,10 @@ class Engine:
                     one.release()
 
 
-def _is_plain(feed: Feed) -> bool:
+def _is_single_token(feed: Feed) -> bool:
     """Whether a sequence is fed a single token, and nobody waits to become its fork."""
-    piece = feed.piece
-    return piece.tokens == 1 and piece.ends and not piece.block.fed and not feed.sequence.forks
+    part = feed.part
+    return part.tokens == 1 and part.ends and not part.chunk.fed and not feed.sequence.forks
 
 
 def _succeeds(sequence: RunningSequence, act: Callable[[_Given], None], given: _Given) -> bool:

@@ -10,8 +10,8 @@ import torch
 
 from headwise.errors import HeadwiseError, InternalError
 from headwise.results import TokenLogprobs
-from services.decode.engine.drawing import Draw, draw
 from services.decode.engine.penalties import Occurrences, Penalties, penalize
+from services.decode.engine.token_draws import Draw, draw
 
 # float32 logits divided by less overflow, and there all probability lies with the likeliest anyway
 _GREEDY_BELOW = 1e-6

@@ -15,7 +15,7 @@ class Feed:
     """A piece of a sequence's suffix."""
 
     sequence: RunningSequence
-    piece: ChunkPart
+    part: ChunkPart
     tokens: tuple[int, ...]
 
 
@@ -27,12 +27,12 @@ class Scheduler:
     their next token. A chunk that is not complete occupies one of a few staging ranges.
     """
 
-    def __init__(self, *, most_sequences: int, spans: int, step_tokens: int) -> None:
-        self._singles = most_sequences
+    def __init__(self, *, max_sequences: int, ranges: int, step_tokens: int) -> None:
+        self._singles = max_sequences
         self._step_tokens = step_tokens
-        self._free = [most_sequences + n * RETENTION_CHUNK_TOKENS for n in range(spans)]
+        self._free = [max_sequences + n * RETENTION_CHUNK_TOKENS for n in range(ranges)]
         # what the fed rows need
-        self.cells = most_sequences + spans * RETENTION_CHUNK_TOKENS
+        self.staging_slots = max_sequences + ranges * RETENTION_CHUNK_TOKENS
 
     def plan(self, running: Sequence[RunningSequence]) -> list[Feed]:
         """The next step's feeds, in the order of the sequences."""
@@ -41,40 +41,40 @@ class Scheduler:
         budget = self._step_tokens if decoding else RETENTION_CHUNK_TOKENS
         singles = 0
         for sequence in running:
-            if sequence.pending == 1 and sequence.block is None:
+            if sequence.pending == 1 and sequence.chunk is None:
                 feeds.append(_single(sequence, singles))
                 singles += 1
             elif budget and self._open(sequence):
-                feeds.append(_piece(sequence, budget))
-                budget -= feeds[-1].piece.tokens
+                feeds.append(_part(sequence, budget))
+                budget -= feeds[-1].part.tokens
         return feeds
 
-    def close(self, block: RetentionChunk) -> None:
+    def close(self, chunk: RetentionChunk) -> None:
         """The block's span is free again."""
-        if block.cell >= self._singles:
-            self._free.append(block.cell)
+        if chunk.first_slot >= self._singles:
+            self._free.append(chunk.first_slot)
 
     def _open(self, sequence: RunningSequence) -> bool:
         """Have a span for the sequence's block, if there is one left."""
-        if sequence.block is None:
+        if sequence.chunk is None:
             if not self._free or sequence.pages is None:
                 return False
-            sequence.block = RetentionChunk(sequence.pages, self._free.pop())
+            sequence.chunk = RetentionChunk(sequence.pages, self._free.pop())
         return True
 
 
-def _single(sequence: RunningSequence, cell: int) -> Feed:
+def _single(sequence: RunningSequence, slot: int) -> Feed:
     assert sequence.pages is not None, "only who is in the pool is fed"
     return Feed(
-        sequence, ChunkPart(RetentionChunk(sequence.pages, cell), 1), (sequence.suffix[-1],)
+        sequence, ChunkPart(RetentionChunk(sequence.pages, slot), 1), (sequence.suffix[-1],)
     )
 
 
-def _piece(sequence: RunningSequence, budget: int) -> Feed:
-    block = sequence.block
-    assert block is not None, "opened by the caller"
+def _part(sequence: RunningSequence, budget: int) -> Feed:
+    chunk = sequence.chunk
+    assert chunk is not None, "opened by the caller"
     size = min(RETENTION_CHUNK_TOKENS, sequence.pending)
-    count = min(size - block.fed, budget)
-    first = sequence.done + block.fed
+    count = min(size - chunk.fed, budget)
+    first = sequence.done + chunk.fed
     tokens = tuple(sequence.suffix[first : first + count])
-    return Feed(sequence, ChunkPart(block, count, ends=block.fed + count == size), tokens)
+    return Feed(sequence, ChunkPart(chunk, count, ends=chunk.fed + count == size), tokens)

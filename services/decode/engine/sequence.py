@@ -73,7 +73,7 @@ class RunningSequence:
         self.pages = pages
         self.suffix = list(suffix)
         self.done = 0
-        self.block: RetentionChunk | None = None
+        self.chunk: RetentionChunk | None = None
         self.swapped: SwappedOut | None = None
         self.cancelled = False
         self.arrival = next(_arrivals)
@@ -104,10 +104,10 @@ class RunningSequence:
         """End the answer; does nothing if it has ended."""
         self.cancelled = True
 
-    def block_is_retained(self, tokens: int) -> None:
+    def chunk_is_retained(self, tokens: int) -> None:
         """Count `tokens` more tokens in the cache."""
         self.done += tokens
-        self.block = None
+        self.chunk = None
 
     def accept(self, choice: Choice | HeadwiseError) -> None:
         """Take the next token, report it, and end the answer if it was the last.
@@ -140,7 +140,7 @@ class RunningSequence:
         assert self.pages is not None, "only sequences in the pool are swapped out"
         layers, used = self.pages.export(), self.pages.reservation.used
         self.swapped = SwappedOut(layers, self.pages.length, used, self.pages.codec)
-        self.block = None
+        self.chunk = None
         self.pages.release()
         self.pages = None
 

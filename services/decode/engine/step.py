@@ -34,21 +34,21 @@ class BatchAttention:
 
 
 def forward_step(
-    served: ServedModel, fed: StagedRows, pieces: Sequence[ChunkPart], tokens: Sequence[int]
+    served: ServedModel, fed: StagedRows, parts: Sequence[ChunkPart], tokens: Sequence[int]
 ) -> tuple[BatchStep, torch.Tensor]:
     """Feed each sequence its piece; `tokens` `[N]` are those of one piece after another.
 
     Returns what is still to be decided and committed, and the logits `[B, V]` after each piece.
     """
-    for piece in pieces:
-        piece.block.sequence.sync()
+    for part in parts:
+        part.chunk.sequence.sync()
     device = served.model.device
     ids = torch.tensor(tokens)
-    counts = np.array([piece.tokens for piece in pieces])
-    first = np.array([piece.block.sequence.length + piece.block.fed for piece in pieces])
+    counts = np.array([part.tokens for part in parts])
+    first = np.array([part.chunk.sequence.length + part.chunk.fed for part in parts])
     ends = counts.cumsum()
     positions = np.repeat(first - (ends - counts), counts) + np.arange(len(tokens))
-    step = BatchStep(fed, pieces, served.tokenizer.classes[ids].numpy())
+    step = BatchStep(fed, parts, served.tokenizer.classes[ids].numpy())
     logits = forward(
         served,
         ids.to(device)[None],
@@ -66,8 +66,8 @@ def run_step(
 ) -> torch.Tensor:
     """Feed each of B sequences one token and apply its rules; returns the logits `[B, V]`."""
     fed = batch[0].pool.new_staged_rows(len(batch))
-    pieces = [ChunkPart(RetentionChunk(sequence, n), 1) for n, sequence in enumerate(batch)]
-    step, logits = forward_step(served, fed, pieces, next_tokens)
+    parts = [ChunkPart(RetentionChunk(sequence, n), 1) for n, sequence in enumerate(batch)]
+    step, logits = forward_step(served, fed, parts, next_tokens)
     step.retain()
     return logits
 

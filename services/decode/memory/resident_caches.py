@@ -28,7 +28,7 @@ class ResidentCache:
     """
 
     pages: SequencePages
-    received: TransferReport
+    report: TransferReport
     uses: int = 0
     expires: float | None = None
 
@@ -156,11 +156,11 @@ class ResidentCaches:
     async def _load(self, key: ResidentCacheKey, load: Load) -> ResidentCache:
         loading = self._loading[key]
         try:
-            pages, received = await load()
+            pages, report = await load()
         finally:
             if self._loading.get(key) is loading:
                 del self._loading[key]
-        context = ResidentCache(pages, received, uses=loading.waiters)
+        context = ResidentCache(pages, report, uses=loading.waiters)
         with self._lock:
             self._contexts[key] = context
         return context

@@ -30,7 +30,7 @@ class Session:
     session_id: str
     pages: SequencePages
     tokens: tuple[int, ...]
-    received: TransferReport
+    report: TransferReport
     keep_seconds: float
     expires: float
     owner: str = ""
@@ -65,7 +65,7 @@ class Sessions:
         self,
         pages: SequencePages,
         tokens: Sequence[int],
-        received: TransferReport,
+        report: TransferReport,
         keep_seconds: float,
         owner: str = "",
     ) -> str:
@@ -73,7 +73,7 @@ class Sessions:
         pages.reservation.trim_to(_NOTHING)
         session_id = secrets.token_hex(16)
         expires = time.monotonic() + keep_seconds
-        session = Session(session_id, pages, tuple(tokens), received, keep_seconds, expires, owner)
+        session = Session(session_id, pages, tuple(tokens), report, keep_seconds, expires, owner)
         with self._lock:
             self._sessions[session_id] = session
         while len(self._sessions) > self._most and self.evict():
@@ -127,7 +127,7 @@ class Sessions:
         with self._lock:
             origin = self._idle(session_id, owner)
             pages = origin.pages.fork()
-        new = self.keep(pages, origin.tokens, origin.received, origin.keep_seconds, owner)
+        new = self.keep(pages, origin.tokens, origin.report, origin.keep_seconds, owner)
         return self.describe(new, owner)
 
     def describe(self, session_id: str, owner: str = "") -> Session:

@@ -30,7 +30,7 @@ class SizeExpectation:
         answer = min(max_tokens, int(self._answer_tokens * _MARGIN) + 1)
         dense = self._pool.bound(prompt_tokens + answer, codec)
         ratio = min(1.0, self._ratios.get(_key(policy), 1.0) * _MARGIN)
-        return PageCount(int(dense.rows * ratio), int(dense.marks * ratio))
+        return PageCount(int(dense.rows * ratio), int(dense.metadata * ratio))
 
     def saw_prompt(
         self, policy: cache_pb2.Policy, prompt_tokens: int, used: PageCount, codec: RowCodec

@@ -92,7 +92,7 @@ def a_batch(codec: RowCodec, tokens: int, window: int | None) -> tuple[PagedBatc
     step = BatchStep.whole(
         [sequence], np.zeros((1, tokens), np.uint8), pool.new_staged_rows(tokens)
     )
-    (part,) = step._parts
+    (part,) = step._groups
     return part.batch, part.scratch
 
 

@@ -61,7 +61,7 @@ def test_attention(
     monkeypatch.setattr(kernel, "attend_on_device", attend_far_away)
     for one, other in zip(attend(batch, device=device), expected, strict=True):
         assert torch.equal(one.out, other.out)
-        for found, wanted in zip(one.received, other.received, strict=True):
+        for found, wanted in zip(one.row_attention, other.row_attention, strict=True):
             assert (found is None) == (wanted is None)
             assert found is None or torch.equal(found, wanted)
 

@@ -41,10 +41,12 @@ class SlowHead:
         hidden = (distance < 0) | (distance >= (window or 10**9))
         logits = queries.double() @ keys.T * scale
         probabilities = logits.masked_fill(hidden, -torch.inf).softmax(-1)
-        received = probabilities.sum(1).mean(0)
-        return probabilities @ values, [float(share) for share in received]
+        row_attention = probabilities.sum(1).mean(0)
+        return probabilities @ values, [float(share) for share in row_attention]
 
-    def retain(self, fed: list[Row], received: list[float], length: int, chosen: set[int]) -> int:
+    def retain(
+        self, fed: list[Row], row_attention: list[float], length: int, chosen: set[int]
+    ) -> int:
         """Apply the rule, and say how many held rows went.
 
         `chosen` are the positions the other side kept: of rows whose scores f32 cannot tell
@@ -56,7 +58,7 @@ class SlowHead:
                 row.score *= rule.score_decay ** len(fed)
         rows = self.rows + fed
         if rule.score_update is not ScoreUpdate.NONE:
-            for row, share in zip(rows, received, strict=True):
+            for row, share in zip(rows, row_attention, strict=True):
                 row.score += share
         kept = self._kept(rows, length)
         disputed = [row.score for row in rows if row.position in kept ^ chosen]

@@ -42,7 +42,7 @@ def test_a_reservation_of_the_bound_is_never_too_small(
     decoding = Decoding(60, (rule,), prompt, seed)
     bound = decoding.paged.pages_bound(prompt + sum(fed))
     used = decoding.pool.used_pages
-    decoding.paged.reservation.trim_to(PageCount(bound.rows - used, bound.marks))
+    decoding.paged.reservation.trim_to(PageCount(bound.rows - used, bound.metadata))
     for block in fed:
         decoding.feed(decoding.classes(block))
     event("reached the bound" if decoding.pool.used_pages == bound.rows else "stayed below")

@@ -88,10 +88,10 @@ class Decoding:
         outs = self.feed_paged(queries, keys, values, classes)
         for number, (head, new) in enumerate(zip(self.slow, rows, strict=True)):
             part = slice(number * GROUP, (number + 1) * GROUP)
-            out, received = head.attend(queries[part], new, SCALE, self.window)
+            out, row_attention = head.attend(queries[part], new, SCALE, self.window)
             torch.testing.assert_close(outs[part].double(), out, atol=1e-5, rtol=1e-4)
             chosen = set(self.paged.heads(0)[number].positions.tolist())
-            self.victims.append(head.retain(new, received, self.length, chosen))
+            self.victims.append(head.retain(new, row_attention, self.length, chosen))
         self.compare()
 
     def feed_paged(

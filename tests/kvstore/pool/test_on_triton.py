@@ -47,7 +47,7 @@ def run() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     ]
     for sequence in batch:
         sequence.release()
-    assert (pool.used_pages, pool.used_mark_pages) == (0, 0)
+    assert (pool.used_pages, pool.used_metadata_pages) == (0, 0)
     return outs, held
 
 

@@ -105,7 +105,7 @@ class Accounting(RuleBasedStateMachine):
     )
     def load(self, tokens: int, room: int, head_rule: RetentionRule) -> None:
         free = self.pool.free
-        if room > min(free.rows, free.marks):
+        if room > min(free.rows, free.metadata):
             with pytest.raises(PoolExhausted):
                 self.pool.open(tokens, PageCount(room, room))
             assert self.pool.free == free
@@ -171,7 +171,7 @@ class Accounting(RuleBasedStateMachine):
         assert pool.free_pages + pool.reserved_pages + pool.used_pages == PAGES
         pages = [set(r.rows._taken) for r in held]
         assert pool.used_pages == len(set().union(*pages))
-        assert pool.used_mark_pages == sum(r.used.marks for r in held)
+        assert pool.used_metadata_pages == sum(r.used.metadata for r in held)
         assert pool.reserved_pages == sum(r.unused.rows for r in held)
         counts = [n for s in self.sequences for layer in s.row_counts() for n in layer]
         assert pool.rows == sum(counts)
@@ -292,14 +292,14 @@ def test_a_fork_scatters_its_metadata_over_free_pages() -> None:
     for hole in holes:
         hole.load(1, a_layer(4, head_rule=SCORED))
     origin.reservation.trim_to(PageCount())
-    filler = pool.open(0, PageCount(0, pool.free.marks))
-    filler.reservation.marks.take(filler.reservation.unused.marks)
+    filler = pool.open(0, PageCount(0, pool.free.metadata))
+    filler.reservation.metadata.take(filler.reservation.unused.metadata)
     for hole in holes[::2]:
         hole.release()
-    origin_marks = origin.tables.marks[1, 0, :3]
+    origin_marks = origin.tables.metadata[1, 0, :3]
     assert origin_marks.tolist() == [0, 1, 2]
     fork = origin.fork()
-    assert (np.diff(fork.tables.marks[1, 0, :3]) > 1).all()
+    assert (np.diff(fork.tables.metadata[1, 0, :3]) > 1).all()
     require_same(fork, origin)
 
 

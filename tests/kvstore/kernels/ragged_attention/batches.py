@@ -35,7 +35,7 @@ class Fed:
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     out: torch.Tensor
-    received: list[torch.Tensor | None]
+    row_attention: list[torch.Tensor | None]
 
 
 def a_sequence(
@@ -81,7 +81,7 @@ def dense(sequence: Fed, window: int | None) -> Outcome:
     """
     fed = sequence.q.shape[1]
     own = torch.arange(FIRST, FIRST + fed)
-    outs, received = [], []
+    outs, row_attention = [], []
     for number, head in enumerate(sequence.heads):
         positions = torch.cat((head.positions.long(), own))
         held_keys, held_values = head.keys, head.values
@@ -101,8 +101,8 @@ def dense(sequence: Fed, window: int | None) -> Outcome:
             probabilities = logits.softmax(-1)
             outs.append(probabilities @ values)
             total += probabilities.sum(0) / GROUP
-        received.append(total if head.rule.needs_scores else None)
-    return Outcome(torch.stack(outs), received)
+        row_attention.append(total if head.rule.needs_scores else None)
+    return Outcome(torch.stack(outs), row_attention)
 
 
 def attend(
@@ -132,8 +132,8 @@ def attend(
         torch.cat([getattr(one, name) for one in batch], 1).to(device)
         for name in ("q", "keys", "values")
     )
-    (part,) = step._parts
-    part.batch.fed.put(1, part.cells, k, v)
+    (part,) = step._groups
+    part.batch.fed.put(1, part.staging_slots, k, v)
     flat = ragged_attention(
         q.transpose(0, 1),
         part.batch,
@@ -148,7 +148,7 @@ def attend(
         Outcome(
             out,
             [
-                scratch.received[start : start + head.rows + fed].cpu()
+                scratch.row_attention[start : start + head.rows + fed].cpu()
                 if head.rule.needs_scores
                 else None
                 for head, start in zip(sequence.heads, scratch.starts[row, 1], strict=False)

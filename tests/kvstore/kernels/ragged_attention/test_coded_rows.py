@@ -168,7 +168,7 @@ def test_coded_rows_take_fewer_pages_of_the_same_bytes() -> None:
     assert coded.store.page_rows == 4 * 2 * 256 // 72
     rows = [math.ceil(n / coded.store.page_rows) for n in ROWS]
     assert coded.reservation.used.rows == sum(rows)
-    assert coded.reservation.used.marks == plain.reservation.used.marks
+    assert coded.reservation.used.metadata == plain.reservation.used.metadata
     assert coded.resident_bytes < 0.3 * plain.resident_bytes
 
 

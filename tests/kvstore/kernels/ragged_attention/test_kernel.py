@@ -55,7 +55,7 @@ def assert_same(batch: list[Fed], found: list[Outcome], window: int | None = Non
             atol=EXACT_WEIGHTS if exact else SPLIT_WEIGHTS,
             rtol=RELATIVE[dtype],
         )
-        for got, wanted in zip(result.received, expected.received, strict=True):
+        for got, wanted in zip(result.row_attention, expected.row_attention, strict=True):
             assert (got is None) == (wanted is None)
             if got is not None and wanted is not None:
                 torch.testing.assert_close(got.double(), wanted, atol=5e-6, rtol=1e-5)
@@ -149,7 +149,7 @@ def test_the_same_inputs_give_the_same_bits(fed: int, codec: str, device: torch.
     batch = a_batch(fed, torch.bfloat16, codec, rows=((0, 1, 20, 33),))
     (first,), (again,) = attend(batch, device=device), attend(batch, device=device)
     assert torch.equal(first.out, again.out)
-    for one, other in zip(first.received, again.received, strict=True):
+    for one, other in zip(first.row_attention, again.row_attention, strict=True):
         assert one is other is None or torch.equal(one, other)
 
 
@@ -189,10 +189,10 @@ def test_chunks_fed_in_parts_of_different_lengths(device: torch.device) -> None:
         if number == 0:
             step.decide()
     for place, (sequence, parts) in enumerate(zip(batch, outs, strict=True)):
-        received = iter(step._scratch.received_of(place).cpu().split(_sizes(sequence)))
+        row_attention = iter(step._scratch.row_attention_of(place).cpu().split(_sizes(sequence)))
         result = Outcome(
             torch.cat(parts).transpose(0, 1),
-            [next(received) if head.rule.needs_scores else None for head in sequence.heads],
+            [next(row_attention) if head.rule.needs_scores else None for head in sequence.heads],
         )
         assert_same([sequence], [result], 60)
 

@@ -37,7 +37,7 @@ def test_agrees_with_dense_attention_in_float64(fed: int, window: int | None) ->
     for sequence, result in zip(batch, attend(batch, window), strict=True):
         expected = dense(sequence, window)
         torch.testing.assert_close(result.out.double(), expected.out, atol=2e-6, rtol=1e-5)
-        for got, wanted in zip(result.received, expected.received, strict=True):
+        for got, wanted in zip(result.row_attention, expected.row_attention, strict=True):
             assert (got is None) == (wanted is None)
             if got is not None and wanted is not None:
                 torch.testing.assert_close(got.double(), wanted, atol=5e-6, rtol=1e-5)
@@ -76,7 +76,7 @@ def test_full_heads_with_all_rows_have_no_metadata() -> None:
     out = step.attend(AttentionInput(0, q, *new, 1 / math.sqrt(SIZE), 40))
     expected = dense(Fed(q, [head], *new), 40)
     torch.testing.assert_close(out[0, :, None].double(), expected.out, atol=2e-6, rtol=1e-5)
-    assert pool.used_mark_pages == 0
+    assert pool.used_metadata_pages == 0
 
 
 @pytest.mark.parametrize("thread_rows", [1, 1000])
@@ -91,7 +91,7 @@ def test_results_do_not_depend_on_the_number_of_parts(
     for sequence, result in zip(batch, attend(batch), strict=True):
         expected = dense(sequence, None)
         torch.testing.assert_close(result.out.double(), expected.out, atol=2e-6, rtol=1e-5)
-        for got, wanted in zip(result.received, expected.received, strict=True):
+        for got, wanted in zip(result.row_attention, expected.row_attention, strict=True):
             if got is not None and wanted is not None:
                 torch.testing.assert_close(got.double(), wanted, atol=5e-6, rtol=1e-5)
 
@@ -109,7 +109,7 @@ def test_logits_far_apart_agree_with_float64(size: float) -> None:
 @pytest.mark.parametrize("fed", [1, 5])
 def test_every_query_gives_all_of_its_probability(fed: int) -> None:
     for rows, result in zip(ROWS, attend(a_batch(fed)), strict=True):
-        for share, count in zip(result.received, rows, strict=True):
+        for share, count in zip(result.row_attention, rows, strict=True):
             if share is not None:
                 assert share.shape == (count + fed,)
                 assert float(share.sum()) == pytest.approx(fed, abs=1e-5)
@@ -126,7 +126,7 @@ def test_row_order_does_not_matter(fed: int) -> None:
     (plain,) = attend([sequence], 40)
     (other,) = attend([dataclasses.replace(sequence, heads=shuffled)], 40)
     torch.testing.assert_close(other.out, plain.out, atol=2e-6, rtol=1e-5)
-    for order, before, after in zip(orders, plain.received, other.received, strict=True):
+    for order, before, after in zip(orders, plain.row_attention, other.row_attention, strict=True):
         if before is not None and after is not None:
             torch.testing.assert_close(after[: len(order)], before[order], atol=2e-6, rtol=1e-5)
 

@@ -56,13 +56,13 @@ class DevicePool:
         coding = KeyValueLayout(codec, SIZE, dtype)
         arena = torch.full((POOL_PAGES * page_bytes,), 255, dtype=torch.uint8, device=device)
         self.store = RowPages.of(arena, PageLayout.of(coding, page_bytes))
-        marks = POOL_PAGES * MARK_ROWS
-        self.positions = torch.full((marks,), -5, dtype=torch.int32, device=device)
-        self.scores = torch.full((marks,), math.nan, device=device)
-        self.log_weights = torch.full((marks,), math.nan, device=device)
-        self.flags = torch.full((marks,), 255, dtype=torch.uint8, device=device)
+        metadata = POOL_PAGES * MARK_ROWS
+        self.positions = torch.full((metadata,), -5, dtype=torch.int32, device=device)
+        self.scores = torch.full((metadata,), math.nan, device=device)
+        self.log_weights = torch.full((metadata,), math.nan, device=device)
+        self.flags = torch.full((metadata,), 255, dtype=torch.uint8, device=device)
         self.pages = torch.full((*shape, TABLE_PAGES), -1, dtype=torch.int32, device=device)
-        self.marks = self.pages.clone()
+        self.metadata = self.pages.clone()
         self.rows = torch.zeros(shape, dtype=torch.int32, device=device)
         self.rules = full_rules(shape)
         free = [torch.randperm(POOL_PAGES).tolist() for _ in range(2)]
@@ -100,8 +100,8 @@ class DevicePool:
             rows = torch.randn(count, SIZE).to(coding.dtype)
             stored[at] = encode_rows(rows, layout, turned=True).to(device)
         if self.bounded(place):
-            self._give_pages(self.marks, place, -(-count // MARK_ROWS), free[1])
-            flat = self.mark_index(place)
+            self._give_pages(self.metadata, place, -(-count // MARK_ROWS), free[1])
+            flat = self.metadata_index(place)
             self.positions[flat] = torch.randperm(length)[:count].int().to(device)
             # few different ones, so that some are equal
             self.scores[flat] = (torch.randint(0, 9, (count,)) / 4).to(device)
@@ -119,9 +119,9 @@ class DevicePool:
         slots = torch.arange(int(self.rows[place]), device=self.device)
         return self.pages[place][slots // self.page_rows].long(), slots % self.page_rows
 
-    def mark_index(self, place: tuple[int, int, int]) -> torch.Tensor:
+    def metadata_index(self, place: tuple[int, int, int]) -> torch.Tensor:
         slots = torch.arange(int(self.rows[place]), device=self.device)
-        return self.marks[place][slots // MARK_ROWS].long() * MARK_ROWS + slots % MARK_ROWS
+        return self.metadata[place][slots // MARK_ROWS].long() * MARK_ROWS + slots % MARK_ROWS
 
     def bounded(self, place: tuple[int, int, int]) -> bool:
         return bool(may_evict(self.rules[place]))
@@ -142,7 +142,7 @@ class DevicePool:
         values = self.store.decoded_values(at).cpu().tolist()
         if not self.bounded(place):
             return [(-1, Row(tuple(k), tuple(v))) for k, v in zip(keys, values, strict=True)]
-        flat = self.mark_index(place)
+        flat = self.metadata_index(place)
         columns = [
             column[flat].tolist()
             for column in (self.positions, self.scores, self.flags, self.log_weights)
@@ -157,7 +157,7 @@ class DevicePool:
         census = []
         for table, free, size in (
             (self.pages, self.free_pages, self.page_rows),
-            (self.marks, self.free_marks, MARK_ROWS),
+            (self.metadata, self.free_marks, MARK_ROWS),
         ):
             counts = -(-self.rows // size)
             taken, returned = int(free.taken), int(free.returned)
@@ -173,15 +173,15 @@ class DevicePool:
         """Retain once; attention is what `new` says it was."""
         starts = torch.full(self.rows.shape, -1)
         total = 3
-        for at, shares in new.received.items():
+        for at, shares in new.row_attention.items():
             starts[at] = total
             total += len(shares) + 3
-        received = torch.full((total,), math.nan)
-        for at, shares in new.received.items():
+        row_attention = torch.full((total,), math.nan)
+        for at, shares in new.row_attention.items():
             if self.scored(at):
-                received[starts[at] : starts[at] + len(shares)] = shares
+                row_attention[starts[at] : starts[at] + len(shares)] = shares
         here, (sequences, layers, _) = self.device, self.rows.shape
-        marked = torch.from_numpy(may_evict(self.rules)).to(here)
+        has_metadata = torch.from_numpy(may_evict(self.rules)).to(here)
         batch = DeviceBatch(
             store=self.store,
             positions=self.positions,
@@ -191,20 +191,20 @@ class DevicePool:
             metadata_page_rows=MARK_ROWS,
             kv_heads=torch.tensor(self.kv_heads, dtype=torch.int32, device=here),
             pages=self.pages,
-            marks=self.marks,
+            metadata=self.metadata,
             rows=self.rows,
-            marked=marked,
-            weighted=marked,
+            has_metadata=has_metadata,
+            weighted=has_metadata,
             rules=torch.from_numpy(rule_words(self.rules)).to(here),
             lengths=torch.tensor(self.lengths, device=here),
             ends=self.rows,
             new_keys=new.keys.to(here),
             new_values=new.values.to(here),
             flags=new.flags.to(here),
-            cells=new.cells.to(here),
+            staging_slots=new.staging_slots.to(here),
             before=torch.zeros(sequences, dtype=torch.int32, device=here),
             counts=torch.full((sequences,), new.fed, dtype=torch.int32, device=here),
-            first_queries=new.cells.to(here),
+            first_queries=new.staging_slots.to(here),
             most=new.fed,
             single=new.fed == 1,
             row_bound=1,
@@ -212,8 +212,8 @@ class DevicePool:
         )
         scratch = DeviceScratch(
             starts.to(here),
-            marked,
-            received.to(here),
+            has_metadata,
+            row_attention.to(here),
             torch.full((total,), 77, dtype=torch.uint8, device=here),
             (True,) * layers,
         )
@@ -227,22 +227,22 @@ class NewRows:
 
     keys: torch.Tensor
     values: torch.Tensor
-    cells: torch.Tensor
+    staging_slots: torch.Tensor
     flags: torch.Tensor
     fed: int
-    received: dict[tuple[int, int, int], torch.Tensor]
+    row_attention: dict[tuple[int, int, int], torch.Tensor]
 
     @classmethod
     def random(cls, pool: DevicePool, fed: int) -> NewRows:
         sequences, layers, heads = pool.rows.shape
         size = (2, layers, heads, CELLS, SIZE)
         keys, values = torch.randn(size).to(pool.store.coding.dtype)
-        received = {}
+        row_attention = {}
         for b in range(sequences):
             for layer in range(layers):
                 for h in range(pool.kv_heads[layer]):
                     if pool.bounded((b, layer, h)):
                         rows = int(pool.rows[b, layer, h]) + fed
-                        received[b, layer, h] = torch.randint(0, 5, (rows,)) / 4
+                        row_attention[b, layer, h] = torch.randint(0, 5, (rows,)) / 4
         flags = torch.randint(0, 4, (CELLS,)).to(torch.uint8)
-        return cls(keys, values, torch.randperm(sequences).int() * fed, flags, fed, received)
+        return cls(keys, values, torch.randperm(sequences).int() * fed, flags, fed, row_attention)

@@ -38,7 +38,7 @@ def expected_rows(pool: DevicePool, new: NewRows, at: tuple[int, int, int]) -> d
     """Return the rows that the head should hold after the step, by position."""
     b, fed = at[0], new.fed
     rule, length = rule_from_record(pool.rules[at]), pool.lengths[b]
-    flags = new.flags[int(new.cells[b]) :].tolist()
+    flags = new.flags[int(new.staging_slots[b]) :].tolist()
     arrivals = [
         (length + n, dataclasses.replace(row, flag=flags[n]))
         for n, (_, row) in enumerate(appended(pool, new, at))
@@ -49,7 +49,7 @@ def expected_rows(pool: DevicePool, new: NewRows, at: tuple[int, int, int]) -> d
         if rule.score_update is ScoreUpdate.DECAYED:
             scores *= rule.score_decay**fed
         if rule.score_update is not ScoreUpdate.NONE:
-            scores += new.received[at]
+            scores += new.row_attention[at]
     stays = keep_mask(
         rule,
         torch.tensor([position for position, _ in rows]),
@@ -98,7 +98,7 @@ def assert_stayers_stay(before: list[tuple[int, Row]], found: list[tuple[int, Ro
 
 def appended(pool: DevicePool, new: NewRows, at: tuple[int, int, int]) -> list[tuple[int, Row]]:
     b, layer, h = at
-    own = slice(int(new.cells[b]), int(new.cells[b]) + new.fed)
+    own = slice(int(new.staging_slots[b]), int(new.staging_slots[b]) + new.fed)
     keys = pool.as_held(new.keys[layer, h, own], values=False)
     values = pool.as_held(new.values[layer, h, own], values=True)
     return [(-1, Row(key, value)) for key, value in zip(keys, values, strict=True)]

@@ -35,11 +35,11 @@ def test_open_holes_are_filled_from_the_tail() -> None:
 )
 def test_scores_grow_by_the_rules_update(update: ScoreUpdate, expected: list[float]) -> None:
     rule = RetentionRule(budget_rows=9, score_update=update, score_decay=0.5)
-    received = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    row_attention = torch.tensor([0.1, 0.2, 0.3, 0.4])
     held = torch.tensor([1.0, 2.0])
-    assert grown_scores(rule, held, received).tolist() == pytest.approx(expected)
+    assert grown_scores(rule, held, row_attention).tolist() == pytest.approx(expected)
     assert held.tolist() == [1.0, 2.0]
-    assert received.tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert row_attention.tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
 @given(st.lists(st.booleans(), max_size=12), st.lists(st.booleans(), max_size=6))

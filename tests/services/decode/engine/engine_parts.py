@@ -75,7 +75,7 @@ def new_engine(
     sessions: Evictable | None = None,
     captured: CapturedSteps | None = None,
 ) -> Engine:
-    scheduler = Scheduler(most_sequences=64, spans=4, step_tokens=step_tokens)
+    scheduler = Scheduler(max_sequences=64, ranges=4, step_tokens=step_tokens)
     arbiter = new_arbiter(pool, swap_bytes=swap_bytes, sessions=sessions)
     return Engine(served, pool, scheduler, arbiter, captured)
 

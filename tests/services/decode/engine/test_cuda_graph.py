@@ -75,7 +75,7 @@ def state(sequence: SequencePages) -> list[list[tuple[list[int], torch.Tensor, t
 
 
 @pytest.mark.parametrize(
-    ("any_device", "codec", "block"),
+    ("any_device", "codec", "chunk"),
     [
         ("", "model", 1),
         ("", "model", 3),
@@ -86,25 +86,25 @@ def state(sequence: SequencePages) -> list[list[tuple[list[int], torch.Tensor, t
     ],
     indirect=["any_device"],
 )
-def test_it_does_what_the_engines_step_does(served: ServedModel, codec: str, block: int) -> None:
+def test_it_does_what_the_engines_step_does(served: ServedModel, codec: str, chunk: int) -> None:
     """Four steps: blocks of three tokens end after the third, and with who leaves."""
     pools = [new_pool(served) for _ in range(2)]
     (ours, tokens), (theirs, fed) = (
         opened(served, pool, "coverage", RowCodec.parse(codec)) for pool in pools
     )
-    resident = GraphBatch(pools[0], RowCodec.parse(codec), 3, block)
+    resident = GraphBatch(pools[0], RowCodec.parse(codec), 3, chunk)
     step = CapturedStep(served, resident)
     resident.enter(ours)
-    cells = pools[1].new_staged_rows(block * len(theirs))
+    staging_slots = pools[1].new_staged_rows(chunk * len(theirs))
     for number in range(4):
-        if number % block == 0:
-            blocks = [RetentionChunk(one, block * n) for n, one in enumerate(theirs)]
+        if number % chunk == 0:
+            blocks = [RetentionChunk(one, chunk * n) for n, one in enumerate(theirs)]
         # afterwards each is fed what was chosen for it
         step.run(None if number else tokens)
-        ends = number == 3 or number % block == block - 1
+        ends = number == 3 or number % chunk == chunk - 1
         with torch.inference_mode():
-            pieces = [ChunkPart(one, 1, ends) for one in blocks]
-            fed_step, logits = forward_step(served, cells, pieces, fed)
+            parts = [ChunkPart(one, 1, ends) for one in blocks]
+            fed_step, logits = forward_step(served, staging_slots, parts, fed)
             fed_step.retain()
         fed = logits.argmax(-1).tolist()
         torch.testing.assert_close(step.logits[:2], logits, atol=2e-4, rtol=1e-4)
@@ -123,7 +123,7 @@ def test_it_does_what_the_engines_step_does(served: ServedModel, codec: str, blo
     # every page is accounted for, and the sequences go on as ever
     for sequence in ours:
         sequence.release()
-    assert (pools[0].used_pages, pools[0].used_mark_pages, pools[0].reserved_pages) == (0, 0, 0)
+    assert (pools[0].used_pages, pools[0].used_metadata_pages, pools[0].reserved_pages) == (0, 0, 0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a real one does not count")

@@ -104,7 +104,7 @@ async def test_answers_are_the_same(served: ServedModel) -> None:
     assert [e.tokens for e in ended] == [a.tokens for a in alone]
     assert [e.memory for e in ended] == [a.memory for a in alone]
     assert captured.taken >= 3
-    assert (pool.used_pages, pool.used_mark_pages, pool.reserved_pages) == (0, 0, 0)
+    assert (pool.used_pages, pool.used_metadata_pages, pool.reserved_pages) == (0, 0, 0)
 
 
 async def test_whoever_asks_for_tables_gets_them_as_they_are(served: ServedModel) -> None:
@@ -124,10 +124,10 @@ async def test_whoever_asks_for_tables_gets_them_as_they_are(served: ServedModel
     assert (pool.used_pages, pool.reserved_pages) == (0, 0)
 
 
-@pytest.mark.parametrize("block", [1, 3])
-async def test_closing_in_the_middle_gives_every_page_back(served: ServedModel, block: int) -> None:
+@pytest.mark.parametrize("chunk", [1, 3])
+async def test_closing_in_the_middle_gives_every_page_back(served: ServedModel, chunk: int) -> None:
     pool = a_pool(served)
-    captured = Counted(served, pool, 2, block)
+    captured = Counted(served, pool, 2, chunk)
     captured.prepare()
     prepared = dict(captured._steps)
     engine = new_engine(served, pool, captured=captured)
@@ -140,7 +140,7 @@ async def test_closing_in_the_middle_gives_every_page_back(served: ServedModel, 
         await read(sequence)
     assert captured.taken
     assert captured._steps == prepared
-    assert (pool.used_pages, pool.used_mark_pages, pool.reserved_pages) == (0, 0, 0)
+    assert (pool.used_pages, pool.used_metadata_pages, pool.reserved_pages) == (0, 0, 0)
 
 
 def test_larger_batches_and_other_marks_are_left_to_the_other_way(served: ServedModel) -> None:

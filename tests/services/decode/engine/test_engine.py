@@ -123,8 +123,8 @@ async def test_logits_that_are_none_end_their_sequence_alone(
 ) -> None:
     def step(*given: Any) -> tuple[BatchStep, torch.Tensor]:
         taken, logits = forward_step(*given)
-        for place, piece in enumerate(given[2]):
-            if piece.block.sequence is pages:
+        for place, part in enumerate(given[2]):
+            if part.chunk.sequence is pages:
                 logits[place, 3] = float("nan")
         return taken, logits
 
@@ -185,7 +185,7 @@ async def test_a_sequence_cancelled_before_it_joined_gives_its_pages_back(
 class _CancelledMeanwhile:
     """A sequence whose handler cancels it just after it was first looked at."""
 
-    block = None
+    chunk = None
     forks = ()
 
     def __init__(self) -> None:
@@ -206,8 +206,8 @@ def test_a_sequence_cancelled_while_others_are_let_go_is_not_lost(served: Served
     sequence = _CancelledMeanwhile()
     engine._running = [sequence]  # type: ignore[list-item]
     engine._memory = new_arbiter(new_pool(served))
-    engine._let_go(lambda one: one.cancelled)
+    engine._release_sequences(lambda one: one.cancelled)
     assert sequence in engine._running or sequence.released  # type: ignore[comparison-overlap]
-    engine._let_go(lambda one: one.cancelled)
+    engine._release_sequences(lambda one: one.cancelled)
     assert engine._running == []
     assert sequence.released

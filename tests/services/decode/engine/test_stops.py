@@ -20,14 +20,14 @@ def _cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     return (text[: min(found)], True) if found else (text, False)
 
 
-@given(pieces=st.lists(_TEXTS, max_size=6), stops=_STOPS)
+@given(parts=st.lists(_TEXTS, max_size=6), stops=_STOPS)
 def test_any_splitting_shows_the_text_before_the_first_stop(
-    pieces: list[str], stops: list[str]
+    parts: list[str], stops: list[str]
 ) -> None:
     finder, shown, seen = StopFinder(stops), "", ""
-    for piece in pieces:
-        seen += piece
-        text, stopped = finder.push(piece)
+    for part in parts:
+        seen += part
+        text, stopped = finder.push(part)
         shown += text
         assert stopped == _cut(seen, stops)[1]
         if stopped:
@@ -38,14 +38,14 @@ def test_any_splitting_shows_the_text_before_the_first_stop(
     assert shown == _cut(seen, stops)[0]
 
 
-@given(pieces=st.lists(_TEXTS, max_size=6), stops=_STOPS)
-def test_no_more_is_held_back_than_may_become_a_stop(pieces: list[str], stops: list[str]) -> None:
+@given(parts=st.lists(_TEXTS, max_size=6), stops=_STOPS)
+def test_no_more_is_held_back_than_may_become_a_stop(parts: list[str], stops: list[str]) -> None:
     finder, shown, seen = StopFinder(stops), "", ""
-    for piece in pieces:
-        text, stopped = finder.push(piece)
+    for part in parts:
+        text, stopped = finder.push(part)
         if stopped:
             return
-        shown, seen = shown + text, seen + piece
+        shown, seen = shown + text, seen + part
         held = seen[len(shown) :]
         assert not held or any(stop.startswith(held) for stop in stops)
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import pytest
 
-from services.decode.engine.doorbell import Doorbell
+from services.decode.engine.loop_calls import LoopCalls
 
 
 async def test_calls_of_many_threads_all_come_and_in_order() -> None:
-    bell, seen = Doorbell(asyncio.get_running_loop()), []
+    bell, seen = LoopCalls(asyncio.get_running_loop()), []
     threads, calls = 8, 500
     everything = asyncio.Event()
 
@@ -44,7 +44,7 @@ async def test_those_that_come_together_wake_the_loop_once(monkeypatch: pytest.M
         return wake(call)
 
     monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
-    bell, seen = Doorbell(loop), []
+    bell, seen = LoopCalls(loop), []
     for turn in range(2):
         for number in range(9):
             bell.call(functools.partial(seen.append, number))
@@ -56,7 +56,7 @@ async def test_those_that_come_together_wake_the_loop_once(monkeypatch: pytest.M
 async def test_one_that_fails_is_reported_and_costs_no_other() -> None:
     loop, told, seen = asyncio.get_running_loop(), [], []
     loop.set_exception_handler(lambda _, context: told.append(context["exception"]))
-    bell = Doorbell(loop)
+    bell = LoopCalls(loop)
     bell.call(lambda: 1 / 0)
     bell.call(lambda: seen.append(1))
     await asyncio.sleep(0.01)
@@ -67,7 +67,7 @@ async def test_one_that_fails_is_reported_and_costs_no_other() -> None:
 def test_a_closed_loop_is_told_of() -> None:
     loop = asyncio.new_event_loop()
     loop.close()
-    bell = Doorbell(loop)
+    bell = LoopCalls(loop)
     for _ in range(2):
         with pytest.raises(RuntimeError, match="closed"):
             bell.call(lambda: None)

@@ -14,7 +14,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from services.decode.engine.drawing import Draw, draw
+from services.decode.engine.token_draws import Draw, draw
 
 _NUMBERS = 400
 _PLAIN = Draw(1.0, 0, 1.0, 0.0, 0.0)
