@@ -43,9 +43,6 @@ def pages() -> dict[str, str]:
     }
 
 
-# ---- commands
-
-
 def commands_page() -> str:
     """Every command of `headwise` with every option."""
     parts = [
@@ -110,9 +107,6 @@ def _bounds(option: click.Option) -> str:
         high = f"{'<' if kind.max_open else '≤'} {kind.max}" if kind.max is not None else ""
         return f" [{', '.join(bound for bound in (low, high) if bound)}]" if low or high else ""
     return ""
-
-
-# ---- errors
 
 
 def errors_page() -> str:
@@ -204,9 +198,6 @@ def _reasons(nodes: list[ast.expr]) -> Iterator[str]:
             yield text
 
 
-# ---- metrics
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class MetricLine:
     """One metric as it is declared."""
@@ -263,14 +254,12 @@ def _metric(call: ast.Call) -> MetricLine | None:
     return None
 
 
-# ---- the client
-
-
 def client_page() -> str:
     """The public classes of the client, from their docstrings."""
     from headwise.async_client import AsyncGeneration
-    from headwise.caches import AsyncCacheCalls, CacheCalls, LeaseOptions
+    from headwise.caches import AsyncCacheCalls, CacheCalls
     from headwise.client import Generation
+    from headwise.requests import LeaseOptions
     from headwise.sessions import AsyncSessionCalls, SessionCalls
 
     parts = [

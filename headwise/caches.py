@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypedDict, TypeVar, Unpack, cast
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, Unpack
 
 import grpc
 
 from headwise.connection import Connection, Metadata
 from headwise.errors import from_rpc_error
-from headwise.former_names import LEASE, renamed
-from headwise.requests import Policy, Prompt, keep_request
+from headwise.requests import LeaseOptions, Policy, Prompt, keep_request, renew_request
 from headwise.results import StoredCache, stored_from_proto
 from headwise.v1 import store_pb2, store_pb2_grpc
 
 _Response = TypeVar("_Response")
 _TIMEOUT_SECONDS = 10.0
-
-
-class LeaseOptions(TypedDict, total=False):
-    """Keywords of `keep` that concern the lease: `ttl_seconds`, more than 0."""
-
-    ttl_seconds: float
 
 
 class CacheCalls:
@@ -49,7 +42,7 @@ class CacheCalls:
         unknown at this point; the policy `full` keeps every row. Raises `Overloaded` if no tier has
         room.
         """
-        request = keep_request(context, policy, codec, _ttl_seconds(lease))
+        request = keep_request(context, policy, codec, lease)
         return self._ask(self._stub.KeepCache, request, timeout_seconds)
 
     def describe(self, handle: str) -> StoredCache:
@@ -57,9 +50,9 @@ class CacheCalls:
         request = store_pb2.DescribeCacheRequest(handle=handle)
         return self._ask(self._stub.DescribeCache, request)
 
-    def renew(self, handle: str, ttl_seconds: float = 0.0) -> StoredCache:
+    def renew(self, handle: str, ttl_seconds: float = 0.0, **earlier: float) -> StoredCache:
         """Let the lease run for `ttl_seconds` from this moment; 0 means its first TTL."""
-        request = store_pb2.RenewLeaseRequest(handle=handle, keep_for_seconds=ttl_seconds)
+        request = renew_request(handle, ttl_seconds, earlier)
         return self._ask(self._stub.RenewLease, request)
 
     def release(self, handle: str) -> None:
@@ -95,7 +88,7 @@ class AsyncCacheCalls:
         **lease: Unpack[LeaseOptions],
     ) -> StoredCache:
         """Prefill and keep a cache; see `CacheCalls.keep`."""
-        request = keep_request(context, policy, codec, _ttl_seconds(lease))
+        request = keep_request(context, policy, codec, lease)
         return await self._ask(self._stub.KeepCache, request, timeout_seconds)
 
     async def describe(self, handle: str) -> StoredCache:
@@ -103,9 +96,9 @@ class AsyncCacheCalls:
         request = store_pb2.DescribeCacheRequest(handle=handle)
         return await self._ask(self._stub.DescribeCache, request)
 
-    async def renew(self, handle: str, ttl_seconds: float = 0.0) -> StoredCache:
+    async def renew(self, handle: str, ttl_seconds: float = 0.0, **earlier: float) -> StoredCache:
         """Renew a lease; see `CacheCalls.renew`."""
-        request = store_pb2.RenewLeaseRequest(handle=handle, keep_for_seconds=ttl_seconds)
+        request = renew_request(handle, ttl_seconds, earlier)
         return await self._ask(self._stub.RenewLease, request)
 
     async def release(self, handle: str) -> None:
@@ -123,17 +116,6 @@ class AsyncCacheCalls:
     ) -> StoredCache:
         answer = await _await(method, request, timeout_seconds, self._connection.metadata())
         return stored_from_proto(answer.cache)
-
-
-def _ttl_seconds(lease: LeaseOptions) -> float:
-    """Return the TTL. Raises `TypeError` for an unknown keyword, or if there is no TTL."""
-    options = renamed(cast(Mapping[str, Any], lease), LEASE)
-    unknown = options.keys() - LeaseOptions.__annotations__.keys()
-    if unknown:
-        raise TypeError(f"keep() got an unexpected keyword argument {min(unknown)!r}")
-    if not options:
-        raise TypeError("keep() needs the keyword argument 'ttl_seconds'")
-    return float(options["ttl_seconds"])
 
 
 def _call(

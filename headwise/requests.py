@@ -9,7 +9,7 @@ from typing import Any, TypedDict, Unpack, cast
 from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.struct_pb2 import Struct
 
-from headwise.former_names import GENERATE, renamed
+from headwise.former_names import GENERATE, LEASE, renamed
 from headwise.v1 import cache_pb2, decode_pb2, store_pb2
 
 
@@ -97,6 +97,12 @@ class GenerateOptions(TypedDict, total=False):
     cache_handle: str
 
 
+class LeaseOptions(TypedDict, total=False):
+    """Keywords of `keep` that concern the lease: `ttl_seconds`, more than 0."""
+
+    ttl_seconds: float
+
+
 def generate_request(
     prompt: Prompt, **options: Unpack[GenerateOptions]
 ) -> decode_pb2.GenerateRequest:
@@ -122,14 +128,38 @@ def generate_request(
 
 
 def keep_request(
-    context: Prompt, policy: Policy | str, codec: str, ttl_seconds: float
+    context: Prompt, policy: Policy | str, codec: str, lease: LeaseOptions
 ) -> store_pb2.KeepCacheRequest:
     """Build the request of `caches.keep`; raises as `generate_request` does."""
+    options = _lease("keep", cast(Mapping[str, Any], lease))
+    if not options:
+        raise TypeError("keep() needs the keyword argument 'ttl_seconds'")
+    ttl_seconds = options["ttl_seconds"]
     request = store_pb2.KeepCacheRequest(keep_for_seconds=ttl_seconds, policy=_policy(policy))
     if codec:
         request.codec.CopyFrom(_codec(codec))
     _set_prompt(request, context)
     return request
+
+
+def renew_request(
+    handle: str, ttl_seconds: float, earlier: Mapping[str, float]
+) -> store_pb2.RenewLeaseRequest:
+    """Build the request of `caches.renew`; `earlier` may hold the TTL under its earlier name."""
+    given = {"ttl_seconds": ttl_seconds} if ttl_seconds else {}
+    options = _lease("renew", {**given, **earlier})
+    return store_pb2.RenewLeaseRequest(
+        handle=handle, keep_for_seconds=options.get("ttl_seconds", 0.0)
+    )
+
+
+def _lease(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a lease. Raises `TypeError` for an unknown keyword."""
+    options = renamed(given, LEASE)
+    unknown = options.keys() - LeaseOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"{method}() got an unexpected keyword argument {min(unknown)!r}")
+    return options
 
 
 def _codec(spelling: str) -> cache_pb2.RowCodec:

@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 
 from headwise import Message, Policy, Sampling
-from headwise.requests import Prompt, generate_request
+from headwise.requests import Prompt, generate_request, keep_request, renew_request
 from headwise.v1 import decode_pb2
 
 
@@ -93,3 +93,23 @@ def test_both_names_of_one_keyword_are_refused() -> None:
     both: Any = {"keep_session_seconds": 5.0, "session_ttl_seconds": 6.0}
     with pytest.raises(TypeError, match="not both"):
         generate_request("text", **both)
+
+
+def test_the_earlier_name_of_a_leases_ttl_is_accepted_with_a_warning() -> None:
+    earlier: Any = {"keep_for_seconds": 5.0}
+    with pytest.warns(DeprecationWarning, match="ttl_seconds"):
+        kept = keep_request("text", "full", "", earlier)
+    assert kept == keep_request("text", "full", "", {"ttl_seconds": 5.0})
+    with pytest.warns(DeprecationWarning, match="ttl_seconds"):
+        renewed = renew_request("handle", 0.0, earlier)
+    assert renewed == renew_request("handle", 5.0, {})
+
+
+def test_a_cache_is_kept_for_a_stated_time_and_unknown_keywords_are_refused() -> None:
+    with pytest.raises(TypeError, match="ttl_seconds"):
+        keep_request("text", "full", "", {})
+    unknown: Any = {"seconds": 5.0}
+    with pytest.raises(TypeError, match="seconds"):
+        keep_request("text", "full", "", unknown)
+    with pytest.raises(TypeError, match="seconds"):
+        renew_request("handle", 0.0, unknown)
