@@ -75,13 +75,13 @@ def test_a_codec_that_is_not_allowed_is_refused_by_name(pair: Pair, codec: str) 
     assert (refusal.value.reason, refusal.value.metadata["field"]) == ("CODEC_NOT_ALLOWED", "codec")
 
 
-def test_a_codec_nobody_knows_is_refused_by_field(pair: Pair) -> None:
+def test_an_unknown_codec_is_refused_by_field(pair: Pair) -> None:
     with Client(pair[1].target) as client, pytest.raises(InvalidRequest) as refusal:
         _result(client, "int2")
     assert refusal.value.metadata["field"] == "codec"
 
 
-def test_what_is_allowed_is_told(pair: Pair) -> None:
+def test_limits_are_described(pair: Pair) -> None:
     with Client(pair[1].target) as client:
         assert list(client.describe().limits.codecs) == ["model", "int8", "int4"]
 

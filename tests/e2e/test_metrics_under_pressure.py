@@ -65,7 +65,7 @@ def _wait_for_tokens(*asked: Asking) -> None:
     assert not [one.error for one in asked if one.error]
 
 
-def test_who_waits_in_line_is_counted(decode: Service) -> None:
+def test_waiting_prompts_are_counted(decode: Service) -> None:
     # does not grow: that the pool is full is another matter
     policy = Policy("streaming_llm", {"budget": "64 rows"})
     with contextlib.ExitStack() as stack:

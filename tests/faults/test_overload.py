@@ -58,7 +58,7 @@ def test_every_limit_refuses_and_spares_the_others(full_pair: Pair) -> None:
         assert gauge(prefill, "headwise_prefill_queued") == 1
 
 
-def test_who_waits_in_line_and_leaves_is_not_computed(full_pair: Pair) -> None:
+def test_a_prompt_cancelled_in_the_queue_is_not_computed(full_pair: Pair) -> None:
     prefill, decode = full_pair
     with Asking(decode.target, prompt_of(LONG_PROMPT)) as first:
         reach(full_pair, Phase.PREFILL)

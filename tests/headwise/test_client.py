@@ -130,7 +130,7 @@ def test_other_failures_are_not_retried_and_say_when_to_come_again() -> None:
     assert len(fake.calls) == 1
 
 
-def test_nobody_at_the_target_is_unavailable() -> None:
+def test_a_target_without_a_server_is_unavailable() -> None:
     with Client("127.0.0.1:1", retries=False) as client, pytest.raises(Unavailable):
         client.generate("x").text()
 

@@ -62,7 +62,7 @@ def test_without_readable_details_the_status_itself_is_the_reason(
     assert got.field is None
 
 
-def test_a_status_nobody_here_sends_is_still_a_headwise_error() -> None:
+def test_an_unknown_status_is_a_headwise_error() -> None:
     got = from_rpc_error(Failed(grpc.StatusCode.ALREADY_EXISTS, "no", None))
     assert type(got) is HeadwiseError
     assert got.reason == "ALREADY_EXISTS"

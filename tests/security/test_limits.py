@@ -12,7 +12,7 @@ from tests.security.small_server import serving
 from tests.security.tokens import entry, write
 
 
-async def test_one_stream_too_many_is_told_when_to_come_again(tmp_path: Path) -> None:
+async def test_one_stream_too_many_is_refused_with_a_retry_delay(tmp_path: Path) -> None:
     file = write(
         tmp_path / "tenants.toml",
         entry("one-token", "one"),

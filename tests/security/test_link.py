@@ -87,7 +87,7 @@ async def test_the_token_is_read_for_each_call(tmp_path: Path) -> None:
     await link.close()
 
 
-async def test_prefill_is_told_for_whom_it_computes() -> None:
+async def test_prefill_receives_the_tenant() -> None:
     link = PrefillLink("127.0.0.1:1", LinkOptions())
     told = [dict(link.metadata(tenant)) for tenant in ("acme", "globex", "")]
     assert [one.get("x-headwise-tenant") for one in told] == ["acme", "globex", None]

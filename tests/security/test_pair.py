@@ -105,7 +105,7 @@ def test_prefill_is_for_decode_alone(secure_pair: SecurePair) -> None:
         assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
-def test_a_tenant_that_has_used_its_tokens_is_told_when_to_come_again(
+def test_a_tenant_without_tokens_left_is_refused_with_a_retry_delay(
     secure_pair: SecurePair,
 ) -> None:
     with secure_pair.client(TOKENS["small"]) as small:
@@ -146,9 +146,7 @@ def test_the_command_line_takes_certificates_and_a_token(
     assert "belong together" in half.output
 
 
-def test_the_doctor_says_what_is_missing_to_be_let_in(
-    secure_pair: SecurePair, tmp_path: Path
-) -> None:
+def test_the_doctor_names_missing_credentials(secure_pair: SecurePair, tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text(TOKENS["decode"])
     pair = secure_pair.client_pair
@@ -209,7 +207,7 @@ def test_a_node_client_shows_its_certificate_and_token(
         assert ("UNAUTHENTICATED" in ran.stderr) == bool(code)
 
 
-def test_nothing_said_in_confidence_is_written_anywhere(secure_pair: SecurePair) -> None:
+def test_prompts_answers_and_tokens_are_never_logged(secure_pair: SecurePair) -> None:
     """Load of every kind, answered and refused, and then everything written is looked through."""
     signed = secure_pair.issuer.sign(tenant="acme")
     words = ("zanzibar", "quixotic", "xylograph")

@@ -69,7 +69,7 @@ def _written_by(prefill: Service) -> str:
     return prefill.log.read_text() + metrics + seen.decode()
 
 
-def test_a_cache_rests_there_and_the_password_is_told_to_nobody(
+def test_a_cache_is_stored_and_the_password_is_not_logged(
     tiny_model: Path, redis: RedisServer, authority: Authority, tmp_path: Path
 ) -> None:
     password = write(tmp_path / "password", _PASSWORD)

@@ -62,7 +62,7 @@ def test_a_service_names_the_tenant_it_acts_for(static: Authentication) -> None:
     assert _identify(static, "service-token").tenant == ""
 
 
-def test_without_a_token_nobody_is_let_in(static: Authentication) -> None:
+def test_calls_without_a_token_are_refused(static: Authentication) -> None:
     error = _refusal(lambda: _identify(static, tenant="acme"))
     assert isinstance(error, Unauthenticated)
     assert error.reason == "TOKEN_MISSING"
@@ -100,7 +100,7 @@ def test_another_tenants_name_is_forbidden(static: Authentication) -> None:
     assert "globex" not in str(error)
 
 
-def test_nobody_is_named_twice(static: Authentication) -> None:
+def test_a_tenant_or_token_named_twice_is_refused(static: Authentication) -> None:
     token, tenant = ("authorization", "Bearer good-token"), ("x-headwise-tenant", "acme")
     assert static.identify([token, tenant]).tenant == "acme"
     for other in ("acme", "globex"):
@@ -117,14 +117,14 @@ def test_a_tenants_name_is_plain(static: Authentication, tenant: str) -> None:
     assert error.field == "x-headwise-tenant"
 
 
-def test_without_files_the_tenant_is_what_the_caller_says() -> None:
+def test_without_files_the_caller_names_its_tenant() -> None:
     authentication = Authentication(SecurityOptions())
     assert not authentication.required
     assert _identify(authentication, "any-token", "acme").tenant == "acme"
     assert _identify(authentication).tenant == ""
 
 
-def test_limits_without_tokens_ask_nobody_for_one(tmp_path: Path) -> None:
+def test_limits_without_tokens_require_no_token(tmp_path: Path) -> None:
     file = write(tmp_path / "tenants.toml", '[tenants."*"]\nstreams = 1')
     authentication = Authentication(SecurityOptions(tokens=str(file)))
     assert not authentication.required
@@ -198,7 +198,7 @@ def _part(value: dict[str, object]) -> str:
     return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
 
 
-def test_a_token_signed_by_nobody_or_with_the_public_key_as_a_secret_is_refused(
+def test_an_unsigned_token_or_one_signed_with_the_public_key_is_refused(
     tmp_path: Path, issuer: Issuer
 ) -> None:
     claims = _part({"tenant": "acme", "exp": int(time.time() + 60)})

@@ -63,7 +63,7 @@ def test_an_unknown_policy_is_refused_by_name():
     assert caught.value.known == tuple(name for name, _ in known)
 
 
-def test_a_preset_is_a_policy_with_parameters_and_gives_way_to_the_users():
+def test_a_preset_is_a_policy_whose_parameters_a_user_can_override():
     balanced = parse_policy("balanced", {})
     assert (balanced.name, balanced.retrieval_ratio) == ("lookback", 0.1)
     assert parse_policy("lookback", balanced.parameters()) == balanced

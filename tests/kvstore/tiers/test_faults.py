@@ -184,7 +184,7 @@ def test_a_server_that_drips_bytes_times_out() -> None:
         assert found == Miss(MissReason.TIMEOUT)
 
 
-def test_a_full_server_is_full_and_keeps_what_it_has(tmp_path: pathlib.Path) -> None:
+def test_a_full_server_refuses_and_keeps_its_caches(tmp_path: pathlib.Path) -> None:
     policy = ("--maxmemory", "8mb", "--maxmemory-policy", "noeviction")
     with (
         running_valkey(tmp_path, *policy) as server,
@@ -228,7 +228,7 @@ def test_everything_has_a_time_to_live(own_valkey: RedisServer) -> None:
         assert len(names) == 1
 
 
-def test_what_the_server_evicted_is_told_from_what_expired(own_valkey: RedisServer) -> None:
+def test_eviction_and_expiry_by_the_server_are_told_apart(own_valkey: RedisServer) -> None:
     with redis_tier(own_valkey.address) as (tier, client):
         for number in (0, 1, 3):
             tier.put(KEY, CACHE, None, due())

@@ -157,7 +157,7 @@ def test_writes_that_find_no_room_to_wait_are_dropped_and_counted(memory: Memory
     stack.close()
 
 
-def test_write_through_has_it_everywhere_at_once(memory: MemoryTier, disk: BoundedTier) -> None:
+def test_write_through_stores_in_every_tier_at_once(memory: MemoryTier, disk: BoundedTier) -> None:
     stack = TierStack([memory, disk])
     stack.put(KEY, CACHE, None, due())
     assert hit(memory)
@@ -183,7 +183,7 @@ def test_a_dead_tier_costs_neither_puts_nor_gets(memory: MemoryTier) -> None:
     stack.close()
 
 
-def test_a_put_that_no_tier_takes_says_what_the_nearest_said() -> None:
+def test_a_put_that_no_tier_stores_returns_the_nearest_answer() -> None:
     stack = TierStack([MemoryTier(Budget(1)), DeadTier()])
     assert stack.put(KEY, CACHE, None, due()).status is PutStatus.FULL
     stack.close()

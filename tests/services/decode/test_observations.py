@@ -26,7 +26,7 @@ def _transfers(outcome: str) -> float:
     return REGISTRY.get_sample_value("headwise_transfers_total", {"outcome": outcome}) or 0
 
 
-async def test_nobody_listens(tiny_model: Path) -> None:
+async def test_a_prefill_that_does_not_listen_is_unavailable(tiny_model: Path) -> None:
     served = load_served(tiny_model)
     target, before = "127.0.0.1:1", _transfers("UNAVAILABLE")
     limits = WireLimits(max_tokens=1000, max_layers=9, max_cache_bytes=1 << 30)
@@ -43,7 +43,7 @@ async def test_nobody_listens(tiny_model: Path) -> None:
     assert _transfers("UNAVAILABLE") == before + 1
 
 
-def test_whoever_refuses_was_reached_and_a_deadline_says_nothing() -> None:
+def test_a_refusal_counts_as_reached_and_a_deadline_does_not() -> None:
     with watched_call("there"):
         pass
     assert _reachable("there") == 1

@@ -103,7 +103,7 @@ async def test_compact_decoding_equals_masked_dense_attention(
 
 @pytest.mark.parametrize("step_tokens", [1, 100, 1000])
 @pytest.mark.parametrize("case", _CASES)
-async def test_a_suffix_is_one_block_of_256_tokens_after_another_however_it_is_fed(
+async def test_a_suffix_is_retained_in_chunks_of_256_tokens_however_it_is_fed(
     served: ServedModel, case: str, step_tokens: int
 ) -> None:
     """The suffix is fed in parts while other sequences decode; the answer is the same."""

@@ -86,7 +86,7 @@ def state(sequence: SequencePages) -> list[list[tuple[list[int], torch.Tensor, t
     ],
     indirect=["any_device"],
 )
-def test_it_does_what_the_engines_step_does(served: ServedModel, codec: str, chunk: int) -> None:
+def test_a_graph_step_equals_the_engines_step(served: ServedModel, codec: str, chunk: int) -> None:
     """Four steps: blocks of three tokens end after the third, and with who leaves."""
     pools = [new_pool(served) for _ in range(2)]
     (ours, tokens), (theirs, fed) = (

@@ -107,7 +107,7 @@ async def test_answers_are_the_same(served: ServedModel) -> None:
     assert (pool.used_pages, pool.used_metadata_pages, pool.reserved_pages) == (0, 0, 0)
 
 
-async def test_whoever_asks_for_tables_gets_them_as_they_are(served: ServedModel) -> None:
+async def test_a_cancelled_sequence_leaves_a_running_graph_batch(served: ServedModel) -> None:
     """Cancelled in the middle of a batch that goes on; its pages go back."""
     pool = a_pool(served)
     alone = await run_alone(served, a_sequence(served, pool, 33))
@@ -163,7 +163,7 @@ def test_larger_batches_and_other_marks_are_left_to_the_other_way(served: Served
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
-def test_who_asks_for_it_without_a_gpu_is_told(served: ServedModel) -> None:
+def test_cuda_graphs_without_a_gpu_are_refused(served: ServedModel) -> None:
     options = types.SimpleNamespace(cuda_graphs="on", max_sequences=3, retain_every=1)
     with pytest.raises(ServeError, match="--cuda-graphs needs a CUDA device"):
         process._captured(served, a_pool(served), options)  # type: ignore[arg-type]

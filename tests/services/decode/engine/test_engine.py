@@ -118,7 +118,7 @@ async def test_a_sequence_that_fails_leaves_the_others_alone(
     await _empty(pool)
 
 
-async def test_logits_that_are_none_end_their_sequence_alone(
+async def test_logits_that_are_not_finite_end_their_sequence_alone(
     served: ServedModel, pool: PagePool, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def step(*given: Any) -> tuple[BatchStep, torch.Tensor]:

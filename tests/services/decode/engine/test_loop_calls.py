@@ -64,7 +64,7 @@ async def test_one_that_fails_is_reported_and_costs_no_other() -> None:
     assert isinstance(told[0], ZeroDivisionError)
 
 
-def test_a_closed_loop_is_told_of() -> None:
+def test_a_call_to_a_closed_loop_raises() -> None:
     loop = asyncio.new_event_loop()
     loop.close()
     bell = LoopCalls(loop)

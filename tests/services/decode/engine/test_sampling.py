@@ -157,7 +157,7 @@ def test_choices_together_are_those_alone(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("parameters", _MIXED, ids=range(len(_MIXED)))
-def test_logits_that_are_none_are_that_sequences_error(
+def test_logits_that_are_not_finite_fail_their_sequence_alone(
     parameters: SamplingParameters, value: float
 ) -> None:
     """Drawing from such logits on a GPU would end the process."""

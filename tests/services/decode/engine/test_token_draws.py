@@ -81,5 +81,5 @@ def test_the_first_and_the_last_number_draw_what_can_be_drawn(drawn: Draw, numbe
     assert int(draw(scores, [drawn._replace(number=number)])) in {1, 3}
 
 
-def test_nobody_draws_nothing() -> None:
+def test_an_empty_batch_draws_nothing() -> None:
     assert draw(torch.empty(0, 5), []).shape == (0,)

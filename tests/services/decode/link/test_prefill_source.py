@@ -73,7 +73,7 @@ async def receive(
     await source.close()
 
 
-async def test_a_full_pool_holds_the_stream_up_until_somebody_leaves(
+async def test_a_full_pool_holds_the_stream_up_until_pages_come_free(
     served: ServedModel,
     pool: PagePool,
     arbiter: MemoryArbiter[Any],
@@ -97,7 +97,7 @@ async def test_a_full_pool_holds_the_stream_up_until_somebody_leaves(
     assert pages.row_counts() == ((88, 88), (88, 88))
 
 
-async def test_it_is_given_up_when_nobody_leaves_in_time(
+async def test_an_arriving_cache_is_given_up_after_its_timeout(
     served: ServedModel,
     pool: PagePool,
     arbiter: MemoryArbiter[Any],

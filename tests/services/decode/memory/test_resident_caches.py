@@ -63,7 +63,7 @@ class Visits:
             return fresh
 
 
-async def test_many_wait_for_one_load_and_whoever_leaves_disturbs_nobody() -> None:
+async def test_many_wait_for_one_load_and_a_cancelled_waiter_does_not_end_it() -> None:
     visits = Visits()
     tasks = [await visits.start() for _ in range(4)]
     tasks[0].cancel()
@@ -90,7 +90,7 @@ async def test_the_last_to_give_up_ends_the_load_and_the_next_begins_anew() -> N
     assert visits.loads.begun == 2
 
 
-async def test_a_load_that_fails_is_told_to_all() -> None:
+async def test_a_failed_load_reaches_all_waiters() -> None:
     visits = Visits()
     visits.loads.error = ValueError("no")
     tasks = [await visits.start() for _ in range(3)]
@@ -103,7 +103,7 @@ async def test_a_load_that_fails_is_told_to_all() -> None:
     assert await (await visits.start())
 
 
-async def test_what_is_borrowed_stays_and_goes_when_it_is_given_back() -> None:
+async def test_a_borrowed_cache_stays_until_it_is_given_back() -> None:
     visits = Visits(most=2)
     visits.loads.gate.set()
     first, second = await visits.start(), await visits.start(_OTHER)

@@ -156,5 +156,5 @@ def test_a_fork_lives_on_without_its_origin(sessions: Sessions, pool: PagePool) 
     assert (pool.free_pages, len(sessions)) == (30, 0)
 
 
-def test_nobody_knows_a_session_that_never_was(sessions: Sessions) -> None:
+def test_an_unknown_session_is_not_found(sessions: Sessions) -> None:
     assert _reason(lambda: sessions.describe("nonsense")) == "SESSION_UNKNOWN"

@@ -85,7 +85,7 @@ async def test_a_leased_cache_is_not_evicted_and_one_too_many_is_refused() -> No
     await kept.keep(3)
 
 
-async def test_a_renewed_lease_outlives_what_the_store_was_told_at_first() -> None:
+async def test_a_renewed_lease_outlives_the_first_lifetime_in_the_tiers() -> None:
     kept = Kept()
     lease = await kept.keep(1, 100)
     for _ in range(5):

@@ -72,7 +72,7 @@ def _refusal(options: StoreOptions) -> Miss:
     return lookup
 
 
-def test_what_is_put_with_all_of_it_is_found_and_without_any_it_is_not(
+def test_tls_and_credentials_are_all_required(
     options: StoreOptions, authority: Authority, tmp_path: Path
 ) -> None:
     with _tier(options) as tier:
@@ -102,7 +102,7 @@ def test_a_certificate_for_another_name_is_not_trusted(options: StoreOptions) ->
     assert miss.reason is MissReason.UNAVAILABLE
 
 
-def test_a_user_is_named_in_the_address_and_a_password_in_it_gives_way(
+def test_a_password_file_overrides_a_password_in_the_address(
     options: StoreOptions,
 ) -> None:
     for user in ("default", "default:not-this-one", ":nor-this-one"):
