@@ -1,4 +1,8 @@
-"""The two services with `--device cuda`, whole steps captured, answer as they do on a CPU."""
+"""The services with `--device cuda` and CUDA graphs answer as on a CPU.
+
+Without a GPU a stand-in is the device, which computes on the CPU: the test then checks the path
+and not the hardware.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ _CAPTURED = (*_ON_CUDA, "--cuda-graphs", "on", "--max-sequences", "2")
 def gpu_pair(tiny_model: Path) -> Iterator[Pair]:
     with pytest.MonkeyPatch.context() as patch:
         if not torch.cuda.is_available():
-            # one that is none
+            # a stand-in that runs on the CPU and behaves as a CUDA device
             folders = (_ROOT / "tests" / "pretended_cuda" / "at_start", _ROOT)
             patch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
             patch.setenv("TRITON_INTERPRET", "1")
@@ -35,7 +39,9 @@ def gpu_pair(tiny_model: Path) -> Iterator[Pair]:
 
 
 @pytest.mark.parametrize(("policy", "codec"), [("coverage", "model"), ("lookback", "int8/int4")])
-def test_the_answer_is_the_cpus(policy: str, codec: str, tiny_pair: Pair, gpu_pair: Pair) -> None:
+def test_cuda_or_its_stand_in_answers_as_the_cpu_does(
+    policy: str, codec: str, tiny_pair: Pair, gpu_pair: Pair
+) -> None:
     (text, on_cpu), (same, on_gpu) = (
         answer(decode.target, policy, codec) for _, decode in (tiny_pair, gpu_pair)
     )

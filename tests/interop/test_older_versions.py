@@ -61,16 +61,18 @@ def test_an_older_decode_reads_what_prefill_writes_for_it(
 
 
 def test_a_format_that_an_older_decode_cannot_read_is_refused_by_prefill(
-    older_decode: Service,
+    older_decode: Service, expected: dict[str, str]
 ) -> None:
     with pytest.raises(Refused, match="needs format 3") as caught:
         _text(older_decode, policy="attention_matching")
     assert caught.value.reason == "CACHE_FORMAT_NOT_READ"
-    # nothing is left of it: the next one is served
-    assert _text(older_decode, policy="full")
+    # the refused call leaves nothing behind: the next one is served
+    assert _text(older_decode, policy="full") == expected["full"]
 
 
-def test_an_older_decode_keeps_rows_plain_and_the_result_says_so(older_decode: Service) -> None:
+def test_an_older_decode_keeps_unquantised_rows_and_the_result_names_the_codec(
+    older_decode: Service,
+) -> None:
     with Client(older_decode.target) as client:
         generation = client.generate(_PROMPT, codec="int8", max_tokens=_TOKENS, ignore_eos=True)
         assert generation.result.codec == "model"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pkgutil
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -33,6 +34,15 @@ def test_no_module_of_the_client_imports_what_services_need() -> None:
 
 def test_the_command_line_reads_its_flags_without_torch() -> None:
     assert not _loaded_by("services.commands") & _HEAVY
+
+
+def test_every_public_name_of_the_package_is_exported() -> None:
+    public = {
+        name
+        for name, value in vars(headwise).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    assert public - {"annotations"} <= set(headwise.__all__)
 
 
 @pytest.mark.parametrize("name", headwise.__all__)

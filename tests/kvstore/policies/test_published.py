@@ -420,8 +420,12 @@ def test_cascading_keeps_its_cascade_and_thins_out_with_age():
         votes = votes_of(layer, TOKENS)
         held = cascade(votes, 14, 4)
         for head, kept in enumerate(plan.heads):
-            assert set(held[head].nonzero().squeeze(1).tolist()) <= set(kept.rows.tolist())
-            assert set(range(TOKENS - 14, TOKENS)) <= set(kept.rows.tolist())
+            cascaded = set(held[head].nonzero().squeeze(1).tolist())
+            assert set(range(TOKENS - 14, TOKENS)) <= cascaded
+            # the rest of the budget of 60 rows goes to the rows of most attention
+            always = cascaded | set(range(4))
+            expected = always | best(votes[head], 60 - len(always), set(range(TOKENS)) - always)
+            assert set(kept.rows.tolist()) == expected
 
 
 def test_citrus_lets_the_instruction_vote_once_for_all_heads():
