@@ -23,16 +23,16 @@ _FEW = 8
 class CapturedSteps:
     """Graphs for at most `most` sequences: one of few places and one of all, for each codec.
 
-    They are captured when they are first needed, and apply the rules to `chunk_tokens` tokens at
-    once. The same sequences are stepped again and again without their tables leaving the device;
-    when others are, those leave. Used by the engine's thread alone.
+    A graph is captured at its first use, and applies the rules to `chunk_tokens` tokens at once. As
+    long as the same sequences are stepped, their tables stay on the device. Used by the engine's
+    thread alone.
     """
 
     def __init__(
         self,
         served: ServedModel,
         pool: PagePool,
-        most: int,
+        max_sequences: int,
         chunk_tokens: int = 1,
         *,
         fused: bool = False,
@@ -41,13 +41,13 @@ class CapturedSteps:
         self._pool = pool
         self._chunk_tokens = chunk_tokens
         self._fused = fused
-        self._sizes = sorted({min(_FEW, most), most})
+        self._sizes = sorted({min(_FEW, max_sequences), max_sequences})
         self._steps: dict[tuple[RowCodec, int], CapturedStep] = {}
         self._last: CapturedStep | None = None
         self._broken = False
 
     def prepare(self) -> None:
-        """Capture now what most will need, so that nobody waits for it later."""
+        """Capture the graphs of rows in the model's dtype, so that no request waits for them."""
         for places in self._sizes:
             self._captured(MODEL_ROWS, places)
 
@@ -87,7 +87,7 @@ class CapturedSteps:
         return self._last
 
     def _for(self, sequences: tuple[SequencePages, ...]) -> CapturedStep | None:
-        """The step that these fit."""
+        """Return the step that can run these sequences, or None."""
         codec, count = sequences[0].codec, len(sequences)
         places = next((size for size in self._sizes if size >= count), 0)
         step = self._captured(codec, places) if places else None

@@ -34,11 +34,11 @@ _STARVED_PAUSE_SECONDS = 0.01
 
 
 class Engine:
-    """Sequences join and leave between steps; the thread sleeps while there is none.
+    """Steps all running sequences in one thread, which sleeps while there are none.
 
-    A step is schedule, run, postprocess. `running` is in the order of arrival, which is the order
-    in which sequences get what is scarce. With `captured`, steps of single tokens run on the device
-    alone where they can.
+    Sequences join and leave between steps. A step is schedule, run, postprocess. Sequences get
+    pages in the order of arrival. With `captured`, steps of single tokens run as CUDA graphs if
+    possible.
     """
 
     def __init__(
@@ -65,17 +65,17 @@ class Engine:
 
     @property
     def running(self) -> bool:
-        """Whether any sequence is stepped. From any thread."""
+        """Whether any sequence is being stepped. From any thread."""
         return bool(self._running)
 
     def submit(self, sequence: RunningSequence) -> None:
-        """Let a sequence join at the next step; from here on the engine owns its pages."""
+        """Add a sequence at the next step; from here on the engine owns the sequence's pages."""
         with self._wake:
             self._joining.append(sequence)
             self._wake.notify()
 
     def close(self) -> None:
-        """Stop after the current step and give all pages back."""
+        """Stop after the current step and release all pages."""
         with self._wake:
             self._closed = True
             self._wake.notify()
@@ -96,7 +96,7 @@ class Engine:
         self._release_sequences(lambda sequence: sequence.cancelled)
 
     def _schedule(self) -> list[Feed]:
-        """Take in who joins, let go of who was cancelled, and plan; nothing when closed."""
+        """Add new sequences, release cancelled ones, and plan a step; empty when closed."""
         while True:
             self._release_sequences(lambda sequence: sequence.cancelled)
             with self._wake:
@@ -124,9 +124,9 @@ class Engine:
             return forward_step(self._served, self._fed, parts, tokens)
 
     def _run_captured(self, feeds: Sequence[Feed]) -> bool:
-        """The whole step on the device alone; False if it must be taken in the other way.
+        """Run the step as a CUDA graph; False if the step must run in the other way.
 
-        Who must wait for room does so there: others of the batch go on meanwhile.
+        If a sequence must wait for pages, the other way runs the rest of the batch.
         """
         if self._captured is None or self._must_replan or not all(map(_is_single_token, feeds)):
             self._must_replan = False
@@ -155,15 +155,15 @@ class Engine:
         fitting = [
             place for place in ending if self._reserve(feeds[place].sequence, step.need(place))
         ]
-        # only younger sequences are preempted for one, so whoever fits still has its pages here
+        # only younger sequences are preempted, so the fitting sequences still have their pages
         step.commit(fitting)
         self._advance(feeds, fitting, logits)
         self._watch_progress(progressed=bool(fitting) or len(ending) < len(feeds))
 
     def _advance(self, feeds: Sequence[Feed], places: Iterable[int], logits: torch.Tensor) -> None:
-        """Blocks are in the cache: on to the next, or to a token after those that were the last.
+        """Advance the sequences in `places`, whose chunks are in the cache.
 
-        `logits` `[B, V]` are those after each feed; those in `places` have got so far.
+        A sequence whose suffix is complete gets its next token from its row of `logits` `[B, V]`.
         """
         choosing: list[RunningSequence] = []
         rows: list[int] = []
@@ -176,8 +176,8 @@ class Engine:
                 choosing += ready
                 rows += [place] * len(ready)
         if choosing:
-            whole = rows == list(range(len(logits)))
-            self._choose(choosing, logits if whole else logits[rows])
+            all_rows = rows == list(range(len(logits)))
+            self._choose(choosing, logits if all_rows else logits[rows])
         self._release_sequences(lambda sequence: sequence.finished)
 
     def _reserve(self, sequence: RunningSequence, need: PageCount) -> bool:
@@ -195,14 +195,14 @@ class Engine:
         return [fork for fork in forks if _succeeds(fork, fork.begin, parent)]
 
     def _choose(self, sequences: Sequence[RunningSequence], logits: torch.Tensor) -> None:
-        """The next token of each, from its row of the logits."""
+        """Choose the next token of each sequence from its row of the logits."""
         choices = choose([sequence.sampler for sequence in sequences], logits)
         for sequence, choice in zip(sequences, choices, strict=True):
             if _succeeds(sequence, sequence.accept, choice):
                 metrics.GENERATED_TOKENS.inc()
 
     def _watch_progress(self, *, progressed: bool) -> None:
-        """Give up the oldest sequence if nothing has moved for long."""
+        """Fail the oldest sequence if no sequence has progressed for a while."""
         now = time.monotonic()
         if progressed:
             self._progressed = now
@@ -211,7 +211,7 @@ class Engine:
         else:
             self._progressed = now
             error = Overloaded(
-                "the pool is full of caches that cannot give way",
+                "the pool is full of caches that cannot be evicted",
                 "POOL_EXHAUSTED",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
@@ -219,23 +219,24 @@ class Engine:
 
     def _release_sequences(self, over: Callable[[RunningSequence], bool]) -> None:
         for waiting in (self._running, self._memory.preempted):
-            # asked once: a handler may cancel at any moment, and who leaves must also be released
+            # evaluated once: a handler may cancel at any moment, and each sequence that leaves the
+            # list must be released
             leaving = [sequence for sequence in waiting if over(sequence)]
             waiting[:] = [sequence for sequence in waiting if sequence not in leaving]
             for sequence in leaving:
                 self._close_chunk(sequence)
-                for one in (sequence, *sequence.forks):
-                    one.release()
+                for answer in (sequence, *sequence.forks):
+                    answer.release()
 
 
 def _is_single_token(feed: Feed) -> bool:
-    """Whether a sequence is fed a single token, and nobody waits to become its fork."""
+    """Whether a sequence is fed a single token, and has no forks that wait for it."""
     part = feed.part
     return part.tokens == 1 and part.ends and not part.chunk.fed and not feed.sequence.forks
 
 
 def _succeeds(sequence: RunningSequence, act: Callable[[_Given], None], given: _Given) -> bool:
-    """Do what concerns one sequence alone; where that fails, the others' step has not."""
+    """Call `act` for one sequence; its failure ends that sequence and not the step."""
     try:
         act(given)
     except Exception as error:

@@ -96,14 +96,14 @@ def choose(samplers: Sequence[Sampler], logits: torch.Tensor) -> list[Choice | H
     # the first of equals, as `generate`
     tokens = scores.argmax(-1)
     finite = scores.gather(-1, tokens[:, None])[:, 0].isfinite()
-    drawing = [n for n, sampler in enumerate(samplers) if not sampler.greedy]
-    if drawing:
-        draws = [samplers[n].next_draw() for n in drawing]
-        tokens[drawing] = draw(scores[drawing].float(), draws)
-    told = _logprobs(samplers, logits, tokens)
+    sampled = [n for n, sampler in enumerate(samplers) if not sampler.greedy]
+    if sampled:
+        draws = [samplers[n].next_draw() for n in sampled]
+        tokens[sampled] = draw(scores[sampled].float(), draws)
+    logprobs_of_tokens = _logprobs(samplers, logits, tokens)
     chosen: list[Choice | HeadwiseError] = []
     for sampler, token, sound in zip(samplers, tokens.tolist(), finite.tolist(), strict=True):
-        logprobs = (next(told),) if sampler.logprobs else ()
+        logprobs = (next(logprobs_of_tokens),) if sampler.logprobs else ()
         if sound:
             sampler.token_ids.append(token)
             chosen.append(Choice(token, logprobs))
@@ -132,8 +132,8 @@ def _logprobs(
         return
     logprobs = logits[asking].float().log_softmax(-1)
     chosen = logprobs.gather(-1, tokens[asking, None])[:, 0].tolist()
-    most = min(max(samplers[n].logprobs for n in asking), logits.shape[-1])
-    values, indices = (part.tolist() for part in logprobs.topk(most))
+    top_count = min(max(samplers[n].logprobs for n in asking), logits.shape[-1])
+    values, indices = (part.tolist() for part in logprobs.topk(top_count))
     for place, own, likely, likeliest in zip(asking, chosen, values, indices, strict=True):
         count = samplers[place].logprobs
         yield TokenLogprobs(own, tuple(zip(likeliest[:count], likely[:count], strict=True)))

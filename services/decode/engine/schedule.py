@@ -50,12 +50,12 @@ class Scheduler:
         return feeds
 
     def close(self, chunk: RetentionChunk) -> None:
-        """The block's span is free again."""
+        """Free the chunk's staging range."""
         if chunk.first_slot >= self._singles:
             self._free.append(chunk.first_slot)
 
     def _open(self, sequence: RunningSequence) -> bool:
-        """Have a span for the sequence's block, if there is one left."""
+        """Open a chunk in a free staging range; False if there is none."""
         if sequence.chunk is None:
             if not self._free or sequence.pages is None:
                 return False

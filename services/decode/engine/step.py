@@ -36,9 +36,10 @@ class BatchAttention:
 def forward_step(
     served: ServedModel, fed: StagedRows, parts: Sequence[ChunkPart], tokens: Sequence[int]
 ) -> tuple[BatchStep, torch.Tensor]:
-    """Feed each sequence its piece; `tokens` `[N]` are those of one piece after another.
+    """Feed each sequence its part; `tokens` `[N]` are the tokens of one part after another.
 
-    Returns what is still to be decided and committed, and the logits `[B, V]` after each piece.
+    Returns the step, which is still to be decided and committed, and the logits `[B, V]` after each
+    part.
     """
     for part in parts:
         part.chunk.sequence.sync()
