@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
-# by name; each is told which share of the rows to remove
+# presses by name; each takes the share of the rows to remove
 PRESSES: dict[str, Callable[[float], kvpress.BasePress]] = {
     "SnapKV": kvpress.SnapKVPress,
     "AdaKV over SnapKV": lambda ratio: kvpress.AdaKVPress(kvpress.SnapKVPress(ratio)),

@@ -1,4 +1,4 @@
-"""Can a compact cache still answer what nobody had asked when it was made?"""
+"""Pass keys that are asked for after the prompt has been compacted."""
 
 from __future__ import annotations
 

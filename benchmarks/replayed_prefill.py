@@ -1,4 +1,4 @@
-"""A prefill process that computes nothing: it sends one recorded stream to whoever asks."""
+"""A prefill process that answers every request with one recorded stream."""
 
 from __future__ import annotations
 

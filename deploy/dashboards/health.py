@@ -1,4 +1,4 @@
-"""Health: is everything up, what fails, and what gives way."""
+"""The health dashboard: availability, failures, evictions and preemptions."""
 
 from __future__ import annotations
 

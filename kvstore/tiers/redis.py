@@ -279,7 +279,10 @@ class RedisTier:
         return self._indexed_bytes(key.namespace, replaced=key.digest) + nbytes > quota
 
     def _indexed_bytes(self, namespace: str, replaced: str = "") -> int:
-        """Raises ValueError where somebody else wrote into the index."""
+        """Return the bytes that the index counts, without the cache `replaced`.
+
+        Raises `ValueError` if another program has written into the index.
+        """
         index = _index_name(namespace)
         self._client.zremrangebyscore(index, "-inf", self._clock())
         members = [member.decode().split(":") for member in self._client.zrange(index, 0, -1)]

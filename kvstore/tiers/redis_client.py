@@ -126,7 +126,7 @@ def connect_redis(address: RedisAddress) -> RedisClient:
         message = "needs redis-py: pip install 'headwise[redis]'"
         raise InvalidParameter("store.redis", message) from error
 
-    url, options = _told(address)
+    url, options = _url_and_options(address)
 
     def connect(kind: type[Redis] | type[RedisCluster]) -> RedisClient:
         # once, because a connection that rested in the pool may have been closed meanwhile
@@ -147,14 +147,14 @@ def connect_redis(address: RedisAddress) -> RedisClient:
     return cast(RedisClient, _LaterClient(lambda: connect(RedisCluster)))
 
 
-def _told(address: RedisAddress) -> tuple[str, dict[str, Any]]:
-    """The URL and what is told beside it: redis-py takes a password from one place alone."""
+def _url_and_options(address: RedisAddress) -> tuple[str, dict[str, Any]]:
+    """Return the URL and redis-py's options; the password is in one of them only."""
     options: dict[str, Any] = address.tls.options()
     if address.password is None:
         return address.url, options
     parts = urllib.parse.urlsplit(address.url)
-    said, _, host = parts.netloc.rpartition("@")
-    user = urllib.parse.unquote(said.partition(":")[0])
+    credentials, _, host = parts.netloc.rpartition("@")
+    user = urllib.parse.unquote(credentials.partition(":")[0])
     options["credential_provider"] = _Credentials(user, address.password)
     return parts._replace(netloc=host).geturl(), options
 

@@ -21,7 +21,7 @@ class CacheDecoder:
 
     Sizes are known and within `limits` before anything is allocated. Any fault raises
     `CorruptCache`, `LimitExceeded` or `FingerprintMismatch` and ends the stream for good. The
-    layers handed out belong to the caller, who must show them to nobody until `complete`.
+    layers that it returns belong to the caller, who must not answer from them before `complete`.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ class ObjectReader:
         return cls(value, where)
 
     def names(self) -> tuple[str, ...]:
-        """The members that nobody took yet."""
+        """The members that have not been read."""
         return tuple(self._members)
 
     def take(self, key: str) -> object:
@@ -96,7 +96,7 @@ class ObjectReader:
         return ObjectReader(self.take(key), f"{self._where}.{key}")
 
     def close(self) -> None:
-        """Refuse members that nobody took."""
+        """Raise an error if members have not been read."""
         if self._members:
             raise CorruptCache(f"{self._where} has unknown members")
 

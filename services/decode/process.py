@@ -104,14 +104,14 @@ async def serve_decode(options: DecodeOptions) -> None:
 
 
 def _build(served: ServedModel, options: DecodeOptions, source: PrefillSource) -> DecodeParts:
-    """Everything that the process holds, tied together."""
+    """Build the objects that the process holds, each from those before it."""
     loop_calls = LoopCalls(asyncio.get_running_loop())
     limits = _limits(served, options)
     pool = _pool(served, options, limits.max_sequence_tokens)
 
     freed = FreedPages(loop_calls.call)
-    sessions = Sessions(most=options.max_sessions, on_room=freed.notify)
-    resident_caches = ResidentCaches(most=options.max_resident_caches, on_room=freed.notify)
+    sessions = Sessions(max_sessions=options.max_sessions, on_freed=freed.notify)
+    resident_caches = ResidentCaches(max_caches=options.max_resident_caches, on_freed=freed.notify)
     arbiter = MemoryArbiter[RunningSequence](
         pool,
         resident_caches,

@@ -86,7 +86,7 @@ def _check_model(options: ModelOptions) -> Iterator[Finding]:
 
 
 def port_finding(host: str, port: int) -> Finding | None:
-    """None where somebody listens there already."""
+    """Return None if a process already listens on the port."""
     subject = f"port {port}"
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

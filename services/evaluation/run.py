@@ -22,7 +22,7 @@ def evaluate(
     log: CellLog,
     on_cells: Callable[[str, int], None],
 ) -> None:
-    """Append every missing cell to the log; `on_cells` is told the part and how many are there."""
+    """Append every missing cell to the log; `on_cells` gets a part and its count."""
     for case in cases:
         missing = [s for s in settings if cell_key(case, s) not in log]
         on_cells(case.part, len(settings) - len(missing))

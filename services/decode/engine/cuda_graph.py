@@ -87,7 +87,7 @@ class CapturedStep:
             resident.advance_within_chunk()
 
     def _captured(self, ends_block: bool) -> torch.cuda.CUDAGraph:
-        # nobody has entered: places that hold nothing can be stepped without a trace
+        # no sequence has entered: stepping empty places changes no cache
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.inference_mode():
@@ -95,7 +95,7 @@ class CapturedStep:
                 # kernels are compiled and libraries settle
                 for _ in range(3):
                     self.step(ends_block)
-                    # nobody has begun a block
+                    # no chunk has begun
                     self._resident.batch.before.zero_()
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()

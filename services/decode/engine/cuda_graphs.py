@@ -67,7 +67,7 @@ class CapturedSteps:
         if step is None:
             return None
         for place, need in enumerate(step.resident.needs()):
-            # whoever made room may have sent all of them home
+            # reserving may have preempted a sequence, and then the batch has left the device
             if step.resident.sequences and not reserve(place, need):
                 raise BatchChanged
         if step.resident.sequences != tuple(sequences):

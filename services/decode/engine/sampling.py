@@ -24,7 +24,7 @@ class SamplingParameters:
     """Checked values; each default leaves the logits alone, and `temperature` 0 is greedy.
 
     `repetition_penalty` counts the prompt's tokens too, presence and frequency only generated ones.
-    `logprobs`: how many of the likeliest tokens are told; 0 tells nothing of any.
+    `logprobs`: how many of the likeliest tokens are reported; 0 reports no log-probabilities.
     """
 
     temperature: float = 0.0

@@ -148,10 +148,10 @@ class PrefillSource:
             layer = reception.take(message)
             worked_seconds += time.perf_counter() - began
             if layer is not None:
-                await intake.claim(pages, pages.need(layer))
+                await intake.reserve(pages, pages.need(layer))
                 began = time.perf_counter()
                 reception.load(layer)
-                await intake.rest(worked_seconds + time.perf_counter() - began)
+                await intake.pause(worked_seconds + time.perf_counter() - began)
                 worked_seconds = 0.0
             if reception.complete:
                 await _await_end(call)

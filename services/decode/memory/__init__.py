@@ -1,1 +1,1 @@
-"""The memory of the decode process: admission, sessions, resident caches and who gives way."""
+"""The memory of the decode process: its arbiter, the waiting line, sessions and resident caches."""

@@ -43,12 +43,12 @@ class ResidentCaches:
     """All resident caches, the least recently used first.
 
     A cache with uses is never evicted. `borrow` belongs to the event loop; the rest may be used
-    from any thread. `on_room` is called when pages came free.
+    from any thread. `on_freed` is called when pages came free.
     """
 
-    def __init__(self, *, most: int, on_room: Callable[[], None]) -> None:
-        self._most = most
-        self._on_room = on_room
+    def __init__(self, *, max_caches: int, on_freed: Callable[[], None]) -> None:
+        self._max_caches = max_caches
+        self._on_freed = on_freed
         self._contexts: OrderedDict[ResidentCacheKey, ResidentCache] = OrderedDict()
         self._loading: dict[ResidentCacheKey, _Loading] = {}
         self._lock = threading.Lock()
@@ -83,7 +83,7 @@ class ResidentCaches:
             if idle is not None:
                 self._drop(idle, "evicted")
         if idle is not None:
-            self._on_room()
+            self._on_freed()
         return idle is not None
 
     def expire(self) -> None:
@@ -98,7 +98,7 @@ class ResidentCaches:
             for key in over:
                 self._drop(key, "expired")
         if over:
-            self._on_room()
+            self._on_freed()
 
     def release(self, key: ResidentCacheKey) -> None:
         """Drop a cache whose lease has ended, as soon as nothing forks it."""
@@ -107,11 +107,11 @@ class ResidentCaches:
             if context is None:
                 return
             if context.uses:
-                # goes as soon as nobody is about to fork it
+                # dropped as soon as no caller is about to fork the cache
                 context.expires = 0.0
                 return
             self._drop(key, "released")
-        self._on_room()
+        self._on_freed()
 
     def close(self) -> None:
         """Drop all caches; called when nothing runs any more."""
@@ -166,7 +166,7 @@ class ResidentCaches:
         return context
 
     def _make_place(self) -> None:
-        while len(self._contexts) > self._most and self.evict():
+        while len(self._contexts) > self._max_caches and self.evict():
             pass
 
     def _drop(self, key: ResidentCacheKey, reason: str) -> None:

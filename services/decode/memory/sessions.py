@@ -46,13 +46,13 @@ class Sessions:
     """All sessions, the least recently used first. Safe to use from any thread.
 
     A turn runs on a fork, so that a session changes only when the turn has ended. An idle session
-    is dropped when its TTL ends or when pages are needed; a busy one is not. `on_room` is called
+    is dropped when its TTL ends or when pages are needed; a busy one is not. `on_freed` is called
     when pages came free.
     """
 
-    def __init__(self, *, most: int, on_room: Callable[[], None]) -> None:
-        self._most = most
-        self._on_room = on_room
+    def __init__(self, *, max_sessions: int, on_freed: Callable[[], None]) -> None:
+        self._max_sessions = max_sessions
+        self._on_freed = on_freed
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         # owner and reason
         self._gone: OrderedDict[str, tuple[str, str]] = OrderedDict()
@@ -76,7 +76,7 @@ class Sessions:
         session = Session(session_id, pages, tuple(tokens), report, keep_seconds, expires, owner)
         with self._lock:
             self._sessions[session_id] = session
-        while len(self._sessions) > self._most and self.evict():
+        while len(self._sessions) > self._max_sessions and self.evict():
             pass
         return session_id
 
@@ -119,7 +119,7 @@ class Sessions:
                 session.pages, session.tokens = pages, tuple(tokens)
                 session.keep_seconds = keep_seconds
             old.release()
-        self._on_room()
+        self._on_freed()
         return session.session_id if replaces else ""
 
     def fork(self, session_id: str, owner: str = "") -> Session:
@@ -150,7 +150,7 @@ class Sessions:
         """Drop a session. Raises `NotFound`, or `Refused` while it is busy."""
         with self._lock:
             self._drop(self._idle(session_id, owner), "SESSION_RELEASED")
-        self._on_room()
+        self._on_freed()
 
     def evict(self) -> bool:
         """Drop the least recently used idle session; False if there is none."""
@@ -159,7 +159,7 @@ class Sessions:
             if idle is not None:
                 self._drop(idle, "SESSION_EVICTED")
         if idle is not None:
-            self._on_room()
+            self._on_freed()
         return idle is not None
 
     def expire(self) -> None:
@@ -170,7 +170,7 @@ class Sessions:
             for session in over:
                 self._drop(session, "SESSION_EXPIRED")
         if over:
-            self._on_room()
+            self._on_freed()
 
     def close(self) -> None:
         """Drop all sessions; called when nothing runs any more."""

@@ -120,7 +120,7 @@ class HeldIntake(Intake):
         self.worked: list[float] = []
         self.go = asyncio.Event()
 
-    async def rest(self, worked_seconds: float) -> None:
+    async def pause(self, worked_seconds: float) -> None:
         self.worked.append(worked_seconds)
         await self.go.wait()
 

@@ -17,13 +17,13 @@ async def _nothing(pages: SequencePages, need: PageCount) -> None:
 
 async def test_there_is_no_pause_while_nothing_runs() -> None:
     async with asyncio.timeout(0.05):
-        await Intake(_nothing, lambda: False).rest(60)
+        await Intake(_nothing, lambda: False).pause(60)
 
 
 @pytest.mark.parametrize(("worked", "least"), [(0.02, 0.04), (60, 0.1)])
 async def test_pauses_are_longer_than_the_work_and_bounded(worked: float, least: float) -> None:
     began = time.perf_counter()
     async with asyncio.timeout(5):
-        await Intake(_nothing, lambda: True).rest(worked)
+        await Intake(_nothing, lambda: True).pause(worked)
     # the loop's clock may be a little coarser
     assert time.perf_counter() - began >= 0.95 * least

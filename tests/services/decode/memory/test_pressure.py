@@ -107,7 +107,7 @@ async def test_a_sequence_that_never_finds_pages_is_given_up(
 async def test_idle_sessions_are_evicted_before_a_sequence_waits(served: ServedModel) -> None:
     expected = await _alone(served, 1)
     pool = new_pool(served, pages=150)
-    sessions = Sessions(most=9, on_room=lambda: None)
+    sessions = Sessions(max_sessions=9, on_freed=lambda: None)
     kept = _idle(served, pool)
     session_id = sessions.keep(kept, [1, 2], TransferReport(), 60)
     engine = new_engine(served, pool, sessions=sessions)

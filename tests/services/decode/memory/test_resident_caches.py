@@ -44,7 +44,7 @@ class Visits:
     """Tasks that borrow a context and hold it until let go."""
 
     def __init__(self, most: int = 1) -> None:
-        self.contexts = ResidentCaches(most=most, on_room=lambda: None)
+        self.contexts = ResidentCaches(max_caches=most, on_freed=lambda: None)
         self.loads = Loads()
         self.inside = 0
         self.gate = asyncio.Event()

@@ -27,7 +27,7 @@ def woken() -> list[None]:
 
 @pytest.fixture
 def sessions(woken: list[None]) -> Sessions:
-    return Sessions(most=3, on_room=lambda: woken.append(None))
+    return Sessions(max_sessions=3, on_freed=lambda: woken.append(None))
 
 
 def _kept(sessions: Sessions, pool: PagePool, seconds: float = 60.0) -> str:
