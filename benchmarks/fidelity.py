@@ -36,15 +36,15 @@ class Sizes:
     """Tokens of a prompt, of its continuation, and of the longer one; how many passages."""
 
     prompt: int
-    fed: int
+    continuation_tokens: int
     long: int
     passages: int
 
 
 def measure(served: ServedModel, sizes: Sizes, progress: Progress) -> Report:
     """All parts, one after another, each with a bar of its own."""
-    texts = passages(served, sizes.prompt, sizes.fed, OFFSETS[: sizes.passages])
-    copying = passages(served, sizes.prompt, sizes.fed, (COPYING_OFFSET,))
+    texts = passages(served, sizes.prompt, sizes.continuation_tokens, OFFSETS[: sizes.passages])
+    copying = passages(served, sizes.prompt, sizes.continuation_tokens, (COPYING_OFFSET,))
     long = passages(served, sizes.prompt, sizes.long, (_LONG_OFFSET,))
     cases = hidden_keys(served, sizes.prompt)
 
@@ -57,7 +57,12 @@ def measure(served: ServedModel, sizes: Sizes, progress: Progress) -> Report:
     found = found_keys(served, cases, policies, bar("pass keys", len(cases)))
     return Report(
         with_later_kept(served, texts, settings.LATER_KEPT, bar("later kept", later_kept)),
-        with_rules(served, texts, settings.RULES_ON, bar("rules on", len(texts) * sizes.fed)),
+        with_rules(
+            served,
+            texts,
+            settings.RULES_ON,
+            bar("rules on", len(texts) * sizes.continuation_tokens),
+        ),
         with_rules(served, long, settings.LONG, bar("longer", sizes.long)),
         with_later_kept(served, long, settings.LONG, bar("longer, kept", len(settings.LONG))),
         with_later_kept(served, copying, settings.COPYING, bar("copying", len(settings.COPYING))),

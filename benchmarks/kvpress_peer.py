@@ -52,15 +52,15 @@ def measure(
     model: PreTrainedModel, passage: dict[str, list[int]], ratios: Sequence[float]
 ) -> Iterator[dict[str, object]]:
     """Every press at every ratio, on one passage."""
-    prompt, fed = passage["prompt"], passage["fed"]
-    exact = model(torch.tensor([prompt + fed]), logits_to_keep=len(fed)).logits[0]
+    prompt, continuation = passage["prompt"], passage["fed"]
+    exact = model(torch.tensor([prompt + continuation]), logits_to_keep=len(continuation)).logits[0]
     for name, press in PRESSES.items():
         for ratio in ratios:
             begin = time.perf_counter()
             cache = compressed(model, press(1 - ratio), prompt)
             seconds = time.perf_counter() - begin
             real = held_bytes(cache) / dense_bytes(model, len(prompt))
-            logits = feed(model, cache, len(prompt), fed)
+            logits = feed(model, cache, len(prompt), continuation)
             yield {
                 "press": name,
                 "ratio": ratio,
@@ -81,12 +81,12 @@ def compressed(
 
 
 def feed(
-    model: PreTrainedModel, cache: DynamicCache, first: int, fed: Sequence[int]
+    model: PreTrainedModel, cache: DynamicCache, first: int, continuation: Sequence[int]
 ) -> torch.Tensor:
     """Logits `[m, V]`, a token at a time: layers may hold different numbers of rows, and the fake
     keys that stand for what is masked are made anew for each query."""
     logits = []
-    for position, token in enumerate(fed, first):
+    for position, token in enumerate(continuation, first):
         answer = model(
             torch.tensor([[token]]),
             past_key_values=cache,

@@ -77,7 +77,7 @@ def fill(
 
 def payload_bytes(pool: PagePool) -> int:
     """Keys and values of the rows held, and nothing else."""
-    return pool.rows * pool.storage.plain.coding.row_bytes
+    return pool.rows * pool.storage.unquantized.layout.row_bytes
 
 
 def table_of(pool: PagePool, held: Sequence[SequencePages]) -> Table:

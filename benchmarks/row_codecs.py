@@ -1,7 +1,7 @@
 """Measure the loss of codecs, alone and combined with policies: KL against measured bytes.
 
 The passages are those of `benchmarks.fidelity`, every fed token kept as the model computed it, so
-that KL is the loss of the prompt's own compaction and coding. Bytes are those of the tensors as
+that KL is the loss of the prompt's own compaction and encoding. Bytes are those of the tensors as
 shipped, scales, positions, scores and flags included, over the dense cache in float16.
 """
 
@@ -69,11 +69,11 @@ def measure(
 ) -> dict[_Setting, _Figures]:
     """Every policy under every codec on one passage."""
     record = PromptRecord(served, passage.prompt, calibration)
-    exact = dense_logits(served, passage.prompt, passage.fed)
+    exact = dense_logits(served, passage.prompt, passage.continuation)
     found = {}
     for policy, codec in track(settings, "settings"):
         compacted = record.compact_timed(_POLICIES[policy], RowCodec.parse(codec))
-        logits = kept_logits(served, compacted.layers, compacted.tokens, passage.fed)
+        logits = kept_logits(served, compacted.layers, compacted.tokens, passage.continuation)
         kl = float(compare(exact, logits, passage.targets).kl.mean())
         found[policy, codec] = kl, compacted.costs["rows"], compacted.costs["fp16_bytes"]
     return found

@@ -113,7 +113,7 @@ def digest_tokens(token_ids: Sequence[int]) -> str:
 class HeadRows:
     """A KV head's rows: views into a layer's tensors, or copies out of the pool.
 
-    `keys`, `values` `[R, D]` (keys after RoPE), or uint8 `[R, width]` under a `coding`;
+    `keys`, `values` `[R, D]` (keys after RoPE), or uint8 `[R, width]` under a `layout`;
     `positions` int32 `[R]`, the original positions; `scores` f32 `[R]` and `flags` uint8 `[R]` only
     where the head's rule needs them; `log_weights` f32 `[R]`, added to the rows' logits, only where
     rows were merged.
@@ -126,7 +126,7 @@ class HeadRows:
     scores: torch.Tensor | None = None
     flags: torch.Tensor | None = None
     log_weights: torch.Tensor | None = None
-    coding: KeyValueLayout | None = None
+    layout: KeyValueLayout | None = None
 
     @property
     def rows(self) -> int:
@@ -134,13 +134,13 @@ class HeadRows:
 
     def decoded(self) -> HeadRows:
         """The same rows as f32 `[R, D]`."""
-        if self.coding is None:
+        if self.layout is None:
             return self
         return dataclasses.replace(
             self,
-            keys=decode_rows(self.keys, self.coding.keys),
-            values=decode_rows(self.values, self.coding.values),
-            coding=None,
+            keys=decode_rows(self.keys, self.layout.keys),
+            values=decode_rows(self.values, self.layout.values),
+            layout=None,
         )
 
 
@@ -148,7 +148,7 @@ class HeadRows:
 class RaggedLayer:
     """One layer's kept rows, the heads one after another, each head's rows by ascending position.
 
-    `keys`, `values` `[R, D]` of the model's dtype, or uint8 `[R, width]` as `coding` says;
+    `keys`, `values` `[R, D]` of the model's dtype, or uint8 `[R, width]` as `layout` says;
     `positions` int32 `[R]`; `head_offsets` H + 1 row numbers.
     `scores` f32 and `flags` uint8 hold the rows of just those heads whose rule needs them, in
     head order, and `log_weights` f32 those of the `weighted` heads, whose rows stand for others
@@ -166,7 +166,7 @@ class RaggedLayer:
     flags: torch.Tensor
     log_weights: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
     weighted: tuple[bool, ...] = ()
-    coding: KeyValueLayout | None = None
+    layout: KeyValueLayout | None = None
 
     @classmethod
     def of_heads(cls, heads: Sequence[HeadRows]) -> RaggedLayer:
@@ -185,7 +185,7 @@ class RaggedLayer:
             torch.cat(flags).cpu() if flags else torch.empty(0, dtype=torch.uint8),
             torch.cat(weights).cpu() if weights else torch.empty(0),
             tuple(head.log_weights is not None for head in heads) if weights else (),
-            heads[0].coding,
+            heads[0].layout,
         )
 
     @property
@@ -194,12 +194,12 @@ class RaggedLayer:
 
     @property
     def head_size(self) -> int:
-        return self.coding.head_size if self.coding else int(self.keys.shape[1])
+        return self.layout.head_size if self.layout else int(self.keys.shape[1])
 
     @property
     def dense_row_bytes(self) -> int:
         """Bytes of one key and value in the model's dtype."""
-        dtype = self.coding.dtype if self.coding else self.keys.dtype
+        dtype = self.layout.dtype if self.layout else self.keys.dtype
         return 2 * self.head_size * dtype.itemsize
 
     @property
@@ -227,7 +227,7 @@ class RaggedLayer:
                 weighed += rows
             part = slice(first, last)
             keys, values, positions = self.keys[part], self.values[part], self.positions[part]
-            yield HeadRows(rule, keys, values, positions, scores, flags, weights, self.coding)
+            yield HeadRows(rule, keys, values, positions, scores, flags, weights, self.layout)
 
     @property
     def nbytes(self) -> int:

@@ -29,15 +29,15 @@ def compact_layer(
     offsets = [0, *itertools.accumulate(chosen.numel() for chosen in rows)]
     positions = torch.cat(rows).to(torch.int32)
     ends = torch.tensor(offsets[1:], dtype=torch.int32).to(k.device, non_blocking=True)
-    coding = KeyValueLayout(codec, k.shape[2], k.dtype)
-    keys, values = gather_rows(k, v, positions, ends, coding)
+    layout = KeyValueLayout(codec, k.shape[2], k.dtype)
+    keys, values = gather_rows(k, v, positions, ends, layout)
     for head, bounds in zip(heads, itertools.pairwise(offsets), strict=True):
         if head.fitted is not None:
             # as the model's own rows are: in its dtype before they are coded
             own, fitted = slice(*bounds), head.fitted
-            values[own] = encode_rows(fitted.values.to(k), coding.values)
+            values[own] = encode_rows(fitted.values.to(k), layout.values)
             if fitted.keys is not None:
-                keys[own] = encode_rows(fitted.keys.to(k), coding.keys)
+                keys[own] = encode_rows(fitted.keys.to(k), layout.keys)
     classes = classes.to(k.device)
     scores = [
         head.scores.to(k.device)[chosen]
@@ -59,7 +59,7 @@ def compact_layer(
         flags=_joined(flags, torch.uint8, k.device),
         log_weights=_joined(weights, torch.float32, k.device),
         weighted=tuple(head.fitted is not None for head in heads) if weights else (),
-        coding=None if coding.plain else coding,
+        layout=None if layout.unquantized else layout,
     )
 
 

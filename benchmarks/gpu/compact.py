@@ -31,9 +31,9 @@ def measure(sizes: Sizes, timer: Timer, ceilings: Ceilings) -> dict[str, Figure]
     k, v = torch.randn(size, device=here, dtype=sizes.dtype)
     figures = {}
     for name, target in (("model", 0.8), ("int8", None), ("int4", None)):
-        coding = KeyValueLayout(RowCodec.parse(name), sizes.head_size, sizes.dtype)
-        seconds = timer.seconds(functools.partial(gather_rows, k, v, rows, ends, coding))
-        moved = int(counts.sum()) * (sizes.row_bytes + coding.row_bytes)
+        layout = KeyValueLayout(RowCodec.parse(name), sizes.head_size, sizes.dtype)
+        seconds = timer.seconds(functools.partial(gather_rows, k, v, rows, ends, layout))
+        moved = int(counts.sum()) * (sizes.row_bytes + layout.row_bytes)
         share = moved / seconds / ceilings.copy_bytes
         figure = "compact_bandwidth_ratio" + ("" if name == "model" else f"_{name}")
         figures[figure] = Figure(share, "ratio", "copy bandwidth", target)

@@ -54,7 +54,7 @@ def attention(codec: str, *, scored: bool = False) -> tuple[dict[str, Listing], 
     rows = torch.full((1, 1, _SIZES.kv_heads), _SIZES.mean_rows, dtype=torch.int32)
     pool = fill(rows, _SIZES, codec=RowCodec.parse(codec))
     kernels = _by_name(decode_attention.step(pool, _SIZES, scored=scored))
-    return kernels, pool.batch.store.page_layout.row_bytes
+    return kernels, pool.batch.row_pages.page_layout.row_bytes
 
 
 def _attention() -> Iterator[Round]:
@@ -120,11 +120,11 @@ def _gather() -> Iterator[Round]:
     ends = torch.arange(1, heads + 1, dtype=torch.int32) * 32
     rows = torch.arange(32, dtype=torch.int32).repeat(heads)
     for codec in _GATHER_CODECS:
-        coding = KeyValueLayout(RowCodec.parse(codec), size, _SIZES.dtype)
-        call = functools.partial(gather_rows, k, v, rows, ends, coding)
+        layout = KeyValueLayout(RowCodec.parse(codec), size, _SIZES.dtype)
+        call = functools.partial(gather_rows, k, v, rows, ends, layout)
         (kernel,) = _by_name(call).values()
-        tile = rows_a_program(coding)
-        moved = tile * (_SIZES.row_bytes + coding.row_bytes + 4)
+        tile = rows_a_program(layout)
+        moved = tile * (_SIZES.row_bytes + layout.row_bytes + 4)
         yield Round(f"gather_{codec}", f"{tile} rows", kernel, kernel.shortest(), moved)
 
 

@@ -58,7 +58,7 @@ def _of_codecs(
     figures = {}
     for name in CODECS:
         pool = fill(rows, sizes, codec=RowCodec.parse(name))
-        read = int(rows.sum()) * pool.batch.store.coding.row_bytes
+        read = int(rows.sum()) * pool.batch.row_pages.layout.row_bytes
         share = read / timer.seconds(step(pool, sizes)) / ceilings.copy_bytes
         figures[f"ragged_bandwidth_ratio_{name}"] = Figure(share, "ratio", "copy bandwidth")
     return figures

@@ -28,7 +28,7 @@ class Pool:
     @property
     def row_count(self) -> int:
         """Rows there is room for."""
-        return self.free.ring.numel() * self.batch.store.page_rows
+        return self.free.ring.numel() * self.batch.row_pages.page_rows
 
 
 def fill(
@@ -53,7 +53,7 @@ def fill(
     nothing = torch.empty(0, device=device)
     words = torch.from_numpy(rule_words(full_rules(rows.shape)))
     batch = DeviceBatch(
-        store=_random_rows(order.numel(), page_layout, device),
+        row_pages=_random_rows(order.numel(), page_layout, device),
         positions=nothing.int(),
         scores=nothing,
         metadata_flags=nothing.to(torch.uint8),
@@ -85,14 +85,14 @@ def fill(
 
 def _random_rows(pages: int, page_layout: PageLayout, device: torch.device) -> RowPages:
     arena = torch.empty(pages * page_layout.page_bytes, dtype=torch.uint8, device=device)
-    store = RowPages.of(arena, page_layout)
-    coding = page_layout.coding
-    for part, layout in ((store.keys, coding.keys), (store.values, coding.values)):
-        if layout.codec is ElementCodec.MODEL:
+    row_pages = RowPages.of(arena, page_layout)
+    layout = page_layout.layout
+    for part, row_layout in ((row_pages.keys, layout.keys), (row_pages.values, layout.values)):
+        if row_layout.codec is ElementCodec.MODEL:
             part.codes.normal_()
         else:
             _random_codes(part)
-    return store
+    return row_pages
 
 
 def _random_codes(rows: StoredRows) -> None:

@@ -64,7 +64,7 @@ class PageForm(NamedTuple):
 
 def page_form(page_layout: PageLayout) -> PageForm:
     """Return the constants of kernels that read or write pages of this layout."""
-    coding = page_layout.coding
+    layout = page_layout.layout
 
     def rows(layout: RowLayout, first: int, scales: int) -> RowForm:
         item = layout.storage_dtype.itemsize
@@ -77,8 +77,8 @@ def page_form(page_layout: PageLayout) -> PageForm:
         )
 
     return PageForm(
-        rows(coding.keys, 0, page_layout.key_scales),
-        rows(coding.values, page_layout.value_offset, page_layout.value_scales),
+        rows(layout.keys, 0, page_layout.key_scales),
+        rows(layout.values, page_layout.value_offset, page_layout.value_scales),
         page_layout.rows,
     )
 

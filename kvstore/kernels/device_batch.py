@@ -26,7 +26,7 @@ class DeviceBatch:
     log-weights, per layer.
     """
 
-    store: RowPages
+    row_pages: RowPages
     positions: torch.Tensor
     scores: torch.Tensor
     metadata_flags: torch.Tensor

@@ -16,7 +16,7 @@ CODECS = tuple(ElementCodec)
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class HostBatch:
-    """B sequences of one coding; see `PagedBatch` and `HeadTables` for what is not said here.
+    """B sequences of one layout; see `PagedBatch` and `HeadTables` for what is not said here.
 
     `arena` uint8 is all pages, and `floats` the same memory as f32 rows `[N, D]`, in whose number
     none stands across two; empty where rows are coded. `key_places`, `value_places` int64 `[5]`:
@@ -48,11 +48,11 @@ class HostBatch:
         return self.room[0][:lines]
 
 
-def plain_rows(arena: torch.Tensor, coding: KeyValueLayout) -> NDArray[np.float32]:
+def unquantized_rows(arena: torch.Tensor, layout: KeyValueLayout) -> NDArray[np.float32]:
     """`HostBatch.floats`. Two indices, and the inner one from 0: only so are loops made vectors."""
-    if not coding.plain:
-        return np.empty((0, coding.head_size), np.float32)
-    rows: NDArray[np.float32] = arena.view(torch.float32).view(-1, coding.head_size).numpy()
+    if not layout.unquantized:
+        return np.empty((0, layout.head_size), np.float32)
+    rows: NDArray[np.float32] = arena.view(torch.float32).view(-1, layout.head_size).numpy()
     return rows
 
 

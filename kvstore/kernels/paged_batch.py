@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kvstore.kernels.device_batch import DeviceBatch, DeviceScratch
 from kvstore.kernels.dispatch import runs_triton
-from kvstore.kernels.host_batch import HostBatch, places, plain_rows
+from kvstore.kernels.host_batch import HostBatch, places, unquantized_rows
 from kvstore.kernels.row_pages import RowIndex, RowPages
 from kvstore.row_codecs import encode_rows
 from kvstore.rule_table import may_evict, needs_scores, rule_words
@@ -78,10 +78,10 @@ class StagedRows:
     flags: NDArray[np.uint8]
 
     @classmethod
-    def of(cls, plain: RowPages, tables: HeadTables, staging_slots: int) -> StagedRows:
-        """Allocate `staging_slots` slots; `plain`: pages of rows in the model's dtype."""
-        size = (*tables.rows.shape[1:], staging_slots, plain.coding.head_size)
-        new = plain.keys.codes.new_empty
+    def of(cls, unquantized: RowPages, tables: HeadTables, staging_slots: int) -> StagedRows:
+        """Allocate `staging_slots` slots; `unquantized`: pages of rows in the model's dtype."""
+        size = (*tables.rows.shape[1:], staging_slots, unquantized.layout.head_size)
+        new = unquantized.keys.codes.new_empty
         return cls(new(size), new(size), np.zeros(staging_slots, np.uint8))
 
     def put(
@@ -109,15 +109,15 @@ class ArrivingRows:
 class PagedBatch:
     """B sequences of one layout, each of which feeds a retention chunk or a part of one.
 
-    Rows lie in `store`, metadata in `columns`, fed rows in `fed`. int64 `[B]` each: `slots`, the
-    sequences' indices in the tables; `staging_slots`, the first slot of each chunk; `before`,
-    tokens of the chunk that earlier parts fed; `counts`, tokens that this part feeds.
+    Rows lie in `row_pages`, metadata in `columns`, staged rows in `staged`. int64 `[B]` each:
+    `slots`, the sequences' indices in the tables; `staging_slots`, the first slot of each chunk;
+    `before`, tokens of the chunk that earlier parts fed; `counts`, tokens that this part feeds.
     """
 
-    store: RowPages
+    row_pages: RowPages
     columns: RowMetadata
     tables: HeadTables
-    fed: StagedRows
+    staged: StagedRows
     slots: NDArray[np.int64]
     staging_slots: NDArray[np.int64]
     before: NDArray[np.int64]
@@ -126,13 +126,13 @@ class PagedBatch:
     @property
     def on_cpu_in_f32(self) -> bool:
         """Whether the compiled CPU kernels can run here."""
-        keys = self.fed.keys
+        keys = self.staged.keys
         return keys.device.type == "cpu" and keys.dtype == torch.float32
 
     @property
     def on_triton(self) -> bool:
         """Whether the Triton kernels run here."""
-        return runs_triton(self.fed.keys)
+        return runs_triton(self.staged.keys)
 
     @functools.cached_property
     def single(self) -> bool:
@@ -176,7 +176,7 @@ class PagedBatch:
     def on_device(self) -> DeviceBatch:
         """The same on the device, copied once: later changes of the tables are not seen there."""
         tables, columns, slots, rows = self.tables, self.columns, self.slots, self.rows
-        device = self.fed.keys.device
+        device = self.staged.keys.device
         most = int((rows + self.chunk_tokens[:, None, None]).max(initial=1))
         ends = rows.transpose(1, 0, 2).reshape(rows.shape[1], -1).cumsum(1, dtype=np.int32)
         weighted = tables.weighted[slots]
@@ -188,14 +188,14 @@ class PagedBatch:
             return copied(table[slots, :, :, : -(-most // page_rows)])
 
         return DeviceBatch(
-            store=self.store,
+            row_pages=self.row_pages,
             positions=columns.positions,
             scores=columns.scores,
             metadata_flags=columns.flags,
             log_weights=columns.log_weights,
             metadata_page_rows=columns.page_rows,
             kv_heads=copied(tables.kv_heads),
-            pages=pages(tables.pages, self.store.page_rows),
+            pages=pages(tables.pages, self.row_pages.page_rows),
             metadata=pages(tables.metadata, columns.page_rows),
             rows=copied(rows),
             has_metadata=copied(tables.has_metadata[slots]),
@@ -203,9 +203,9 @@ class PagedBatch:
             rules=copied(rule_words(tables.rules[slots])),
             lengths=copied(tables.lengths[slots]),
             ends=copied(ends),
-            new_keys=self.fed.keys,
-            new_values=self.fed.values,
-            flags=copied(self.fed.flags),
+            new_keys=self.staged.keys,
+            new_values=self.staged.values,
+            flags=copied(self.staged.flags),
             staging_slots=copied(self.staging_slots.astype(np.int32)),
             before=copied(self.before.astype(np.int32)),
             counts=copied(self.counts.astype(np.int32)),
@@ -219,22 +219,22 @@ class PagedBatch:
     @functools.cached_property
     def on_host(self) -> HostBatch:
         """The same as arrays; only `held` does not see later changes of the tables."""
-        store, columns, fed = self.store, self.columns, self.fed
-        coding, page_layout = store.coding, store.page_layout
+        row_pages, columns, staged = self.row_pages, self.columns, self.staged
+        layout, page_layout = row_pages.layout, row_pages.page_layout
         return HostBatch(
-            arena=store.arena.numpy(),
-            floats=plain_rows(store.arena, coding),
-            key_places=places(coding.keys, page_layout.page_bytes, 0, page_layout.key_scales),
+            arena=row_pages.arena.numpy(),
+            floats=unquantized_rows(row_pages.arena, layout),
+            key_places=places(layout.keys, page_layout.page_bytes, 0, page_layout.key_scales),
             value_places=places(
-                coding.values,
+                layout.values,
                 page_layout.page_bytes,
                 page_layout.value_offset,
                 page_layout.value_scales,
             ),
             positions=columns.positions.numpy(),
             log_weights=columns.log_weights.numpy(),
-            new_keys=fed.keys.numpy(),
-            new_values=fed.values.numpy(),
+            new_keys=staged.keys.numpy(),
+            new_values=staged.values.numpy(),
             kv_heads=self.tables.kv_heads.tolist(),
             held=self.rows.sum((0, 2)).tolist(),
         )
@@ -243,21 +243,21 @@ class PagedBatch:
         """Return the index of a head's rows in the row pages, `[R]`."""
         tables, slot = self.tables, self.slots[b]
         slots = np.arange(tables.rows[slot, layer, head], dtype=np.int64)
-        return self.store.index(tables.pages[slot, layer, head], slots)
+        return self.row_pages.index(tables.pages[slot, layer, head], slots)
 
     def arriving(self) -> ArrivingRows:
         """Return the chunks' rows under the layout of the sequences."""
-        coding, fed = self.store.coding, self.fed
-        if coding.plain:
-            return ArrivingRows(fed.keys, fed.values, self.staging_slots)
+        layout, staged = self.row_pages.layout, self.staged
+        if layout.unquantized:
+            return ArrivingRows(staged.keys, staged.values, self.staging_slots)
         spans = [
             np.arange(first, first + count)
             for first, count in zip(self.staging_slots, self.chunk_tokens, strict=True)
         ]
-        staging_slots = torch.from_numpy(np.concatenate(spans)).to(fed.keys.device)
+        staging_slots = torch.from_numpy(np.concatenate(spans)).to(staged.keys.device)
         return ArrivingRows(
-            encode_rows(fed.keys[:, :, staging_slots], coding.keys, turned=True),
-            encode_rows(fed.values[:, :, staging_slots], coding.values, turned=True),
+            encode_rows(staged.keys[:, :, staging_slots], layout.keys, pre_rotated=True),
+            encode_rows(staged.values[:, :, staging_slots], layout.values, pre_rotated=True),
             np.cumsum(self.chunk_tokens) - self.chunk_tokens,
         )
 
@@ -299,7 +299,7 @@ class StepScratch:
         bounded = may_evict(rules) & exists
         sizes = np.where(bounded, rows + batch.chunk_tokens[:, None, None], 0)
         ends = sizes.cumsum().reshape(sizes.shape)
-        total, device = int(sizes.sum()), batch.fed.keys.device
+        total, device = int(sizes.sum()), batch.staged.keys.device
         return cls(
             np.where(bounded, ends - sizes, -1),
             sizes,

@@ -28,47 +28,47 @@ class PageLayout:
     its scale and offset, so that codes are loaded in vectors.
     """
 
-    coding: KeyValueLayout
+    layout: KeyValueLayout
     page_bytes: int
     rows: int
 
     @classmethod
-    def of(cls, coding: KeyValueLayout, page_bytes: int) -> PageLayout:
+    def of(cls, layout: KeyValueLayout, page_bytes: int) -> PageLayout:
         """Return the layout with as many rows as fit. Raises `InvalidParameter` if none fits."""
-        for rows in range(page_bytes // coding.row_bytes, 0, -1):
-            page_layout = cls(coding, page_bytes, rows)
+        for rows in range(page_bytes // layout.row_bytes, 0, -1):
+            page_layout = cls(layout, page_bytes, rows)
             if page_layout.end <= page_bytes:
                 return page_layout
-        raise InvalidParameter("page_rows", f"a page holds no row coded as {coding.codec.name}")
+        raise InvalidParameter("page_rows", f"a page holds no row coded as {layout.codec.name}")
 
     @property
     def key_scales(self) -> int:
         """Byte where the words of the keys begin, or where the codes end if there are no words."""
-        return self._after(0, self.coding.keys.code_bytes)
+        return self._after(0, self.layout.keys.code_bytes)
 
     @property
     def value_offset(self) -> int:
         """Byte where the values begin."""
-        return self._after(self.key_scales, self._word_bytes(self.coding.keys))
+        return self._after(self.key_scales, self._word_bytes(self.layout.keys))
 
     @property
     def value_scales(self) -> int:
-        return self._after(self.value_offset, self.coding.values.code_bytes)
+        return self._after(self.value_offset, self.layout.values.code_bytes)
 
     @property
     def row_bytes(self) -> int:
         """Bytes of a key and its value, without the unused end of the page."""
-        words = self._word_bytes(self.coding.keys) + self._word_bytes(self.coding.values)
-        return self.coding.keys.code_bytes + self.coding.values.code_bytes + words
+        words = self._word_bytes(self.layout.keys) + self._word_bytes(self.layout.values)
+        return self.layout.keys.code_bytes + self.layout.values.code_bytes + words
 
     @property
     def end(self) -> int:
-        return self._after(self.value_scales, self._word_bytes(self.coding.values))
+        return self._after(self.value_scales, self._word_bytes(self.layout.values))
 
     def _after(self, first: int, row_bytes: int) -> int:
         """Return where the next part of a page begins. Unquantized rows leave no gap."""
         end = first + self.rows * row_bytes
-        return end if self.coding.plain else -(-end // _ALIGNMENT) * _ALIGNMENT
+        return end if self.layout.unquantized else -(-end // _ALIGNMENT) * _ALIGNMENT
 
     @staticmethod
     def _word_bytes(layout: RowLayout) -> int:
@@ -104,7 +104,7 @@ class StoredRows:
 class RowPages:
     """All pages of the pool's `arena` uint8 `[P · page_bytes]`, seen through one page layout.
 
-    Only the pages of sequences with this coding hold such rows.
+    Only the pages of sequences with this layout hold such rows.
     """
 
     arena: torch.Tensor
@@ -114,20 +114,20 @@ class RowPages:
 
     @classmethod
     def of(cls, arena: torch.Tensor, page_layout: PageLayout) -> RowPages:
-        coding, pages, rows = (
-            page_layout.coding,
+        layout, pages, rows = (
+            page_layout.layout,
             arena.view(-1, page_layout.page_bytes),
             page_layout.rows,
         )
-        keys = _stored(pages, 0, page_layout.key_scales, rows, coding.keys)
+        keys = _stored(pages, 0, page_layout.key_scales, rows, layout.keys)
         values = _stored(
-            pages, page_layout.value_offset, page_layout.value_scales, rows, coding.values
+            pages, page_layout.value_offset, page_layout.value_scales, rows, layout.values
         )
         return cls(arena, page_layout, keys, values)
 
     @property
-    def coding(self) -> KeyValueLayout:
-        return self.page_layout.coding
+    def layout(self) -> KeyValueLayout:
+        return self.page_layout.layout
 
     @property
     def page_rows(self) -> int:
@@ -144,11 +144,11 @@ class RowPages:
 
     def decoded_keys(self, index: RowIndex) -> torch.Tensor:
         """Return keys f32 `[R, D]`, rotated where the codec rotates."""
-        return decode_rows(self.keys[index], self.coding.keys, turned=True)
+        return decode_rows(self.keys[index], self.layout.keys, keep_rotated=True)
 
     def decoded_values(self, index: RowIndex) -> torch.Tensor:
         """Return values f32 `[R, D]`, rotated where the codec rotates."""
-        return decode_rows(self.values[index], self.coding.values, turned=True)
+        return decode_rows(self.values[index], self.layout.values, keep_rotated=True)
 
 
 def _stored(

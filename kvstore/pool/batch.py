@@ -23,13 +23,13 @@ class RetentionChunk:
     """Tokens of one sequence that the rules treat together; fed at once or in parts.
 
     The chunk's rows lie in the staging slots from `first_slot` on until the chunk is complete and
-    retained. `fed` counts the tokens of earlier parts, `row_attention` is the attention that each
-    row received from them.
+    retained. `fed_tokens` counts the tokens of earlier parts, `row_attention` is the attention
+    that each row received from them.
     """
 
     sequence: SequencePages
     first_slot: int
-    fed: int = 0
+    fed_tokens: int = 0
     row_attention: torch.Tensor | None = None
 
 
@@ -55,7 +55,7 @@ class _Change:
 class _Group:
     """Sequences of one layout that all feed a single token, or all a longer part.
 
-    `places` in the batch, the numbers of the fed `tokens`, and their `staging_slots`.
+    `places` in the batch, the numbers of the staged `tokens`, and their `staging_slots`.
     """
 
     places: NDArray[np.int64]
@@ -71,12 +71,12 @@ class _Group:
         rotated values is rotated back.
         """
         q, k, v = inputs.q.transpose(0, 1), inputs.k, inputs.v
-        coding = self.batch.store.coding
-        if coding.keys.rotated:
+        layout = self.batch.row_pages.layout
+        if layout.keys.rotated:
             q, k = rotate(q), rotate(k)
-        if coding.values.rotated:
+        if layout.values.rotated:
             v = rotate(v)
-        self.batch.fed.put(inputs.layer, self.staging_slots, k, v)
+        self.batch.staged.put(inputs.layer, self.staging_slots, k, v)
         out = ragged_attention(
             q,
             self.batch,
@@ -85,7 +85,7 @@ class _Group:
             scale=inputs.scale,
             sliding_window=inputs.sliding_window,
         )
-        return rotate(out) if coding.values.rotated else out
+        return rotate(out) if layout.values.rotated else out
 
 
 class BatchStep:
@@ -97,7 +97,7 @@ class BatchStep:
     """
 
     def __init__(
-        self, fed: StagedRows, parts: Sequence[ChunkPart], classes: NDArray[np.uint8]
+        self, staged: StagedRows, parts: Sequence[ChunkPart], classes: NDArray[np.uint8]
     ) -> None:
         """`classes` `[N]`: the token classes of all fed tokens, one part after another."""
         chunks = [part.chunk for part in parts]
@@ -105,17 +105,17 @@ class BatchStep:
         assert all(chunk.sequence.pool is pool for chunk in chunks), "one pool for the batch"
         self._parts = tuple(parts)
         self._batch = PagedBatch(
-            pool.storage.plain,
+            pool.storage.unquantized,
             pool.storage.columns,
             pool.tables,
-            fed,
+            staged,
             slots=np.array([chunk.sequence.slot for chunk in chunks], np.int64),
             staging_slots=np.array([chunk.first_slot for chunk in chunks], np.int64),
-            before=np.array([chunk.fed for chunk in chunks], np.int64),
+            before=np.array([chunk.fed_tokens for chunk in chunks], np.int64),
             counts=np.array([part.tokens for part in parts], np.int64),
         )
         staging_slots = self._batch.token_staging_slots()
-        fed.flags[staging_slots] = classes
+        staged.flags[staging_slots] = classes
         self._scratch = StepScratch.of(self._batch)
         self._groups = tuple(self._by_kind())
         self._restore_row_attention()
@@ -123,7 +123,7 @@ class BatchStep:
 
     @classmethod
     def whole(
-        cls, sequences: Sequence[SequencePages], classes: NDArray[np.uint8], fed: StagedRows
+        cls, sequences: Sequence[SequencePages], classes: NDArray[np.uint8], staged: StagedRows
     ) -> BatchStep:
         """Build a step with a complete chunk of m tokens per sequence; `classes` `[B, m]`."""
         tokens = classes.shape[1]
@@ -131,7 +131,7 @@ class BatchStep:
             ChunkPart(RetentionChunk(sequence, n * tokens), tokens)
             for n, sequence in enumerate(sequences)
         ]
-        return cls(fed, parts, classes.reshape(-1))
+        return cls(staged, parts, classes.reshape(-1))
 
     def attend(self, inputs: AttentionInput) -> torch.Tensor:
         """Return `[N, HQ, D]`, the attention of all N fed tokens, which have no axis B."""
@@ -153,7 +153,7 @@ class BatchStep:
         for place, part in enumerate(self._parts):
             if not part.ends:
                 part.chunk.row_attention = self._scratch.row_attention_of(place).clone()
-                part.chunk.fed += part.tokens
+                part.chunk.fed_tokens += part.tokens
 
     def need(self, place: int) -> PageCount:
         """Return the unused pages that committing the sequence takes."""
@@ -177,11 +177,11 @@ class BatchStep:
         for group in self._groups:
             chosen = np.intersect1d(group.places, places)
             if len(chosen):
-                batch = dataclasses.replace(self._batch.of(chosen), store=group.batch.store)
+                batch = dataclasses.replace(self._batch.of(chosen), row_pages=group.batch.row_pages)
                 rows_after = np.stack([self._changes[place].rows for place in chosen.tolist()])
                 apply_decision(batch, self._scratch.of_sequences(chosen), rows_after)
         for place, (chunk, change) in zip(places, changes, strict=True):
-            chunk.sequence.tables.settle(change.rows)
+            chunk.sequence.tables.trim(change.rows)
             chunk.sequence.length += int(self._batch.chunk_tokens[place])
 
     def retain(self) -> None:
@@ -196,12 +196,12 @@ class BatchStep:
         """
         tokens = np.repeat(np.arange(len(self._parts)), self._batch.counts)
         singles = (self._batch.chunk_tokens == 1).tolist()
-        stores = [part.chunk.sequence.store for part in self._parts]
+        stores = [part.chunk.sequence.row_pages for part in self._parts]
         kinds = list(zip(stores, singles, strict=True))
         for kind in dict.fromkeys(kinds):
-            store, places = kind[0], np.array([n for n, k in enumerate(kinds) if k == kind])
-            batch = dataclasses.replace(self._batch.of(places), store=store)
-            device = batch.fed.keys.device
+            row_pages, places = kind[0], np.array([n for n, k in enumerate(kinds) if k == kind])
+            batch = dataclasses.replace(self._batch.of(places), row_pages=row_pages)
+            device = batch.staged.keys.device
             yield _Group(
                 places,
                 torch.from_numpy(np.flatnonzero(np.isin(tokens, places))).to(device),
@@ -220,7 +220,7 @@ class BatchStep:
             at = 0
             for layer, head in np.argwhere(self._scratch.starts[place] >= 0).tolist():
                 start, size = self._scratch.starts[place, layer, head], rows[place, layer, head]
-                size += chunk.fed
+                size += chunk.fed_tokens
                 self._scratch.row_attention[start : start + size] = before[at : at + size]
                 at += size
 
@@ -238,7 +238,7 @@ class BatchStep:
     ) -> list[tuple[int, int, int]]:
         """Return shared pages that will be written: layer, head and number in the table."""
         sequence = self._parts[place].chunk.sequence
-        tables, page_rows = sequence.tables, sequence.store.page_rows
+        tables, page_rows = sequence.tables, sequence.row_pages.page_rows
         found = []
         for layer, count in enumerate(tables.kv_heads.tolist()):
             for head in range(count):
@@ -261,6 +261,6 @@ class BatchStep:
             refilled = holes[:arriving]
             from_tail = holes[arriving:][holes[arriving:] < after]
             slots = np.concatenate((refilled, from_tail, np.arange(held, after)))
-        page_rows = self._parts[place].chunk.sequence.store.page_rows
+        page_rows = self._parts[place].chunk.sequence.row_pages.page_rows
         numbers: list[int] = np.unique(slots // page_rows).tolist()
         return numbers

@@ -51,7 +51,7 @@ class GraphBatch:
         # tokens of the incomplete chunk
         self._fed = 0
         self._pool = pool
-        self._store = pool.storage.store(codec)
+        self._row_pages = pool.storage.row_pages(codec)
         self._columns = pool.storage.columns
         self._sequences: tuple[SequencePages, ...] = ()
         _, layers, heads = pool.tables.rows.shape
@@ -89,7 +89,7 @@ class GraphBatch:
         return (
             len(sequences) <= self.places
             and self.current
-            and all(sequence.store is self._store for sequence in sequences)
+            and all(sequence.row_pages is self._row_pages for sequence in sequences)
             and not any(s.may_share and s.tables.shared_pages() for s in sequences)
         )
 
@@ -160,10 +160,10 @@ class GraphBatch:
     def attend(self, inputs: AttentionInput) -> torch.Tensor:
         """Return `[N, HQ, D]`, as `BatchStep.attend` does, for one token per place."""
         queries, k, v = inputs.q.transpose(0, 1), inputs.k, inputs.v
-        coding, batch = self._store.coding, self.batch
-        if coding.keys.rotated:
+        layout, batch = self._row_pages.layout, self.batch
+        if layout.keys.rotated:
             queries, k = rotate(queries), rotate(k)
-        if coding.values.rotated:
+        if layout.values.rotated:
             v = rotate(v)
         heads = k.shape[0]
         batch.new_keys[inputs.layer, :heads].index_copy_(1, self.staging_slots, k)
@@ -177,7 +177,7 @@ class GraphBatch:
             scale=inputs.scale,
             sliding_window=inputs.sliding_window,
         )
-        return rotate(out) if coding.values.rotated else out
+        return rotate(out) if layout.values.rotated else out
 
     def retain(self) -> None:
         """Apply every head's rule in one launch, after the last layer of a chunk's last step."""
@@ -239,7 +239,7 @@ class GraphBatch:
         """Return row and metadata pages of heads with `more` additional rows, `[places, L, H]`."""
         rows = np.where(self._exists, self._rows + more, 0)
         has_metadata = np.where(self._has_metadata, rows, 0)
-        return -(-rows // self._store.page_rows), -(-has_metadata // self._columns.page_rows)
+        return -(-rows // self._row_pages.page_rows), -(-has_metadata // self._columns.page_rows)
 
     def _padded(self, table: NDArray[_Entry], slots: NDArray[np.int64]) -> NDArray[_Entry]:
         values = np.zeros((self.places, *table.shape[1:]), table.dtype)
@@ -247,20 +247,20 @@ class GraphBatch:
         return values
 
     def _allocated(self) -> tuple[DeviceBatch, DeviceScratch]:
-        pool, store, columns, places = self._pool, self._store, self._columns, self.places
-        tables, device = pool.tables, store.arena.device
+        pool, row_pages, columns, places = self._pool, self._row_pages, self._columns, self.places
+        tables, device = pool.tables, row_pages.arena.device
         _, layers, heads, table_pages = tables.pages.shape
         staging_slots = places * self._chunk_tokens
-        fed = pool.new_staged_rows(staging_slots)
+        staged = pool.new_staged_rows(staging_slots)
         # every scored row has metadata, and every new row of a head has an entry
         entries = pool.metadata_pages * pool.page_rows + staging_slots * layers * heads
-        line = min(places * heads * table_pages, pool.pages) * store.page_rows
+        line = min(places * heads * table_pages, pool.pages) * row_pages.page_rows
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
         batch = DeviceBatch(
-            store=store,
+            row_pages=row_pages,
             positions=columns.positions,
             scores=columns.scores,
             metadata_flags=columns.flags,
@@ -281,8 +281,8 @@ class GraphBatch:
             ),
             lengths=zeros(places, dtype=torch.int64),
             ends=zeros(layers, places * heads),
-            new_keys=fed.keys,
-            new_values=fed.values,
+            new_keys=staged.keys,
+            new_values=staged.values,
             flags=zeros(staging_slots, dtype=torch.uint8),
             staging_slots=torch.arange(places, dtype=torch.int32, device=device)
             * self._chunk_tokens,

@@ -74,13 +74,13 @@ class PagePool:
 
         The rows are held under `codec`. Raises `PoolExhausted` without any change.
         """
-        store = self.storage.store(codec)
+        row_pages = self.storage.row_pages(codec)
         reservation = Reservation(PageReservation(self._rows), PageReservation(self._metadata))
         reservation.ensure(reserve or PageCount())
         with self._lock:
             if self._free_slots:
                 slot = self._free_slots.pop()
-                return SequencePages(self, slot, reservation, length, store)
+                return SequencePages(self, slot, reservation, length, row_pages)
         reservation.release()
         raise PoolExhausted(1, 0)
 
@@ -91,14 +91,16 @@ class PagePool:
 
     def new_staged_rows(self, slots: int) -> StagedRows:
         """Allocate memory for the rows of `slots` fed tokens."""
-        return StagedRows.of(self.storage.plain, self.tables, slots)
+        return StagedRows.of(self.storage.unquantized, self.tables, slots)
 
     def bound(self, tokens: int, codec: RowCodec = MODEL_ROWS) -> PageCount:
         """Return the pages that suffice for `tokens` tokens under this codec; see `pages_bound`.
 
         Raises `InvalidParameter` for a codec of which a page holds no row.
         """
-        return pages_bound(self.shapes, tokens, self.page_rows, self.storage.store(codec).page_rows)
+        return pages_bound(
+            self.shapes, tokens, self.page_rows, self.storage.row_pages(codec).page_rows
+        )
 
     @property
     def free_pages(self) -> int:
@@ -155,13 +157,13 @@ class PagePool:
     @property
     def dense_bytes(self) -> int:
         """Bytes of keys and values of dense caches of the same sequences."""
-        row = self.storage.plain.coding.row_bytes
+        row = self.storage.unquantized.layout.row_bytes
         return int(self.tables.lengths.sum()) * sum(s.kv_heads for s in self.shapes) * row
 
     def _most_pages(self, tokens: int) -> int:
         """Return the pages that a head of `tokens` tokens may take under any codec."""
         codecs = [RowCodec(codec, codec) for codec in ElementCodec]
-        return max(pages_for(tokens, self.storage.store(codec).page_rows) for codec in codecs)
+        return max(pages_for(tokens, self.storage.row_pages(codec).page_rows) for codec in codecs)
 
     @property
     def capacity_bytes(self) -> int:

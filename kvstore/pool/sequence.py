@@ -42,8 +42,8 @@ class Pool(Protocol):
 class SequencePages:
     """A sequence's tables of pages per (layer, KV head), within its reservation.
 
-    A layer that was never loaded starts empty, with full heads. Rows are held in `store`, under its
-    layout; fed rows are coded when they are retained. For one thread at a time. The reservation
+    A layer that was never loaded starts empty, with full heads. Rows are held in `row_pages`, under
+    its layout; fed rows are coded when they are retained. For one thread at a time. The reservation
     belongs to the sequence and is released with it.
 
     A device may step the sequence by its own copy of the tables (see `stepped_on_device`). The
@@ -56,14 +56,14 @@ class SequencePages:
         slot: int,
         reservation: Reservation,
         length: int,
-        store: RowPages,
+        row_pages: RowPages,
     ) -> None:
         self.pool = pool
         self.slot = slot
         self.reservation = reservation
-        self.store = store
+        self.row_pages = row_pages
         self._leave_device: Callable[[], None] | None = None
-        self._tables = PageTables(pool.tables, slot, reservation, pool.storage, store)
+        self._tables = PageTables(pool.tables, slot, reservation, pool.storage, row_pages)
         self.length = length
         # forks and their origins search for shared pages before they write
         self.may_share = False
@@ -77,7 +77,7 @@ class SequencePages:
     @property
     def codec(self) -> RowCodec:
         """The codec of the sequence's rows."""
-        return self.store.coding.codec
+        return self.row_pages.layout.codec
 
     @property
     def tables(self) -> PageTables:
@@ -110,7 +110,7 @@ class SequencePages:
 
     def need(self, layer: RaggedLayer) -> PageCount:
         """Return the pages that `load` takes out of the reservation."""
-        rows, metadata = self.store.page_rows, self.pool.page_rows
+        rows, metadata = self.row_pages.page_rows, self.pool.page_rows
         counts = layer.head_row_counts()
         has_metadata = [
             n for n, head in zip(counts, layer.heads(), strict=True) if self._has_metadata(head)
@@ -135,7 +135,7 @@ class SequencePages:
         rows = self.tables.rows.copy()
         rows[layer_index, : len(heads)] = layer.head_row_counts()
         self.tables.extend(rows)
-        self.tables.settle(rows)
+        self.tables.trim(rows)
         for head, source in enumerate(heads):
             self._write(layer_index, head, source)
 
@@ -191,7 +191,7 @@ class SequencePages:
     @property
     def dense_bytes(self) -> int:
         """Bytes of keys and values of a dense cache of as many tokens."""
-        row = self.pool.storage.plain.coding.row_bytes
+        row = self.pool.storage.unquantized.layout.row_bytes
         return sum(shape.kv_heads for shape in self.shapes) * self.length * row
 
     def pages_bound(self, final_length: int) -> PageCount:
@@ -203,7 +203,7 @@ class SequencePages:
                 most = rows_bound(rule, rows, length, final_length)
                 metadata = pages_for(most, self.pool.page_rows)
                 bounds += PageCount(
-                    pages_for(most, self.store.page_rows),
+                    pages_for(most, self.row_pages.page_rows),
                     metadata * bool(self.tables.has_metadata[layer, head]),
                 )
         return bounds
@@ -228,13 +228,13 @@ class SequencePages:
 
     def _require_fit(self, layer_index: int, layer: RaggedLayer) -> None:
         assert not self.tables.rows[layer_index].any(), "a layer loads once"
-        shape, coding = self.shapes[layer_index], self.store.coding
+        shape, layout = self.shapes[layer_index], self.row_pages.layout
         if (layer.kv_heads, layer.head_size) != (shape.kv_heads, shape.head_size):
             got = f"{layer.kv_heads} heads of size {layer.head_size}"
             raise InvalidParameter(f"layers[{layer_index}]", f"{got}, the model has {shape}")
-        given = layer.coding or KeyValueLayout(MODEL_ROWS, layer.head_size, layer.keys.dtype)
-        if given != coding:
-            got, wanted = (f"{c.codec.name} rows of {c.dtype}" for c in (given, coding))
+        given = layer.layout or KeyValueLayout(MODEL_ROWS, layer.head_size, layer.keys.dtype)
+        if given != layout:
+            got, wanted = (f"{c.codec.name} rows of {c.dtype}" for c in (given, layout))
             raise InvalidParameter(f"layers[{layer_index}]", f"{got}, the sequence has {wanted}")
 
     def _read(self, layer: int, head: int) -> HeadRows:
@@ -253,19 +253,19 @@ class SequencePages:
             flags = columns.flags[metadata] if rule.needs_flags else None
             if tables.weighted[layer, head]:
                 log_weights = columns.log_weights[metadata]
-        store = self.store
-        keys, values = store.keys[rows], store.values[rows]
-        coding = None if store.coding.plain else store.coding
-        return HeadRows(rule, keys, values, positions, scores, flags, log_weights, coding)
+        row_pages = self.row_pages
+        keys, values = row_pages.keys[rows], row_pages.values[rows]
+        layout = None if row_pages.layout.unquantized else row_pages.layout
+        return HeadRows(rule, keys, values, positions, scores, flags, log_weights, layout)
 
     def _write(self, layer: int, head: int, source: HeadRows) -> None:
         if source.log_weights is not None:
             self.pool.storage.keep_log_weights()
         columns, slots = self.pool.storage.columns, range(source.rows)
         rows = self.tables.index(layer, head, slots)
-        store = self.store
-        store.keys[rows] = source.keys.to(store.arena.device)
-        store.values[rows] = source.values.to(store.arena.device)
+        row_pages = self.row_pages
+        row_pages.keys[rows] = source.keys.to(row_pages.arena.device)
+        row_pages.values[rows] = source.values.to(row_pages.arena.device)
         if self.tables.has_metadata[layer, head]:
             metadata = self.tables.metadata_index(layer, head, slots)
             for column, given in (

@@ -29,7 +29,7 @@ def metadata_page_bytes(page_rows: int) -> int:
 class PageStorage:
     """Row pages and metadata pages.
 
-    A row page is so many bytes; what lies in it follows from the coding of the sequence that has
+    A row page is so many bytes; what lies in it follows from the layout of the sequence that has
     it. With `poison` every row that is not in use holds NaN (keys, values, scores) and impossible
     positions, so that reading one shows.
     """
@@ -49,7 +49,7 @@ class PageStorage:
         # not zeroed: rows are written before they are read, and untouched CPU pages cost nothing
         self.arena = torch.empty(pages * self.row_page_bytes, dtype=torch.uint8, device=device)
         self._head_size, self._dtype = head_size, dtype
-        self._stores: dict[RowCodec, RowPages] = {}
+        self._row_pages: dict[RowCodec, RowPages] = {}
         self.columns = RowMetadata(
             positions=torch.empty(metadata, dtype=torch.int32, device=device),
             scores=torch.empty(metadata, dtype=torch.float32, device=device),
@@ -62,17 +62,17 @@ class PageStorage:
         self.forget_metadata(slice(0, metadata))
 
     @property
-    def plain(self) -> RowPages:
+    def unquantized(self) -> RowPages:
         """The pages as rows of the model's own."""
-        return self.store(MODEL_ROWS)
+        return self.row_pages(MODEL_ROWS)
 
-    def store(self, codec: RowCodec) -> RowPages:
+    def row_pages(self, codec: RowCodec) -> RowPages:
         """The pages as rows of this codec. Raises `InvalidParameter` if a page holds none."""
-        if codec not in self._stores:
-            coding = KeyValueLayout(codec, self._head_size, self._dtype)
-            page_layout = PageLayout.of(coding, self.row_page_bytes)
-            self._stores[codec] = RowPages.of(self.arena, page_layout)
-        return self._stores[codec]
+        if codec not in self._row_pages:
+            layout = KeyValueLayout(codec, self._head_size, self._dtype)
+            page_layout = PageLayout.of(layout, self.row_page_bytes)
+            self._row_pages[codec] = RowPages.of(self.arena, page_layout)
+        return self._row_pages[codec]
 
     @property
     def metadata_page_bytes(self) -> int:
@@ -91,10 +91,10 @@ class PageStorage:
         pages = self.arena.view(-1, self.row_page_bytes)
         pages[target] = pages[source]
 
-    def forget_rows(self, store: RowPages, page: int, rows: slice) -> None:
+    def forget_rows(self, row_pages: RowPages, page: int, rows: slice) -> None:
         """Keys and values of a page no longer in use; costs nothing unless poisoned."""
         if self._poison:
-            for held in (store.keys, store.values):
+            for held in (row_pages.keys, row_pages.values):
                 held.fill(page, rows, _NAN_BYTE)
 
     def forget_metadata(self, metadata: slice | torch.Tensor) -> None:

@@ -49,9 +49,9 @@ class PageTables:
         slot: int,
         reservation: Reservation,
         storage: PageStorage,
-        store: RowPages,
+        row_pages: RowPages,
     ) -> None:
-        tables.page_rows[slot] = store.page_rows
+        tables.page_rows[slot] = row_pages.page_rows
         self.kv_heads = tables.kv_heads
         self.pages = tables.pages[slot]
         self.metadata = tables.metadata[slot]
@@ -61,8 +61,8 @@ class PageTables:
         self.rules = tables.rules[slot]
         self._reservation = reservation
         self._storage = storage
-        self._store = store
-        self._page_rows = store.page_rows
+        self._row_pages = row_pages
+        self._page_rows = row_pages.page_rows
         self._metadata_rows = storage.columns.page_rows
 
     def need(self, rows: NDArray[np.int32]) -> PageCount:
@@ -73,19 +73,19 @@ class PageTables:
 
     def extend(self, rows: NDArray[np.int32]) -> None:
         """Take the pages that `rows` `[L, H]` need; the rows held stay as they are."""
-        for pages, claim, have, need in self._kinds(rows):
+        for pages, reservation, have, need in self._kinds(rows):
             for layer, head in np.argwhere(need > have).tolist():
                 span = slice(int(have[layer, head]), int(need[layer, head]))
-                self._take(pages[layer, head], span, claim)
+                self._take(pages[layer, head], span, reservation)
 
-    def settle(self, rows: NDArray[np.int32]) -> None:
+    def trim(self, rows: NDArray[np.int32]) -> None:
         """Hold exactly `rows` `[L, H]` from now on; pages no longer needed go back."""
         for layer, head in np.argwhere(rows < self.rows).tolist():
             self._forget(layer, head, int(rows[layer, head]))
-        for pages, claim, have, need in self._kinds(rows):
+        for pages, reservation, have, need in self._kinds(rows):
             for layer, head in np.argwhere(need < have).tolist():
                 surplus = slice(int(need[layer, head]), int(have[layer, head]))
-                claim.give_back(pages[layer, head, surplus].tolist())
+                reservation.give_back(pages[layer, head, surplus].tolist())
         self.rows[...] = rows
 
     def make_private(self, layer: int, head: int, number: int) -> None:
@@ -134,7 +134,7 @@ class PageTables:
 
     def index(self, layer: int, head: int, slots: range) -> RowIndex:
         """Return the index of these slots' keys and values in the row pages."""
-        return self._store.index(self.pages[layer, head], np.arange(slots.start, slots.stop))
+        return self._row_pages.index(self.pages[layer, head], np.arange(slots.start, slots.stop))
 
     def metadata_index(self, layer: int, head: int, slots: range) -> torch.Tensor:
         """Return flat rows of these slots' metadata, int64."""
@@ -153,14 +153,14 @@ class PageTables:
         self, rows: NDArray[np.int32]
     ) -> Iterator[tuple[NDArray[np.int32], PageReservation, NDArray[np.int32], NDArray[np.int32]]]:
         """Yield, for row and metadata pages: table, reservation, pages held, pages needed."""
-        claims = self._reservation
-        yield self.pages, claims.rows, self._pages_of(self.rows), self._pages_of(rows)
+        reserved = self._reservation
+        yield self.pages, reserved.rows, self._pages_of(self.rows), self._pages_of(rows)
         have, need = self._metadata_pages_of(self.rows), self._metadata_pages_of(rows)
-        yield self.metadata, claims.metadata, have, need
+        yield self.metadata, reserved.metadata, have, need
 
-    def _take(self, pages: NDArray[np.int32], span: slice, claim: PageReservation) -> None:
+    def _take(self, pages: NDArray[np.int32], span: slice, reservation: PageReservation) -> None:
         after = int(pages[span.start - 1]) if span.start else None
-        pages[span] = claim.take(span.stop - span.start, after)
+        pages[span] = reservation.take(span.stop - span.start, after)
 
     def _forget(self, layer: int, head: int, rows: int) -> None:
         """Slots from `rows` on are not held any more."""
@@ -169,7 +169,7 @@ class PageTables:
         first, end = rows % size, min(last - rows // size * size, size)
         page = int(self.pages[layer, head, rows // size])
         if first and not self._reservation.rows.is_shared(page):
-            self._storage.forget_rows(self._store, page, slice(first, end))
+            self._storage.forget_rows(self._row_pages, page, slice(first, end))
         slots = range(rows, min(last, -(-rows // self._metadata_rows) * self._metadata_rows))
         if slots and self.has_metadata[layer, head]:
             self._storage.forget_metadata(self.metadata_index(layer, head, slots))

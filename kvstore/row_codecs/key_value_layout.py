@@ -32,6 +32,6 @@ class KeyValueLayout:
         return self.keys.row_bytes + self.values.row_bytes
 
     @property
-    def plain(self) -> bool:
+    def unquantized(self) -> bool:
         """Whether rows are simply what the model computes."""
         return self.codec == MODEL_ROWS

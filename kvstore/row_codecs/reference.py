@@ -26,7 +26,7 @@ def decode_row(stored: bytes, layout: RowLayout) -> list[float]:
             return [struct.unpack("b", bytes([code]))[0] * scales[0] for code in codes]
         case _:
             halves = [code & 15 for code in codes] + [code >> 4 for code in codes]
-            return turn([half * scales[0] + scales[1] for half in halves[: layout.size]])
+            return rotate_row([half * scales[0] + scales[1] for half in halves[: layout.size]])
 
 
 def error_bound(row: Sequence[float], layout: RowLayout) -> list[float]:
@@ -39,8 +39,8 @@ def error_bound(row: Sequence[float], layout: RowLayout) -> list[float]:
     """
     steps = _CODE_STEPS[layout.codec]
     if layout.codec is ElementCodec.INT4:
-        turned = turn(row)
-        low, high = min(turned), max(turned)
+        rotated = rotate_row(row)
+        low, high = min(rotated), max(rotated)
         step = (high - low + abs(low) / 128) / steps * (1 + 1 / 128)
         return [step / 2 * math.sqrt(layout.size)] * layout.size
     step = max(map(abs, row)) / steps * (1 + 1 / 128)
@@ -49,7 +49,7 @@ def error_bound(row: Sequence[float], layout: RowLayout) -> list[float]:
     return [max(abs(element) / 16, step * 2**-10) for element in row]
 
 
-def turn(row: Sequence[float]) -> list[float]:
+def rotate_row(row: Sequence[float]) -> list[float]:
     """The Hadamard rotation by its definition: sign (−1) to the number of common bits."""
     block = len(row) & -len(row)
     out = []

@@ -13,16 +13,18 @@ _INT8_MAX = 127.0
 _INT4_STEPS = 15.0
 
 
-def encode_rows(rows: torch.Tensor, layout: RowLayout, *, turned: bool = False) -> torch.Tensor:
+def encode_rows(
+    rows: torch.Tensor, layout: RowLayout, *, pre_rotated: bool = False
+) -> torch.Tensor:
     """`[..., D]` of any float dtype to `[..., width]` of the layout's storage dtype.
 
-    `turned`: the rows have been rotated already where the layout rotates. A row with an element
-    that is not finite decodes to NaN throughout, as does one whose scale overflows.
+    `pre_rotated`: the rows have been rotated already where the layout rotates. A row with an
+    element that is not finite decodes to NaN throughout, as does one whose scale overflows.
     """
     if layout.codec is ElementCodec.MODEL:
         return rows.to(layout.dtype)
     exact = rows.float()
-    if layout.rotated and not turned:
+    if layout.rotated and not pre_rotated:
         exact = rotate(exact)
     match layout.codec:
         case ElementCodec.FP8:
@@ -37,8 +39,10 @@ def encode_rows(rows: torch.Tensor, layout: RowLayout, *, turned: bool = False) 
             return _encode_int4(exact)
 
 
-def decode_rows(stored: torch.Tensor, layout: RowLayout, *, turned: bool = False) -> torch.Tensor:
-    """`[..., width]` to f32 `[..., D]`; `turned`: leave rotated rows rotated."""
+def decode_rows(
+    stored: torch.Tensor, layout: RowLayout, *, keep_rotated: bool = False
+) -> torch.Tensor:
+    """`[..., width]` to f32 `[..., D]`; `keep_rotated`: leave rotated rows rotated."""
     if layout.codec is ElementCodec.MODEL:
         return stored.float()
     # copies: a view in another dtype needs whole rows of it, aligned
@@ -53,7 +57,7 @@ def decode_rows(stored: torch.Tensor, layout: RowLayout, *, turned: bool = False
         case _:
             pairs = torch.cat((codes & 15, codes >> 4), -1)[..., : layout.size]
             rows = pairs.float() * scale[..., :1] + scale[..., 1:]
-            return rows if turned else rotate(rows)
+            return rows if keep_rotated else rotate(rows)
 
 
 def _encode_int4(exact: torch.Tensor) -> torch.Tensor:

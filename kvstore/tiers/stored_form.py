@@ -110,8 +110,8 @@ class CacheReader:
         if self._metadata.sealed(sums) != self._metadata:
             raise CorruptCache("the digest of the file does not match")
         layers = tuple(
-            layer_of(index, coding, {kind: _view(body, place) for kind, place in places.items()})
-            for index, coding, places in zip(
+            layer_of(index, layout, {kind: _view(body, place) for kind, place in places.items()})
+            for index, layout, places in zip(
                 self._indexes, self._codings, self._layers, strict=True
             )
         )
@@ -124,8 +124,8 @@ class CacheReader:
     ) -> list[dict[FrameKind, TensorPlace]]:
         """Each layer's places in the order of its sections; there must be just those."""
         layers = [
-            _places_of_layer(places, number, index, coding, self._tokens)
-            for number, (index, coding) in enumerate(zip(self._indexes, self._codings, strict=True))
+            _places_of_layer(places, number, index, layout, self._tokens)
+            for number, (index, layout) in enumerate(zip(self._indexes, self._codings, strict=True))
         ]
         if sum(map(len, layers)) != len(places):
             raise CorruptCache("the file has other tensors than its index")
@@ -134,7 +134,7 @@ class CacheReader:
     def _codings_of(
         self, places: Mapping[str, TensorPlace], sizes: tuple[int, ...] | None
     ) -> list[KeyValueLayout]:
-        """Each layer's coding; its head size is that of the keys where they are not coded."""
+        """Each layer's layout; its head size is that of the keys where they are not coded."""
         dtype, layers = row_dtype(self._fingerprint.model.dtype), len(self._indexes)
         codec = RowCodec.parse(self._fingerprint.codec)
         if sizes is None:
@@ -152,9 +152,9 @@ def _contents(cache: CompactCache) -> tuple[FileMetadata, dict[str, torch.Tensor
         dtype, codec = row_dtype(identity.model.dtype), RowCodec.parse(identity.codec)
         tensors: dict[str, torch.Tensor] = {}
         for number, (layer, index) in enumerate(zip(cache.layers, metadata.indexes(), strict=True)):
-            coding = KeyValueLayout(codec, layer.head_size, dtype)
-            sections = sections_of(index, coding)
-            require_writable(layer, sections, coding)
+            layout = KeyValueLayout(codec, layer.head_size, dtype)
+            sections = sections_of(index, layout)
+            require_writable(layer, sections, layout)
             require_heads(index, layer.kv_heads, tokens)
             require_contents(layer, tokens)
             tensors |= {tensor_name(number, s): section_tensor(layer, s) for s in sections}
@@ -168,7 +168,7 @@ def _places_of_layer(
     places: Mapping[str, TensorPlace],
     layer: int,
     index: LayerIndex,
-    coding: KeyValueLayout,
+    layout: KeyValueLayout,
     tokens: int,
 ) -> dict[FrameKind, TensorPlace]:
     """Return the places of a layer's tensors after checking their shape and dtype."""
@@ -176,7 +176,7 @@ def _places_of_layer(
         raise CorruptCache(f"layer {layer} has no heads")
     require_heads(index, len(index.rows), tokens)
     found = {}
-    for section in sections_of(index, coding):
+    for section in sections_of(index, layout):
         place = places.get(tensor_name(layer, section))
         if place is None or (place.shape, place.dtype) != (section.shape, section.dtype):
             raise CorruptCache(f"{tensor_name(layer, section)} is not what the index says")

@@ -12,13 +12,13 @@ from kvstore.wire.sections import Section, section_tensor
 
 
 def require_writable(
-    layer: RaggedLayer, sections: tuple[Section, ...], coding: KeyValueLayout
+    layer: RaggedLayer, sections: tuple[Section, ...], layout: KeyValueLayout
 ) -> None:
     """Raise `InvalidParameter` where a tensor is not what the layer's own index announces."""
     if layer.head_offsets[0] != 0:
         raise InvalidParameter("layer.head_offsets", "must begin with 0")
-    if layer.coding != (None if coding.plain else coding):
-        raise InvalidParameter("layer.coding", f"is not that of the header, {coding.codec.name}")
+    if layer.layout != (None if layout.unquantized else layout):
+        raise InvalidParameter("layer.layout", f"is not that of the header, {layout.codec.name}")
     for section in sections:
         tensor = section_tensor(layer, section)
         if tuple(tensor.shape) != section.shape or tensor.dtype != section.dtype:

@@ -110,13 +110,13 @@ class CacheDecoder:
         index = read_index(ObjectReader.parse(frame.payload, "index"), version)
         require_heads(index, shape.kv_heads, header.tokens)
         dtype = row_dtype(header.fingerprint.model.dtype)
-        coding = KeyValueLayout(header.codec, shape.head_size, dtype)
-        sections = sections_of(index, coding)
+        layout = KeyValueLayout(header.codec, shape.head_size, dtype)
+        sections = sections_of(index, layout)
         self._cache_bytes += sum(section.nbytes for section in sections)
         self._limits.admit_bytes(self._cache_bytes)
         self._tally.add(frame)
         self._rows += index.total_rows
-        self._receiver = LayerReceiver(self._next_layer, index, coding, sections)
+        self._receiver = LayerReceiver(self._next_layer, index, layout, sections)
         return self._completed(self._receiver)
 
     def _take_rows(self, receiver: LayerReceiver, frame: Frame) -> RaggedLayer | None:

@@ -58,9 +58,9 @@ class CacheEncoder:
             require_heads(announced, shape.kv_heads, self._header.tokens)
         except CorruptCache as error:
             raise InvalidParameter("layer", str(error)) from error
-        coding = KeyValueLayout(self._header.codec, shape.head_size, self._dtype)
-        sections = sections_of(announced, coding)
-        require_writable(layer, sections, coding)
+        layout = KeyValueLayout(self._header.codec, shape.head_size, self._dtype)
+        sections = sections_of(announced, layout)
+        require_writable(layer, sections, layout)
         index_frame = _control_frame(FrameKind.INDEX, payload, index)
         self._next_layer += 1
         return self._frames(index_frame, layer, sections)

@@ -16,11 +16,11 @@ class LayerReceiver:
     """Holds the tensors of a layer whose index was checked and whose size was admitted."""
 
     def __init__(
-        self, layer: int, index: LayerIndex, coding: KeyValueLayout, sections: tuple[Section, ...]
+        self, layer: int, index: LayerIndex, layout: KeyValueLayout, sections: tuple[Section, ...]
     ) -> None:
         self._layer = layer
         self._index = index
-        self._coding = coding
+        self._coding = layout
         self._tensors: dict[FrameKind, torch.Tensor] = {
             section.kind: torch.empty(section.shape, dtype=section.dtype) for section in sections
         }

@@ -72,15 +72,15 @@ def _layer(frames: list[Frame], head_size: int, fingerprint: Fingerprint) -> Rag
         fields["score_update"] = ScoreUpdate(fields["score_update"])
         rules.append(RetentionRule(**fields))
     dtype = getattr(torch, fingerprint.model.dtype)
-    coding = KeyValueLayout(RowCodec.parse(fingerprint.codec), head_size, dtype)
+    layout = KeyValueLayout(RowCodec.parse(fingerprint.codec), head_size, dtype)
     coded = fingerprint.codec != "model"
     keys, values = (
         _tensor(frames, kind, dtype if name == "model" else torch.uint8).reshape(
             -1, head_size if name == "model" else _row_bytes(name, head_size)
         )
         for kind, name in (
-            (FrameKind.KEYS, coding.codec.keys),
-            (FrameKind.VALUES, coding.codec.values),
+            (FrameKind.KEYS, layout.codec.keys),
+            (FrameKind.VALUES, layout.codec.values),
         )
     )
     return RaggedLayer(
@@ -94,7 +94,7 @@ def _layer(frames: list[Frame], head_size: int, fingerprint: Fingerprint) -> Rag
         flags=_tensor(frames, FrameKind.FLAGS, torch.uint8),
         log_weights=_tensor(frames, FrameKind.LOG_WEIGHTS, torch.float32),
         weighted=tuple(index.get("weighted", ())),
-        coding=coding if coded else None,
+        layout=layout if coded else None,
     )
 
 

@@ -48,9 +48,9 @@ def row_dtype(name: str) -> torch.dtype:
     return ROW_DTYPES[name]
 
 
-def sections_of(index: LayerIndex, coding: KeyValueLayout) -> tuple[Section, ...]:
+def sections_of(index: LayerIndex, layout: KeyValueLayout) -> tuple[Section, ...]:
     """The sections in stream order, empty ones included; log-weights only where there are any."""
-    rows, keys, values = index.total_rows, coding.keys, coding.values
+    rows, keys, values = index.total_rows, layout.keys, layout.values
     weights = Section(FrameKind.LOG_WEIGHTS, torch.float32, (index.weighted_rows,))
     return (
         Section(FrameKind.KEYS, keys.storage_dtype, (rows, keys.width)),
@@ -87,7 +87,7 @@ def payload_view(layer: RaggedLayer, frame: Frame) -> memoryview | None:
 
 
 def layer_of(
-    index: LayerIndex, coding: KeyValueLayout, tensors: dict[FrameKind, torch.Tensor]
+    index: LayerIndex, layout: KeyValueLayout, tensors: dict[FrameKind, torch.Tensor]
 ) -> RaggedLayer:
     """Put a received layer together."""
     return RaggedLayer(
@@ -101,5 +101,5 @@ def layer_of(
         flags=tensors[FrameKind.FLAGS],
         log_weights=tensors.get(FrameKind.LOG_WEIGHTS, _NO_WEIGHTS),
         weighted=index.weighted,
-        coding=None if coding.plain else coding,
+        layout=None if layout.unquantized else layout,
     )

@@ -73,11 +73,11 @@ class ForcedCase:
 
     @property
     def group(self) -> str:
-        return f"{len(self.passage.prompt)} + {len(self.passage.fed)} tokens"
+        return f"{len(self.passage.prompt)} + {len(self.passage.continuation)} tokens"
 
     @property
     def tokens(self) -> int:
-        return len(self.passage.prompt) + len(self.passage.fed)
+        return len(self.passage.prompt) + len(self.passage.continuation)
 
     def measure(
         self, bench: Bench, settings: Sequence[Setting]
@@ -193,7 +193,7 @@ def _both_ways(
     by_position: bool = False,
 ) -> Iterator[tuple[Setting, Values]]:
     """Measure each setting as served, with rules applied, and with every later token kept."""
-    exact = dense_logits(bench.served, passage.prompt, passage.fed)
+    exact = dense_logits(bench.served, passage.prompt, passage.continuation)
     served = ruled(bench.served, passage, record, exact, settings, _nothing)
     for setting, one in zip(settings, served, strict=True):
         kept = later_kept(bench.served, passage, record, exact, setting)

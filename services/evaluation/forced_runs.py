@@ -57,7 +57,7 @@ def with_later_kept(
     parts: list[list[Measured]] = []
     for passage in passages:
         record = PromptRecord(served, passage.prompt, calibration)
-        exact = dense_logits(served, passage.prompt, passage.fed)
+        exact = dense_logits(served, passage.prompt, passage.continuation)
         parts.append([])
         for setting in settings:
             parts[-1].append(later_kept(served, passage, record, exact, setting))
@@ -79,7 +79,7 @@ def with_rules(
     parts = []
     for passage in passages:
         record = PromptRecord(served, passage.prompt, calibration)
-        exact = dense_logits(served, passage.prompt, passage.fed)
+        exact = dense_logits(served, passage.prompt, passage.continuation)
         parts.append(ruled(served, passage, record, exact, settings, on_step))
     return _joined(parts)
 
@@ -92,13 +92,14 @@ def later_kept(
     setting: Setting,
 ) -> Measured:
     """Every fed token stays; `exact` are the passage's dense logits `[m, V]`."""
-    prompt, fed = len(passage.prompt), len(passage.fed)
+    prompt_tokens, continuation_tokens = len(passage.prompt), len(passage.continuation)
     compacted = record.compact_timed(setting.policy, setting.codec)
-    logits = kept_logits(served, compacted.layers, prompt, passage.fed)
+    logits = kept_logits(served, compacted.layers, prompt_tokens, passage.continuation)
     costs = compacted.costs
     return Measured(
         setting.name,
-        (costs["rows"] * prompt + fed) / (prompt + fed),
+        (costs["rows"] * prompt_tokens + continuation_tokens)
+        / (prompt_tokens + continuation_tokens),
         compare(exact, logits, passage.targets),
         costs,
     )
@@ -115,9 +116,9 @@ def ruled(
     """The rules apply after every fed token; the settings are fed together as a batch."""
     made = [record.compact_timed(setting.policy, setting.codec) for setting in settings]
     layers = [compacted.layers for compacted in made]
-    batch = open_pages(served, layers, len(passage.prompt), len(passage.fed))
+    batch = open_pages(served, layers, len(passage.prompt), len(passage.continuation))
     logits = []
-    for token in passage.fed:
+    for token in passage.continuation:
         logits.append(feed(served, batch, (token,)))
         on_step()
     by_setting = torch.stack(logits, 1)

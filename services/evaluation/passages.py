@@ -26,7 +26,7 @@ class Passage:
     """A prompt, the tokens fed after it, and for each of these the token that really followed."""
 
     prompt: tuple[int, ...]
-    fed: tuple[int, ...]
+    continuation: tuple[int, ...]
     targets: tuple[int, ...]
 
 

@@ -21,7 +21,7 @@ class Sizes:
 
     contexts: tuple[int, ...] = (512, 1536, 3072)
     passages: int = len(OFFSETS)
-    fed: int = 256
+    continuation_tokens: int = 256
     needle_lengths: tuple[int, ...] = LENGTHS
     needle_depths: tuple[float, ...] = DEPTHS
     task_tokens: int = 2048
@@ -34,7 +34,7 @@ class Sizes:
 QUICK = Sizes(
     contexts=(512,),
     passages=2,
-    fed=48,
+    continuation_tokens=48,
     needle_lengths=(768,),
     needle_depths=DEPTHS[1::5],
     task_tokens=640,
@@ -66,7 +66,11 @@ class Plan:
     def _forced(self) -> Iterator[Case]:
         for tokens in self._sizes.contexts:
             for name, passage in texts(
-                self._served, self._own, tokens, self._sizes.fed, self._sizes.passages
+                self._served,
+                self._own,
+                tokens,
+                self._sizes.continuation_tokens,
+                self._sizes.passages,
             ):
                 yield ForcedCase(name, passage)
 
@@ -91,7 +95,7 @@ class Plan:
 
 
 def texts(
-    served: ServedModel, own: str, prompt: int, fed: int, count: int
+    served: ServedModel, own: str, prompt: int, continuation: int, count: int
 ) -> Iterator[tuple[str, Passage]]:
     """Passages with names: of the user's `own` text, or where that is empty the fixed ones.
 
@@ -101,9 +105,9 @@ def texts(
         ids = served.tokenizer.encode(own)
         # another text must not be taken for this one when a run goes on
         text = f"own text {digest_tokens(ids)[:8]}"
-        cut = cut_passages(ids, prompt, fed, count)
+        cut = cut_passages(ids, prompt, continuation, count)
         yield from ((f"{text}, passage {n}", passage) for n, passage in enumerate(cut))
         return
     offsets = OFFSETS[:count]
-    found = passages(served, prompt, fed, offsets)
+    found = passages(served, prompt, continuation, offsets)
     yield from zip([f"topics from {first}" for first in offsets], found, strict=True)

@@ -201,6 +201,6 @@ def fp16_bytes_kept(layers: list[RaggedLayer], tokens: int) -> float:
 
 
 def _fp16_bytes(layer: RaggedLayer) -> int:
-    if layer.coding is not None:
+    if layer.layout is not None:
         return layer.nbytes
     return layer.nbytes - layer.rows * (layer.dense_row_bytes - 4 * layer.head_size)

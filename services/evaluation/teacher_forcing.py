@@ -37,17 +37,24 @@ class Divergence:
         return math.exp(float(self.loss.mean()))
 
 
-def dense_logits(served: ServedModel, prompt: Sequence[int], fed: Sequence[int]) -> torch.Tensor:
+def dense_logits(
+    served: ServedModel, prompt: Sequence[int], continuation: Sequence[int]
+) -> torch.Tensor:
     """Exact logits `[m, V]` after each of the m fed tokens."""
-    return _logits(served, [(*prompt, *fed)], 0, DenseAttention(), keep=len(fed))[0]
+    return _logits(served, [(*prompt, *continuation)], 0, DenseAttention(), keep=len(continuation))[
+        0
+    ]
 
 
 def kept_logits(
-    served: ServedModel, layers: Sequence[RaggedLayer], first_position: int, fed: Sequence[int]
+    served: ServedModel,
+    layers: Sequence[RaggedLayer],
+    first_position: int,
+    continuation: Sequence[int],
 ) -> torch.Tensor:
     """Logits `[m, V]` over the compact prompt, with all m fed tokens kept."""
     hook = KeptAttention(layers, first_position)
-    return _logits(served, [fed], first_position, hook, keep=len(fed))[0]
+    return _logits(served, [continuation], first_position, hook, keep=len(continuation))[0]
 
 
 def open_pages(
@@ -72,8 +79,8 @@ def open_pages(
     )
     batch = []
     for layers in caches:
-        coding = layers[0].coding
-        codec = coding.codec if coding else MODEL_ROWS
+        layout = layers[0].layout
+        codec = layout.codec if layout else MODEL_ROWS
         # coded rows need fewer pages than the bound
         sequence = pool.open(first_position, bound, codec)
         for index, layer in enumerate(layers):

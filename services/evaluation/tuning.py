@@ -78,7 +78,7 @@ class Trials:
         self._bench = bench
         self._passages = passages
         self._records = [bench.record(passage.prompt) for passage in passages]
-        self._exact = [dense_logits(bench.served, p.prompt, p.fed) for p in passages]
+        self._exact = [dense_logits(bench.served, p.prompt, p.continuation) for p in passages]
 
     def measure(self, setting: Setting, on_token: Callable[[], None]) -> Tried:
         with torch.inference_mode():

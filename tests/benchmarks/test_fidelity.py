@@ -76,7 +76,7 @@ def test_rows_and_bytes_at_the_end_are_counted(served, passage):
     held = sum(layer.rows for layer in layers)
     assert measured.rows == pytest.approx(held / (4 * 48))
     # a fixed budget and a fixed window: the rows stay the same while the text grows
-    assert measured.final_rows == pytest.approx(held / (4 * (48 + len(passage.fed))))
+    assert measured.final_rows == pytest.approx(held / (4 * (48 + len(passage.continuation))))
     assert measured.bytes == pytest.approx(sum(layer.nbytes for layer in layers) / (4 * 48 * 128))
 
 
@@ -111,15 +111,15 @@ def test_divergence_is_computed_from_probabilities():
 def test_a_dense_forward_is_what_full_is_held_against(served, passage):
     with torch.no_grad():
         layers = PromptRecord(served, passage.prompt).compact(Full())
-        kept = kept_logits(served, layers, len(passage.prompt), passage.fed)
-        exact = dense_logits(served, passage.prompt, passage.fed)
+        kept = kept_logits(served, layers, len(passage.prompt), passage.continuation)
+        exact = dense_logits(served, passage.prompt, passage.continuation)
     torch.testing.assert_close(kept, exact, atol=1e-4, rtol=1e-4)
 
 
 def test_passages_and_hidden_keys_are_cut_to_size(served):
     for passage in passages(served, 80, 5):
-        assert (len(passage.prompt), len(passage.fed), len(passage.targets)) == (80, 5, 5)
-        assert passage.targets[:-1] == passage.fed[1:]
+        assert (len(passage.prompt), len(passage.continuation), len(passage.targets)) == (80, 5, 5)
+        assert passage.targets[:-1] == passage.continuation[1:]
     assert len(passages(served, 80, 5)) == len(OFFSETS)
     for case in hidden_keys(served, 80):
         assert len(case.prompt) == 80

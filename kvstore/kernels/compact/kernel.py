@@ -61,14 +61,14 @@ class GatherForm(NamedTuple):
 
 
 def gather_rows(
-    k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, ends: torch.Tensor, coding: KeyValueLayout
+    k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, ends: torch.Tensor, layout: KeyValueLayout
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gather rows as op.py defines, in one launch and without copies from the host."""
     total, size = len(rows), k.shape[2]
-    keys = k.new_empty(total, coding.keys.width, dtype=coding.keys.storage_dtype)
-    values = v.new_empty(total, coding.values.width, dtype=coding.values.storage_dtype)
+    keys = k.new_empty(total, layout.keys.width, dtype=layout.keys.storage_dtype)
+    values = v.new_empty(total, layout.values.width, dtype=layout.values.storage_dtype)
     if total:
-        rotated, tile = _rotates(coding), rows_a_program(coding)
+        rotated, tile = _rotates(layout), rows_a_program(layout)
         _gather[(triton.cdiv(total, tile),)](
             CodedRows(keys, values),
             HeadRows(k, *k.stride()),
@@ -82,10 +82,10 @@ def gather_rows(
             ends,
             total,
             FORM=GatherForm(
-                key_codec=codec_number(coding.keys),
-                key_width=coding.keys.width,
-                value_codec=codec_number(coding.values),
-                value_width=coding.values.width,
+                key_codec=codec_number(layout.keys),
+                key_width=layout.keys.width,
+                value_codec=codec_number(layout.values),
+                value_width=layout.values.width,
                 heads=len(ends),
                 size=size,
                 block_h=triton.next_power_of_2(max(2, len(ends))),
@@ -99,14 +99,14 @@ def gather_rows(
     return keys, values
 
 
-def rows_a_program(coding: KeyValueLayout) -> int:
-    if _rotates(coding):
+def rows_a_program(layout: KeyValueLayout) -> int:
+    if _rotates(layout):
         return _ROTATED_ROWS
-    return int(max(1, _TILE_ELEMENTS // triton.next_power_of_2(coding.keys.size)))
+    return int(max(1, _TILE_ELEMENTS // triton.next_power_of_2(layout.keys.size)))
 
 
-def _rotates(coding: KeyValueLayout) -> bool:
-    return coding.keys.rotated or coding.values.rotated
+def _rotates(layout: KeyValueLayout) -> bool:
+    return layout.keys.rotated or layout.values.rotated
 
 
 @triton.jit

@@ -69,17 +69,19 @@ def attend_slice(
         if end > row:
             stop = tl.minimum(last, end)
             b, h = head // heads, head % heads
-            fed = tl.load(staged.counts + b)
+            new_tokens = tl.load(staged.counts + b)
             # longer chunks of other sequences have more tiles of queries
-            if tl.program_id(1) * BLOCK_M < GROUP * fed:
+            if tl.program_id(1) * BLOCK_M < GROUP * new_tokens:
                 place = (tl.cast(b, tl.int64) * model.layers + layer) * heads + h
                 begin = end - tl.load(held.rows + place)
-                known = query < GROUP * fed
+                known = query < GROUP * new_tokens
                 if FORM.split:
                     known = known & (in_tile < BLOCK_M // 2)
                 first_query = tl.load(staged.first_queries + b)
-                queries = query_tile(q, first_query, h, query, fed, FORM.pages.key_rows.codec, FORM)
-                own = query % fed + tl.load(staged.before + b)
+                queries = query_tile(
+                    q, first_query, h, query, new_tokens, FORM.pages.key_rows.codec, FORM
+                )
+                own = query % new_tokens + tl.load(staged.before + b)
                 if FORM.windowed:
                     own = own + tl.load(held.lengths + b).to(tl.int32)
                 has_metadata, has_weights = False, False

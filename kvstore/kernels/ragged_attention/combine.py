@@ -53,10 +53,10 @@ def combine_partials(
     ends = batch.heads.ends + layer * count
     head = tl.program_id(0)
     b, h = head // heads, head % heads
-    fed = tl.load(staged.counts + b)
-    if (h < FORM.kv_heads) & (tl.program_id(1) * BLOCK_M < GROUP * fed):
+    new_tokens = tl.load(staged.counts + b)
+    if (h < FORM.kv_heads) & (tl.program_id(1) * BLOCK_M < GROUP * new_tokens):
         query = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-        known = query < GROUP * fed
+        known = query < GROUP * new_tokens
         size = tl.arange(0, BLOCK_D)
         wanted = known[:, None] & (size[None, :] < D)
         share = slice_rows(ends, count, FORM.slices, BLOCK_N)
@@ -71,7 +71,7 @@ def combine_partials(
         for number in range(0, parts, COMBINED):
             for further in tl.static_range(COMBINED):
                 # no query has a partial result after the last one
-                there = query < tl.where(parts > number + further, GROUP * fed, 0)
+                there = query < tl.where(parts > number + further, GROUP * new_tokens, 0)
                 partial = (first + head + number + further).to(tl.int64) * partial_queries + query
                 their_top = tl.load(partials.maxima + partial, mask=there, other=HIDDEN)
                 their_total = tl.load(partials.sums + partial, mask=there, other=0.0)
@@ -86,9 +86,9 @@ def combine_partials(
                 result = result * fade[:, None] + theirs * rise[:, None]
                 top = above
         first_query = tl.load(staged.first_queries + b)
-        queries = query_tile(q, first_query, h, query, fed, MODEL, FORM)
-        token = query % fed + tl.load(staged.before + b)
-        chunk = fed + tl.load(staged.before + b)
+        queries = query_tile(q, first_query, h, query, new_tokens, MODEL, FORM)
+        token = query % new_tokens + tl.load(staged.before + b)
+        chunk = new_tokens + tl.load(staged.before + b)
         slot = (layer * heads + h).to(tl.int64) * staging_slots + tl.load(staged.slots + b)
         for start in range(0, chunk, BLOCK_N):
             other = start + tl.arange(0, BLOCK_N)
@@ -106,8 +106,8 @@ def combine_partials(
                 weights, staged_values(staged.value_rows, slot + other, there, D, BLOCK_D)
             )
             top = above
-        target = out.data + (first_query + query % fed).to(tl.int64)[:, None] * out.token
-        target += (h * GROUP + query // fed)[:, None] * out.head + size[None, :] * out.size
+        target = out.data + (first_query + query % new_tokens).to(tl.int64)[:, None] * out.token
+        target += (h * GROUP + query // new_tokens)[:, None] * out.head + size[None, :] * out.size
         TYPE: tl.constexpr = out.data.dtype.element_ty  # type: ignore[attr-defined]
         tl.store(target, (result / total[:, None]).to(TYPE), mask=wanted)
         if FORM.scored:

@@ -70,7 +70,7 @@ def attend(
         host.floats,
         host.key_places,
         host.value_places,
-        batch.store.page_rows,
+        batch.row_pages.page_rows,
         host.positions,
         host.log_weights,
         batch.columns.page_rows,

@@ -122,7 +122,7 @@ def attend_on_device(
         batch.metadata.shape[3],
     )
     form = AttentionForm(
-        pages=page_form(batch.store.page_layout),
+        pages=page_form(batch.row_pages.page_layout),
         slices=slices,
         kv_heads=kv_heads,
         group=group,
@@ -135,7 +135,7 @@ def attend_on_device(
         size=size,
         block_d=max(16, triton.next_power_of_2(size)),
         block_m=tile,
-        block_n=_row_tile(q.dtype, batch.store.page_rows),
+        block_n=_row_tile(q.dtype, batch.row_pages.page_rows),
     )
     # more queries and metadata take the registers that they need
     bounded = not form.windowed and not form.weighted and tile == 16
@@ -172,8 +172,8 @@ def _batch_rows(batch: DeviceBatch, scratch: DeviceScratch) -> BatchRows:
         batch.first_queries,
     )
     heads = HeadRows(
-        batch.store.arena.view(batch.store.coding.dtype),
-        batch.store.arena,
+        batch.row_pages.arena.view(batch.row_pages.layout.dtype),
+        batch.row_pages.arena,
         batch.pages,
         batch.rows,
         batch.ends,

@@ -20,12 +20,12 @@ def ragged_attention(
     """Attend the N tokens that B sequences feed to their held rows, and causally to their chunks.
 
     `q` `[N, HQ, D]`, one sequence after another, with HQ = H · G; the G query heads of a KV head
-    are adjacent. A chunk's rows lie in `batch.fed`, at positions `lengths[slot] ...`, after every
-    held row. A query attends to all held rows and to the rows of its chunk up to its own; with a
-    sliding window, only to rows within the window. A row's log-weight is added to its logits.
-    Logits, softmax and sums are f32. Coded rows are decoded tile by tile in kernels and head by
-    head in torch, and are not stored. If the codec rotates, queries, fed rows and the result are
-    rotated.
+    are adjacent. A chunk's rows lie in `batch.staged`, at positions `lengths[slot] ...`, after
+    every held row. A query attends to all held rows and to the rows of its chunk up to its own;
+    with a sliding window, only to rows within the window. A row's log-weight is added to its
+    logits. Logits, softmax and sums are f32. Coded rows are decoded tile by tile in kernels and
+    head by head in torch, and are not stored. If the codec rotates, queries, fed rows and the
+    result are rotated.
 
     Returns `[N, HQ, D]` in the dtype of the queries, and adds to `scratch.row_attention` of scored
     heads. Kernels are fastest for batches of single tokens alone, or of longer parts alone.

@@ -42,16 +42,18 @@ def _attend_head(
     group, _, size = queries.shape
     first, block = int(batch.staging_slots[b]), int(batch.chunk_tokens[b])
     own = slice(first, first + block)
-    held, fed = batch.held(*place), batch.fed
+    held, staged = batch.held(*place), batch.staged
     logits = _logits(
         queries.reshape(-1, size),
-        batch.store.decoded_keys(held),
-        fed.keys[layer, head, own].float(),
+        batch.row_pages.decoded_keys(held),
+        staged.keys[layer, head, own].float(),
         log_weights(batch, place),
     )
     _hide(logits.view(group, -1, logits.shape[1]), batch, place, sliding_window)
     probabilities = logits.softmax(-1)
-    values = torch.cat((batch.store.decoded_values(held), fed.values[layer, head, own].float()))
+    values = torch.cat(
+        (batch.row_pages.decoded_values(held), staged.values[layer, head, own].float())
+    )
     if scratch.scored[place]:
         start = scratch.starts[place]
         scratch.row_attention[start : start + len(values)] += probabilities.sum(0).div_(group)
@@ -65,9 +67,9 @@ def _logits(
     log_weights: torch.Tensor | None,
 ) -> torch.Tensor:
     """Products with R held keys and the m of the block, f32 `[G · n, R + m]`."""
-    rows, fed = len(keys), len(new_keys)
+    rows, new_tokens = len(keys), len(new_keys)
     # the two products share one buffer, so that the keys need not be joined
-    logits = queries.new_empty(len(queries), rows + fed)
+    logits = queries.new_empty(len(queries), rows + new_tokens)
     torch.mm(queries, keys.t(), out=logits[:, :rows])
     torch.mm(queries, new_keys.t(), out=logits[:, rows:])
     if log_weights is not None:

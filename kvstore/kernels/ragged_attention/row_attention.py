@@ -107,7 +107,7 @@ def write_row_attention(
                 if tl.load(held.scored + place) != 0:
                     begin = end - tl.load(held.rows + place)
                     entry = tl.load(row_attention.starts + place).to(tl.int64)
-                    fed = tl.load(staged.counts + b)
+                    new_tokens = tl.load(staged.counts + b)
                     first_query = tl.load(staged.first_queries + b)
                     earlier_tokens = tl.load(staged.before + b)
                     own = earlier_tokens
@@ -135,18 +135,24 @@ def write_row_attention(
                                 table, at - begin, stop - at, STEP, FORM.pages.page_rows, BLOCK_N
                             )
                             shares = tl.zeros([BLOCK_N], tl.float32)
-                            for first in range(0, GROUP * fed, BLOCK_M):
+                            for first in range(0, GROUP * new_tokens, BLOCK_M):
                                 query = first + tl.arange(0, BLOCK_M)
-                                known = query < GROUP * fed
+                                known = query < GROUP * new_tokens
                                 queries = query_tile(
-                                    q, first_query, h, query, fed, FORM.pages.key_rows.codec, FORM
+                                    q,
+                                    first_query,
+                                    h,
+                                    query,
+                                    new_tokens,
+                                    FORM.pages.key_rows.codec,
+                                    FORM,
                                 )
                                 logits = held_logits(queries, held, tile, valid, model.scale, FORM)
                                 logits = apply_metadata(
                                     logits,
                                     valid,
                                     slot,
-                                    own + query % fed,
+                                    own + query % new_tokens,
                                     has_metadata,
                                     has_weights,
                                     metadata.pages + place * metadata_pages,
@@ -174,23 +180,23 @@ def write_row_attention(
         if wanted:
             entry = tl.load(row_attention.starts + place).to(tl.int64) + tl.load(held.rows + place)
             slot = (layer * heads + h).to(tl.int64) * staging_slots + tl.load(staged.slots + b)
-            fed = tl.load(staged.counts + b)
+            new_tokens = tl.load(staged.counts + b)
             first_query = tl.load(staged.first_queries + b)
             earlier_tokens = tl.load(staged.before + b)
-            chunk = earlier_tokens + fed
+            chunk = earlier_tokens + new_tokens
             for start in range(0, chunk, BLOCK_N):
                 other = start + tl.arange(0, BLOCK_N)
                 keys = staged_keys(
                     staged.key_rows, slot + other, other < chunk, FORM.size, FORM.block_d
                 )
                 shares = tl.zeros([BLOCK_N], tl.float32)
-                for first in range(0, GROUP * fed, BLOCK_M):
+                for first in range(0, GROUP * new_tokens, BLOCK_M):
                     query = first + tl.arange(0, BLOCK_M)
-                    known = query < GROUP * fed
-                    queries = query_tile(q, first_query, h, query, fed, MODEL, FORM)
+                    known = query < GROUP * new_tokens
+                    queries = query_tile(q, first_query, h, query, new_tokens, MODEL, FORM)
                     logits = staged_logits(
                         tile_product(queries, keys) * model.scale,
-                        query % fed + earlier_tokens,
+                        query % new_tokens + earlier_tokens,
                         other,
                         chunk,
                         model.window,

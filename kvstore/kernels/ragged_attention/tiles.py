@@ -96,18 +96,18 @@ def query_tile(
     first_query: tl.tensor,
     h: tl.tensor,
     query: tl.tensor,
-    fed: tl.tensor,
+    new_tokens: tl.tensor,
     CODEC: tl.constexpr,
     form: AttentionForm,
 ) -> tl.tensor:
-    """Load a tile of a KV head's `G · fed` queries, `[BLOCK_M, BLOCK_D]`; a head's are adjacent.
+    """Load a tile `[BLOCK_M, BLOCK_D]` of a KV head's `G · new_tokens` queries, which are adjacent.
 
     Columns stand as the codec of the keys, which the queries are multiplied with, unpacks them.
     """
     size = element_of(tl.arange(0, form.block_d), CODEC, form.size)
-    place = q.data + (first_query + query % fed).to(tl.int64)[:, None] * q.token
-    place += (h * form.group + query // fed)[:, None] * q.head + size[None, :] * q.size
-    known = (query < form.group * fed)[:, None]
+    place = q.data + (first_query + query % new_tokens).to(tl.int64)[:, None] * q.token
+    place += (h * form.group + query // new_tokens)[:, None] * q.head + size[None, :] * q.size
+    known = (query < form.group * new_tokens)[:, None]
     return tl.load(place, mask=known & (size[None, :] < form.size), other=0.0)
 
 

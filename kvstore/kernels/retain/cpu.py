@@ -43,7 +43,7 @@ def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
         batch.slots,
         batch.staging_slots,
         batch.chunk_tokens,
-        batch.fed.flags,
+        batch.staged.flags,
         scratch.starts,
         scratch.scored,
         scratch.row_attention.numpy(),
@@ -56,11 +56,11 @@ def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
 def apply_decision(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]) -> None:
     """Apply a decision as op.py defines."""
     match_torch_threads(rows_after.size)
-    columns, tables, store = batch.columns, batch.tables, batch.store
-    arriving, page_layout = batch.arriving(), store.page_layout
+    columns, tables, row_pages = batch.columns, batch.tables, batch.row_pages
+    arriving, page_layout = batch.arriving(), row_pages.page_layout
     _carry(
-        store.arena.numpy(),
-        store.page_rows,
+        row_pages.arena.numpy(),
+        row_pages.page_rows,
         page_layout.page_bytes,
         _parts(page_layout),
         columns.positions.numpy(),
@@ -86,7 +86,7 @@ def apply_decision(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[
         arriving.keys.view(torch.uint8).numpy(),
         arriving.values.view(torch.uint8).numpy(),
         arriving.staging_slots,
-        batch.fed.flags,
+        batch.staged.flags,
         rows_after,
     )
 
@@ -116,8 +116,8 @@ def _decide(
     for place in prange(sequences * layers * heads):
         b, layer, h = place // (layers * heads), place // heads % layers, place % heads
         if h < kv_heads[layer]:
-            s, fed = slots[b], blocks[b]
-            total, start = rows[s, layer, h] + fed, starts[b, layer, h]
+            s, new_tokens = slots[b], blocks[b]
+            total, start = rows[s, layer, h] + new_tokens, starts[b, layer, h]
             rows_after[b, layer, h] = total
             if start >= 0:
                 held_positions = np.empty(total, np.int32)
@@ -129,17 +129,17 @@ def _decide(
                     metadata[s, layer, h],
                     held_positions,
                     held_flags,
-                    fed,
+                    new_tokens,
                 )
-                for n in range(fed):
-                    held_positions[total - fed + n] = lengths[s] + n
-                    held_flags[total - fed + n] = fed_flags[staging_slots[b] + n]
+                for n in range(new_tokens):
+                    held_positions[total - new_tokens + n] = lengths[s] + n
+                    held_flags[total - new_tokens + n] = fed_flags[staging_slots[b] + n]
                 kept = stays[start : start + total]
-                rule, length = rules[s, layer, h], lengths[s] + fed
+                rule, length = rules[s, layer, h], lengths[s] + new_tokens
                 _keep_by_clauses(rule, held_positions, held_flags, length, kept)
                 if scored[b, layer, h]:
                     grown = row_attention[start : start + total]
-                    _grow(rule, scores, page_rows, metadata[s, layer, h], grown, fed)
+                    _grow(rule, scores, page_rows, metadata[s, layer, h], grown, new_tokens)
                     _keep_highest(rule, held_positions, grown, length, kept)
                 if rule.horizon > 0:
                     for n in range(total):
@@ -155,10 +155,10 @@ def _gather(
     pages: _Array,
     held_positions: _Array,
     held_flags: _Array,
-    fed: int,
+    new_tokens: int,
 ) -> None:
-    """A head's metadata in slot order; the last `fed` entries are left for the new rows."""
-    held = len(held_positions) - fed
+    """A head's metadata in slot order; the last `new_tokens` entries are left for the new rows."""
+    held = len(held_positions) - new_tokens
     for first in range(0, held, page_rows):
         row, count = pages[first // page_rows] * page_rows, min(page_rows, held - first)
         held_positions[first : first + count] = positions[row : row + count]
@@ -167,12 +167,12 @@ def _gather(
 
 @numba.njit(cache=True, nogil=True)
 def _grow(
-    rule: Any, scores: _Array, page_rows: int, pages: _Array, grown: _Array, fed: int
+    rule: Any, scores: _Array, page_rows: int, pages: _Array, grown: _Array, new_tokens: int
 ) -> None:
     """Turn what each row received into its new score."""
-    held = len(grown) - fed
+    held = len(grown) - new_tokens
     adds = rule.score_update == SCORE_SUM or rule.score_update == SCORE_DECAYED
-    decay = np.float32(rule.score_decay**fed if rule.score_update == SCORE_DECAYED else 1.0)
+    decay = np.float32(rule.score_decay**new_tokens if rule.score_update == SCORE_DECAYED else 1.0)
     if not adds:
         grown[:] = np.float32(0.0)
     for first in range(0, held, page_rows):
@@ -260,8 +260,8 @@ def _parts(page_layout: PageLayout) -> NDArray[np.int64]:
     """
     parts = []
     for of_values, layout, first, scales in (
-        (0, page_layout.coding.keys, 0, page_layout.key_scales),
-        (1, page_layout.coding.values, page_layout.value_offset, page_layout.value_scales),
+        (0, page_layout.layout.keys, 0, page_layout.key_scales),
+        (1, page_layout.layout.values, page_layout.value_offset, page_layout.value_scales),
     ):
         codes, word = layout.code_bytes, layout.row_bytes - layout.code_bytes
         parts.append((of_values, 0, codes, first, codes))
@@ -306,19 +306,27 @@ def _carry(
     for place in prange(sequences * layers * heads):
         b, layer, h = place // (layers * heads), place // heads % layers, place % heads
         if h < kv_heads[layer]:
-            s, fed = slots[b], blocks[b]
+            s, new_tokens = slots[b], blocks[b]
             held, after = rows[s, layer, h], rows_after[b, layer, h]
             table, mark_table = pages[s, layer, h], metadata[s, layer, h]
             has_marks, has_weights = has_metadata[s, layer, h], weighted[s, layer, h]
             has_scores, start = scored[b, layer, h], starts[b, layer, h]
             staying = stays[start : start + held] if start >= 0 else stays[:0]
-            arriving = stays[start + held : start + held + fed] if start >= 0 else always[:fed]
-            grown = row_attention[start : start + held + fed] if has_scores else row_attention[:0]
+            arriving = (
+                stays[start + held : start + held + new_tokens]
+                if start >= 0
+                else always[:new_tokens]
+            )
+            grown = (
+                row_attention[start : start + held + new_tokens]
+                if has_scores
+                else row_attention[:0]
+            )
             if has_scores:
                 _write_scores(scores, page_rows, mark_table, grown[:held])
             hole = _next_hole(staying, 0)
             end = held
-            for n in range(fed):
+            for n in range(new_tokens):
                 if arriving[n]:
                     refills = hole < len(staying)
                     slot = hole if refills else end

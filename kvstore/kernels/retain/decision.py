@@ -151,7 +151,7 @@ def decide_rows(
     staged_flags: tl.tensor,
     entries: tl.tuple,
     held: tl.tensor,
-    fed: tl.tensor,
+    new_tokens: tl.tensor,
     length: tl.tensor,
     scored: tl.tensor,
     budget: tl.tensor,
@@ -165,7 +165,7 @@ def decide_rows(
     METADATA_ROWS: tl.constexpr = form.metadata_page_rows
     BLOCK_R: tl.constexpr = form.block_r
     grown, stays, ranks = entries
-    total, seen = held + fed, length + fed
+    total, seen = held + new_tokens, length + new_tokens
     single = tl.load(rule + _BYTES)
     full = (single & 0xFF).to(tl.int32)
     beyond = ((single >> _BEYOND_SHIFT) & 0xFF).to(tl.int32)
@@ -184,7 +184,7 @@ def decide_rows(
     decay = tl.full([], 1.0, tl.float64)
     if update == _DECAYED:
         once = tl.load(rule + _SCORE_DECAY).to(tl.float64, bitcast=True)
-        for _ in range(fed):
+        for _ in range(new_tokens):
             decay *= once
     adds = (update == _DECAYED) | (update == _SUM)
     new_from = (length - held).to(tl.int32)

@@ -105,8 +105,8 @@ def _launch(
             batch.counts,
         ),
         HeadRows(
-            batch.store.arena.view(batch.store.coding.dtype),
-            batch.store.arena,
+            batch.row_pages.arena.view(batch.row_pages.layout.dtype),
+            batch.row_pages.arena,
             batch.pages,
             batch.rows,
             after,
@@ -131,7 +131,7 @@ def _launch(
         batch.pages.shape[3],
         batch.metadata.shape[3],
         FORM=RetainForm(
-            pages=page_form(batch.store.page_layout),
+            pages=page_form(batch.row_pages.page_layout),
             layers=layers,
             heads=heads,
             metadata_page_rows=batch.metadata_page_rows,
@@ -183,13 +183,13 @@ def retain_head(
         table = heads.pages + place * table_pages
         metadata_table = metadata.pages + place * metadata_pages
         held, length = tl.load(heads.rows + place), tl.load(heads.lengths + b).to(tl.int64)
-        fed = tl.load(staged.before + b) + tl.load(staged.counts + b)
+        new_tokens = tl.load(staged.before + b) + tl.load(staged.counts + b)
         cell = tl.load(staged.slots + b)
-        total = held + fed
+        total = held + new_tokens
         bounded = may_lose(rule)
-        budget, scored = budget_of(rule, length + fed)
+        budget, scored = budget_of(rule, length + new_tokens)
         start = tl.load(decision.starts + place).to(tl.int64)
-        after, arriving = total, fed
+        after, arriving = total, new_tokens
         if FORM.decides:
             if bounded:
                 after, arriving = decide_rows(
@@ -199,7 +199,7 @@ def retain_head(
                     staged.flags + cell,
                     (grown_scores + start, stays + start, decision.ranks + start),
                     held,
-                    fed,
+                    new_tokens,
                     length,
                     scored,
                     budget,

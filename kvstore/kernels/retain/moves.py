@@ -1,4 +1,4 @@
-"""Moves of rows that stay, and their coding: device functions of the retain kernel."""
+"""Moves of rows that stay, and their encoding: device functions of the retain kernel."""
 
 from __future__ import annotations
 

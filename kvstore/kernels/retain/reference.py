@@ -65,22 +65,22 @@ def _stays(batch: PagedBatch, scratch: StepScratch, place: _Place) -> torch.Tens
     """Return the rows of a head that its rule keeps, bool `[R + m]`, and write the new scores."""
     slot, tables, columns = batch.slots[place[0]], batch.tables, batch.columns
     rule = rule_from_record(tables.rules[slot, *place[1:]])
-    held, fed = int(tables.rows[slot, *place[1:]]), int(batch.chunk_tokens[place[0]])
+    held, new_tokens = int(tables.rows[slot, *place[1:]]), int(batch.chunk_tokens[place[0]])
     length, cell = int(tables.lengths[slot]), int(batch.staging_slots[place[0]])
     metadata = _metadata(batch, place, range(held))
-    own = torch.arange(length, length + fed, dtype=torch.int32, device=metadata.device)
+    own = torch.arange(length, length + new_tokens, dtype=torch.int32, device=metadata.device)
     scores = None
     if rule.needs_scores:
-        entries = slice(int(scratch.starts[place]), int(scratch.starts[place]) + held + fed)
+        entries = slice(int(scratch.starts[place]), int(scratch.starts[place]) + held + new_tokens)
         scores = grown_scores(rule, columns.scores[metadata], scratch.row_attention[entries])
         scratch.row_attention[entries] = scores
-    new_flags = torch.from_numpy(batch.fed.flags[cell : cell + fed]).to(metadata.device)
+    new_flags = torch.from_numpy(batch.staged.flags[cell : cell + new_tokens]).to(metadata.device)
     return keep_mask(
         rule,
         torch.cat((columns.positions[metadata], own)),
         scores,
         torch.cat((columns.flags[metadata], new_flags)),
-        length + fed,
+        length + new_tokens,
     )
 
 
@@ -94,17 +94,17 @@ def _metadata(batch: PagedBatch, place: _Place, slots: Sequence[int]) -> torch.T
 def _rows(batch: PagedBatch, place: _Place, slots: Sequence[int]) -> RowIndex:
     """Return the row index of a head's slots."""
     pages = batch.tables.pages[batch.slots[place[0]], *place[1:]]
-    return batch.store.index(pages, np.array(slots, np.int64))
+    return batch.row_pages.index(pages, np.array(slots, np.int64))
 
 
 def grown_scores(
     rule: RetentionRule, held: torch.Tensor, row_attention: torch.Tensor
 ) -> torch.Tensor:
     """Held and new rows' scores after the block, f32 `[R + m]`."""
-    fed = len(row_attention) - len(held)
+    new_tokens = len(row_attention) - len(held)
     if rule.score_update is ScoreUpdate.NONE:
-        return torch.cat((held, held.new_zeros(fed)))
-    decay = rule.score_decay**fed if rule.score_update is ScoreUpdate.DECAYED else 1.0
+        return torch.cat((held, held.new_zeros(new_tokens)))
+    decay = rule.score_decay**new_tokens if rule.score_update is ScoreUpdate.DECAYED else 1.0
     scores = row_attention.clone()
     scores[: len(held)].add_(held, alpha=decay)
     return scores
@@ -135,11 +135,11 @@ class RetainMoves:
         return origins
 
 
-def refill(held: int, fed: int, gone: list[int]) -> RetainMoves:
-    """Fill the slots of the victims; `gone` are the rows of `[0, held + fed)` that leave."""
+def refill(held: int, new_tokens: int, gone: list[int]) -> RetainMoves:
+    """Fill the slots of the victims; `gone` are the rows of `[0, held + new_tokens)` that leave."""
     leaving = set(gone)
     holes = [row for row in gone if row < held]
-    survivors = [new for new in range(fed) if held + new not in leaving]
+    survivors = [new for new in range(new_tokens) if held + new not in leaving]
     filled = min(len(holes), len(survivors))
     placed = list(zip(holes[:filled], survivors[:filled], strict=True))
     placed += [(held + n, new) for n, new in enumerate(survivors[filled:])]
@@ -153,16 +153,16 @@ def refill(held: int, fed: int, gone: list[int]) -> RetainMoves:
 def _carry_rows(
     batch: PagedBatch, arriving: ArrivingRows, place: _Place, moves: RetainMoves
 ) -> None:
-    store, (_, layer, head) = batch.store, place
+    row_pages, (_, layer, head) = batch.row_pages, place
     for slots, old in _pairs(moves.moved):
         targets, sources = (_rows(batch, place, some) for some in (slots, old))
-        for held in (store.keys, store.values):
+        for held in (row_pages.keys, row_pages.values):
             held[targets] = held[sources]
     for slots, new in _pairs(moves.placed):
         rows = _rows(batch, place, slots)
         staging_slots = torch.tensor(new) + int(arriving.staging_slots[place[0]])
-        store.keys[rows] = arriving.keys[layer, head, staging_slots]
-        store.values[rows] = arriving.values[layer, head, staging_slots]
+        row_pages.keys[rows] = arriving.keys[layer, head, staging_slots]
+        row_pages.values[rows] = arriving.values[layer, head, staging_slots]
 
 
 def _carry_marks(batch: PagedBatch, place: _Place, moves: RetainMoves) -> None:
@@ -177,7 +177,7 @@ def _carry_marks(batch: PagedBatch, place: _Place, moves: RetainMoves) -> None:
         metadata = _metadata(batch, place, slots)
         positions = torch.tensor(new) + int(batch.tables.lengths[slot])
         columns.positions[metadata] = positions.int().to(metadata.device)
-        flags = batch.fed.flags[np.array(new) + batch.staging_slots[place[0]]]
+        flags = batch.staged.flags[np.array(new) + batch.staging_slots[place[0]]]
         columns.flags[metadata] = torch.from_numpy(flags).to(metadata.device)
         if weighted:
             columns.log_weights[metadata] = 0.0

@@ -170,7 +170,7 @@ class Engine:
         for place in places:
             sequence, chunk = feeds[place].sequence, feeds[place].part.chunk
             self._scheduler.close(chunk)
-            sequence.chunk_is_retained(chunk.fed + feeds[place].part.tokens)
+            sequence.chunk_is_retained(chunk.fed_tokens + feeds[place].part.tokens)
             if not sequence.pending:
                 ready = [*self._begin_forks(sequence), sequence]
                 choosing += ready
@@ -232,7 +232,7 @@ class Engine:
 def _is_single_token(feed: Feed) -> bool:
     """Whether a sequence is fed a single token, and has no forks that wait for it."""
     part = feed.part
-    return part.tokens == 1 and part.ends and not part.chunk.fed and not feed.sequence.forks
+    return part.tokens == 1 and part.ends and not part.chunk.fed_tokens and not feed.sequence.forks
 
 
 def _succeeds(sequence: RunningSequence, act: Callable[[_Given], None], given: _Given) -> bool:

@@ -74,7 +74,7 @@ def _part(sequence: RunningSequence, budget: int) -> Feed:
     chunk = sequence.chunk
     assert chunk is not None, "opened by the caller"
     size = min(RETENTION_CHUNK_TOKENS, sequence.pending)
-    count = min(size - chunk.fed, budget)
-    first = sequence.done + chunk.fed
+    count = min(size - chunk.fed_tokens, budget)
+    first = sequence.done + chunk.fed_tokens
     tokens = tuple(sequence.suffix[first : first + count])
-    return Feed(sequence, ChunkPart(chunk, count, ends=chunk.fed + count == size), tokens)
+    return Feed(sequence, ChunkPart(chunk, count, ends=chunk.fed_tokens + count == size), tokens)

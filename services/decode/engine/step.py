@@ -34,7 +34,7 @@ class BatchAttention:
 
 
 def forward_step(
-    served: ServedModel, fed: StagedRows, parts: Sequence[ChunkPart], tokens: Sequence[int]
+    served: ServedModel, staged: StagedRows, parts: Sequence[ChunkPart], tokens: Sequence[int]
 ) -> tuple[BatchStep, torch.Tensor]:
     """Feed each sequence its part; `tokens` `[N]` are the tokens of one part after another.
 
@@ -46,10 +46,10 @@ def forward_step(
     device = served.model.device
     ids = torch.tensor(tokens)
     counts = np.array([part.tokens for part in parts])
-    first = np.array([part.chunk.sequence.length + part.chunk.fed for part in parts])
+    first = np.array([part.chunk.sequence.length + part.chunk.fed_tokens for part in parts])
     ends = counts.cumsum()
     positions = np.repeat(first - (ends - counts), counts) + np.arange(len(tokens))
-    step = BatchStep(fed, parts, served.tokenizer.classes[ids].numpy())
+    step = BatchStep(staged, parts, served.tokenizer.classes[ids].numpy())
     logits = forward(
         served,
         ids.to(device)[None],
@@ -66,9 +66,9 @@ def run_step(
     served: ServedModel, batch: Sequence[SequencePages], next_tokens: Sequence[int]
 ) -> torch.Tensor:
     """Feed each of B sequences one token and apply its rules; returns the logits `[B, V]`."""
-    fed = batch[0].pool.new_staged_rows(len(batch))
+    staged = batch[0].pool.new_staged_rows(len(batch))
     parts = [ChunkPart(RetentionChunk(sequence, n), 1) for n, sequence in enumerate(batch)]
-    step, logits = forward_step(served, fed, parts, next_tokens)
+    step, logits = forward_step(served, staged, parts, next_tokens)
     step.retain()
     return logits
 

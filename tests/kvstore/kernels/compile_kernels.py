@@ -66,9 +66,9 @@ def launch_prefill() -> None:
 
 
 def launch_gather(spelling: str) -> None:
-    coding = KeyValueLayout(RowCodec.parse(spelling), SIZE, torch.bfloat16)
+    layout = KeyValueLayout(RowCodec.parse(spelling), SIZE, torch.bfloat16)
     rows, ends = torch.arange(14, dtype=torch.int32), torch.tensor([7, 14], dtype=torch.int32)
-    compact.gather_rows(rows_of(HEADS, ROWS), rows_of(HEADS, ROWS), rows, ends, coding)
+    compact.gather_rows(rows_of(HEADS, ROWS), rows_of(HEADS, ROWS), rows, ends, layout)
 
 
 def launch_all_of(codec: RowCodec, tokens: int, window: int | None) -> None:

@@ -31,31 +31,31 @@ def _watched(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: None)
 
 
-def further(store: RowPages) -> tuple[RowPages, int]:
+def further(row_pages: RowPages) -> tuple[RowPages, int]:
     """The same rows at the far end of a large arena, and so many pages further.
 
     What lies before is never touched, and takes no memory where it is only promised.
     """
-    page_layout = store.page_layout
+    page_layout = row_pages.page_layout
     pages = 2**32 // page_layout.page_bytes + 1
-    arena = store.arena.new_empty(pages * page_layout.page_bytes + store.arena.numel())
-    arena[pages * page_layout.page_bytes :] = store.arena
+    arena = row_pages.arena.new_empty(pages * page_layout.page_bytes + row_pages.arena.numel())
+    arena[pages * page_layout.page_bytes :] = row_pages.arena
     return RowPages.of(arena, page_layout), pages
 
 
-@pytest.mark.parametrize("fed", [1, 2])
+@pytest.mark.parametrize("new_tokens", [1, 2])
 @pytest.mark.parametrize("codec", CODECS)
 def test_attention(
-    codec: str, fed: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    codec: str, new_tokens: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PagedBatch, "on_triton", True)
-    batch = a_batch(fed, torch.bfloat16, codec, rows=((0, 1, 20, 70),))
+    batch = a_batch(new_tokens, torch.bfloat16, codec, rows=((0, 1, 20, 70),))
     expected = attend(batch, device=device)
     at_once = kernel.attend_on_device
 
     def attend_far_away(q: torch.Tensor, here: DeviceBatch, *given: int, **named: int) -> object:
-        store, pages = further(here.store)
-        there = dataclasses.replace(here, store=store, pages=here.pages + pages)
+        row_pages, pages = further(here.row_pages)
+        there = dataclasses.replace(here, row_pages=row_pages, pages=here.pages + pages)
         return at_once(q, there, *given, **named)
 
     monkeypatch.setattr(kernel, "attend_on_device", attend_far_away)
@@ -76,7 +76,7 @@ def test_retention(codec: str, device: torch.device) -> None:
         pool = DevicePool([[[1, 60]]], rules, [300], device, torch.bfloat16, RowCodec.parse(codec))
         new = NewRows.random(pool, 3)
         if far:
-            pool.store, pages = further(pool.store)
+            pool.row_pages, pages = further(pool.row_pages)
             pool.pages += pages
             pool.free_pages.ring.add_(pages)
         pool.step(new)

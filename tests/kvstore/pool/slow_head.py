@@ -29,14 +29,14 @@ class SlowHead:
         self.rows = rows
 
     def attend(
-        self, queries: torch.Tensor, fed: list[Row], scale: float, window: int | None
+        self, queries: torch.Tensor, new_rows: list[Row], scale: float, window: int | None
     ) -> tuple[torch.Tensor, list[float]]:
         """Queries `[G, m, D]` over the rows held and causally over the fed ones."""
-        rows = self.rows + fed
+        rows = self.rows + new_rows
         keys = torch.stack([row.key for row in rows]).double()
         values = torch.stack([row.value for row in rows]).double()
         positions = torch.tensor([row.position for row in rows])
-        own = torch.tensor([row.position for row in fed])
+        own = torch.tensor([row.position for row in new_rows])
         distance = own[:, None] - positions
         hidden = (distance < 0) | (distance >= (window or 10**9))
         logits = queries.double() @ keys.T * scale
@@ -45,7 +45,7 @@ class SlowHead:
         return probabilities @ values, [float(share) for share in row_attention]
 
     def retain(
-        self, fed: list[Row], row_attention: list[float], length: int, chosen: set[int]
+        self, new_rows: list[Row], row_attention: list[float], length: int, chosen: set[int]
     ) -> int:
         """Apply the rule, and say how many held rows went.
 
@@ -55,8 +55,8 @@ class SlowHead:
         rule, held = self.rule, len(self.rows)
         if rule.score_update is ScoreUpdate.DECAYED:
             for row in self.rows:
-                row.score *= rule.score_decay ** len(fed)
-        rows = self.rows + fed
+                row.score *= rule.score_decay ** len(new_rows)
+        rows = self.rows + new_rows
         if rule.score_update is not ScoreUpdate.NONE:
             for row, share in zip(rows, row_attention, strict=True):
                 row.score += share

@@ -52,22 +52,25 @@ def a_sequence(pool: PagePool, length: int, head_rules: list[RetentionRule]) -> 
     return sequence
 
 
-def feed(batch: list[SequencePages], seeds: list[int], fed: int) -> list[list[torch.Tensor]]:
+def feed(batch: list[SequencePages], seeds: list[int], new_tokens: int) -> list[list[torch.Tensor]]:
     """A step whose inputs depend on each sequence's seed alone; outputs per sequence and layer."""
-    classes = np.array([[seed % 3] * fed for seed in seeds], np.uint8)
+    classes = np.array([[seed % 3] * new_tokens for seed in seeds], np.uint8)
     step, outs = (
-        BatchStep.whole(batch, classes, batch[0].pool.new_staged_rows(fed * len(batch))),
+        BatchStep.whole(batch, classes, batch[0].pool.new_staged_rows(new_tokens * len(batch))),
         [],
     )
     randoms = [torch.Generator().manual_seed(seed) for seed in seeds]
     for index, shape in enumerate(SHAPES):
         q, k, v = (
-            torch.cat([torch.randn(heads, fed, SIZE, generator=one) for one in randoms], 1)
+            torch.cat([torch.randn(heads, new_tokens, SIZE, generator=one) for one in randoms], 1)
             for heads in (shape.query_heads, shape.kv_heads, shape.kv_heads)
         )
         outs.append(step.attend(AttentionInput(index, q, k, v, 0.5, None)))
     step.retain()
-    return [[out[row * fed : (row + 1) * fed] for out in outs] for row in range(len(batch))]
+    return [
+        [out[row * new_tokens : (row + 1) * new_tokens] for out in outs]
+        for row in range(len(batch))
+    ]
 
 
 def by_position(head: HeadRows) -> list[torch.Tensor]:
@@ -91,12 +94,14 @@ def test_sequences_together_end_up_as_each_alone(
     pool = a_pool()
     together = [a_sequence(pool, *one) for one in sequences]
     alone = [a_sequence(a_pool(), *one) for one in sequences]
-    for number, fed in enumerate(blocks):
+    for number, new_tokens in enumerate(blocks):
         seeds = [100 * number + row for row in range(len(sequences))]
-        outs = feed(together, seeds, fed)
+        outs = feed(together, seeds, new_tokens)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(PagedBatch, "on_cpu_in_f32", False)
-            single = [feed([one], [seed], fed)[0] for one, seed in zip(alone, seeds, strict=True)]
+            single = [
+                feed([one], [seed], new_tokens)[0] for one, seed in zip(alone, seeds, strict=True)
+            ]
         for left, right in zip(outs, single, strict=True):
             for a, b in zip(left, right, strict=True):
                 torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)

@@ -36,13 +36,13 @@ def test_each_kind_of_rule_grows_as_it_may() -> None:
 @settings(max_examples=80, deadline=None)
 @given(rules(), st.integers(0, 30), blocks, st.integers(0, 2**20))
 def test_a_reservation_of_the_bound_is_never_too_small(
-    rule: RetentionRule, prompt: int, fed: list[int], seed: int
+    rule: RetentionRule, prompt: int, new_tokens: list[int], seed: int
 ) -> None:
     """The pool raises if a step wants more than its reservation, here exactly the bound."""
     decoding = Decoding(60, (rule,), prompt, seed)
-    bound = decoding.paged.pages_bound(prompt + sum(fed))
+    bound = decoding.paged.pages_bound(prompt + sum(new_tokens))
     used = decoding.pool.used_pages
     decoding.paged.reservation.trim_to(PageCount(bound.rows - used, bound.metadata))
-    for block in fed:
+    for block in new_tokens:
         decoding.feed(decoding.classes(block))
     event("reached the bound" if decoding.pool.used_pages == bound.rows else "stayed below")

@@ -79,10 +79,10 @@ class Decoding:
 
     def feed(self, classes: list[int]) -> None:
         """One block through both, compared after attention and after retention."""
-        first, fed = self.length, len(classes)
-        self.length += fed
+        first, new_tokens = self.length, len(classes)
+        self.length += new_tokens
         rows = [self.rows(first, classes) for _ in self.slow]
-        queries = torch.randn(len(self.slow) * GROUP, fed, SIZE, generator=self.random)
+        queries = torch.randn(len(self.slow) * GROUP, new_tokens, SIZE, generator=self.random)
         keys = torch.stack([torch.stack([row.key for row in head]) for head in rows])
         values = torch.stack([torch.stack([row.value for row in head]) for head in rows])
         outs = self.feed_paged(queries, keys, values, classes)
@@ -98,11 +98,11 @@ class Decoding:
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, classes: list[int]
     ) -> torch.Tensor:
         """`[HQ, m, D]`; the block arrives in pieces, which nobody may notice."""
-        fed, block = self.pool.new_staged_rows(len(classes)), RetentionChunk(self.paged, 0)
+        staged, block = self.pool.new_staged_rows(len(classes)), RetentionChunk(self.paged, 0)
         outs = []
         for first, last in itertools.pairwise(self.cuts(len(classes))):
             piece = ChunkPart(block, last - first, ends=last == len(classes))
-            step = BatchStep(fed, [piece], np.array(classes[first:last], np.uint8))
+            step = BatchStep(staged, [piece], np.array(classes[first:last], np.uint8))
             part = [rows[:, first:last] for rows in (queries, keys, values)]
             outs.append(step.attend(AttentionInput(0, *part, SCALE, self.window)))
             step.decide()
@@ -166,10 +166,10 @@ blocks = st.lists(st.integers(1, 20), min_size=1, max_size=8)
     st.integers(0, 2**20),
 )
 def test_any_rule_agrees_with_a_list_of_rows(
-    head_rules: list[RetentionRule], prompt: int, fed: list[int], seed: int
+    head_rules: list[RetentionRule], prompt: int, new_tokens: list[int], seed: int
 ) -> None:
     decoding = Decoding(120, tuple(head_rules), prompt, seed)
-    for block in fed:
+    for block in new_tokens:
         decoding.feed(decoding.classes(block))
     event(f"most victims of a step: {min(max(decoding.victims), 3)}")
 
@@ -185,10 +185,10 @@ def test_token_by_token_agrees_with_a_list_of_rows(rule: RetentionRule, seed: in
 @settings(max_examples=25, deadline=None)
 @given(rules(), blocks, st.integers(0, 2**20))
 def test_a_sliding_layer_agrees_with_a_list_of_rows(
-    rule: RetentionRule, fed: list[int], seed: int
+    rule: RetentionRule, new_tokens: list[int], seed: int
 ) -> None:
     decoding = Decoding(120, (dataclasses.replace(rule, horizon=9),), 20, seed, window=9)
-    for block in fed:
+    for block in new_tokens:
         decoding.feed(decoding.classes(block))
 
 

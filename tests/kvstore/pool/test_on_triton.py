@@ -35,9 +35,9 @@ def run() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     child.reservation.ensure(PageCount(60, 60))
     batch.append(child)
     outs: list[torch.Tensor] = []
-    for number, fed in enumerate((1, 3, 1)):
+    for number, new_tokens in enumerate((1, 3, 1)):
         seeds = [10 * number + n for n in range(len(batch))]
-        outs += [out for of_one in feed(batch, seeds, fed) for out in of_one]
+        outs += [out for of_one in feed(batch, seeds, new_tokens) for out in of_one]
     held = [
         part
         for sequence in batch

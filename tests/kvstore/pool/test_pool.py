@@ -57,8 +57,8 @@ def a_layer(*counts: int, head_rule: RetentionRule = FULL_RULE) -> RaggedLayer:
 def feed(sequence: SequencePages, tokens: int, seed: int = 0) -> None:
     """A block through every layer; the same keys and values for the same seed."""
     random = torch.Generator().manual_seed(seed)
-    fed = sequence.pool.new_staged_rows(tokens)
-    step = BatchStep.whole([sequence], np.zeros((1, tokens), np.uint8), fed)
+    staged = sequence.pool.new_staged_rows(tokens)
+    step = BatchStep.whole([sequence], np.zeros((1, tokens), np.uint8), staged)
     for index, shape in enumerate(sequence.shapes):
         keys, values = torch.randn(2, shape.kv_heads, tokens, SIZE, generator=random)
         queries = torch.randn(shape.query_heads, tokens, SIZE, generator=random)
@@ -192,7 +192,7 @@ class Accounting(RuleBasedStateMachine):
         assert (pool.used_pages, pool.reserved_pages, pool.rows, pool.resident_bytes) == (0,) * 4
         assert pool.free == PageCount(PAGES, 40)
         # the debug fill reached every row that was given back
-        assert torch.isnan(pool.storage.plain.keys.codes).all()
+        assert torch.isnan(pool.storage.unquantized.keys.codes).all()
         assert torch.isnan(pool.storage.columns.scores).all()
 
 

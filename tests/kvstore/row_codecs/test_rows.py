@@ -130,13 +130,13 @@ def test_the_rotation_keeps_products_and_is_its_own_inverse(size: int) -> None:
     assert torch.allclose(rotate(rotate(k)), k, atol=1e-5)
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_rows_rotated_before_are_coded_as_if_here(turned: bool) -> None:
+@pytest.mark.parametrize("pre_rotated", [False, True])
+def test_rows_that_are_rotated_already_have_the_same_codes(pre_rotated: bool) -> None:
     layout, rows = layout_of(ElementCodec.INT4, 64), torch.randn(4, 64)
-    given_rows = rotate(rows) if turned else rows
-    stored = encode_rows(given_rows, layout, turned=turned)
+    given_rows = rotate(rows) if pre_rotated else rows
+    stored = encode_rows(given_rows, layout, pre_rotated=pre_rotated)
     assert torch.equal(stored, encode_rows(rows, layout))
-    kept = decode_rows(stored, layout, turned=True)
+    kept = decode_rows(stored, layout, keep_rotated=True)
     assert torch.allclose(rotate(kept), decode_rows(stored, layout))
 
 

@@ -69,12 +69,12 @@ def ragged_layer(
     kept = [torch.randperm(tokens, generator=source)[:n].sort().values for n in rows]
     scored = sum(n for n, rule in heads if rule.needs_scores)
     flagged = sum(n for n, rule in heads if rule.needs_flags)
-    coding = KeyValueLayout(RowCodec.parse(codec), head_size, dtype)
+    layout = KeyValueLayout(RowCodec.parse(codec), head_size, dtype)
     keys = torch.randn(total, head_size, generator=source).to(dtype)
     values = torch.randn(total, head_size, generator=source).to(dtype)
     return RaggedLayer(
-        keys=encode_rows(keys, coding.keys),
-        values=encode_rows(values, coding.values),
+        keys=encode_rows(keys, layout.keys),
+        values=encode_rows(values, layout.values),
         positions=torch.cat(kept).to(torch.int32),
         head_offsets=tuple(itertools.accumulate(rows, initial=0)),
         rules=rules,
@@ -83,7 +83,7 @@ def ragged_layer(
         flags=torch.randint(0, 4, (flagged,), generator=source).to(torch.uint8),
         log_weights=torch.randn(sum(itertools.compress(rows, weighted)), generator=source),
         weighted=weighted,
-        coding=None if coding.plain else coding,
+        layout=None if layout.unquantized else layout,
     )
 
 

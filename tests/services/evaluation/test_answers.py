@@ -60,10 +60,10 @@ def test_questions_apart_know_nothing_of_one_another_those_in_turn_do(served):
 
 def test_a_continuation_is_drawn_from_the_exact_models_predictions(served):
     drawn = sample_continuation(served, PromptRecord(served, CONTEXT), CONTEXT, 12)
-    assert len(drawn.fed) == len(drawn.targets) == 12
+    assert len(drawn.continuation) == len(drawn.targets) == 12
     generator = torch.Generator().manual_seed(11)
     text = CONTEXT
-    for token in (*drawn.fed, drawn.targets[-1]):
+    for token in (*drawn.continuation, drawn.targets[-1]):
         probabilities = dense_logits(served, text[:-1], text[-1:])[0].softmax(-1)
         assert int(torch.multinomial(probabilities, 1, generator=generator)) == token
         text = (*text, token)

@@ -36,7 +36,7 @@ def predictions(served: ServedModel) -> list[torch.Tensor]:
         record = PromptRecord(served, _CONTEXT)
         layers = record.compact_timed(policy).layers
         drawn = sample_continuation(served, record, _CONTEXT, 3)
-        assert len(drawn.fed) == 3
+        assert len(drawn.continuation) == 3
         pages = open_pages(served, [layers], len(_CONTEXT), len(_FED))
         return [
             dense_logits(served, _CONTEXT, _FED),

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.model
 
 def repeated(passage, length=16):
     """Runs of `length` tokens that end in the continuation and occur in the prompt."""
-    text = passage.prompt + passage.fed + passage.targets[-1:]
+    text = passage.prompt + passage.continuation + passage.targets[-1:]
     prompt = len(passage.prompt)
     runs = {text[first : first + length] for first in range(prompt - length + 1)}
     later = range(prompt - length + 2, len(text) - length + 1)
@@ -27,8 +27,8 @@ def test_no_continuation_repeats_its_prompt(smollm2):
     # of the model only the tokenizer is asked
     served = types.SimpleNamespace(tokenizer=load_tokenizer(smollm2))
     assert len(set(OFFSETS)) == 8
-    for prompt, fed in ((1536, 256), (1536, 1000), (3072, 256)):
-        found = [repeated(passage) for passage in passages(served, prompt, fed)]
+    for prompt, continuation in ((1536, 256), (1536, 1000), (3072, 256)):
+        found = [repeated(passage) for passage in passages(served, prompt, continuation)]
         assert found == [0] * len(OFFSETS)
     (copying,) = passages(served, 1536, 256, (COPYING_OFFSET,))
     assert repeated(copying) > 100

@@ -14,7 +14,7 @@ from services.evaluation.summary import summarise
 SIZES = Sizes(
     contexts=(64, 96),
     passages=1,
-    fed=4,
+    continuation_tokens=4,
     needle_lengths=(200, 300),
     needle_depths=(0.2, 0.8),
     task_tokens=600,
@@ -81,6 +81,6 @@ def test_the_page_needs_nothing_else_and_begins_with_the_frontier(measured):
 
 
 def test_cases_beyond_the_models_context_are_left_out(served):
-    sizes = Sizes(contexts=(64, served.context_tokens), passages=1, fed=4)
+    sizes = Sizes(contexts=(64, served.context_tokens), passages=1, continuation_tokens=4)
     cases = Plan(served, sizes).cases(["forced"])
     assert [case.group for case in fitting(cases, served)] == ["64 + 4 tokens"]

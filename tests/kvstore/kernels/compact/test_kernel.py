@@ -44,10 +44,10 @@ def test_strides_of_any_kind(device: torch.device) -> None:
     k = torch.randn(TOKENS, 3, 32, device=device).transpose(0, 1)
     v = torch.randn(3, 32, TOKENS, device=device).transpose(1, 2)
     rows = chosen((7, 0, 130), device)
-    coding = KeyValueLayout(MODEL_ROWS, 32, torch.float32)
+    layout = KeyValueLayout(MODEL_ROWS, 32, torch.float32)
     for found, expected in zip(
-        kernel.gather_rows(k, v, *joined(rows), coding),
-        reference_rows(k, v, *joined(rows), coding),
+        kernel.gather_rows(k, v, *joined(rows), layout),
+        reference_rows(k, v, *joined(rows), layout),
         strict=True,
     ):
         assert torch.equal(found, expected)
@@ -60,27 +60,27 @@ def test_strides_of_any_kind(device: torch.device) -> None:
 def test_rows_are_coded_on_the_way(
     size: int, codec: str, dtype: torch.dtype, device: torch.device
 ) -> None:
-    coding = KeyValueLayout(RowCodec.parse(codec), size, dtype)
+    layout = KeyValueLayout(RowCodec.parse(codec), size, dtype)
     k, v = (torch.randn(2, 3, TOKENS, size, device=device) * 3).to(dtype)
     # a channel that outweighs the others, a row of zeros, equal ones, and the least there are
     k[..., 0] += 20
     k[0, 0], v[0, 0], k[0, 1], v[0, 1] = 0, 0, 2, -2
     k[0, 2] = v[0, 2] = torch.finfo(dtype).tiny
     rows = [torch.arange(9, device=device), *chosen((0, 70), device)]
-    for found, expected, layout in zip(
-        kernel.gather_rows(k, v, *joined(rows), coding),
-        reference_rows(k, v, *joined(rows), coding),
-        (coding.keys, coding.values),
+    for found, expected, part in zip(
+        kernel.gather_rows(k, v, *joined(rows), layout),
+        reference_rows(k, v, *joined(rows), layout),
+        (layout.keys, layout.values),
         strict=True,
     ):
         assert found.shape == expected.shape
-        if not layout.rotated:
+        if not part.rotated:
             assert torch.equal(found, expected)
             continue
         # the rotation's last bit may turn a code that is nearly between two; then only by one
         same = (found == expected).all(-1)
         assert same.float().mean() > 0.9
-        near, far = (decode_rows(x, layout, turned=True) for x in (found, expected))
+        near, far = (decode_rows(x, part, keep_rotated=True) for x in (found, expected))
         step = (far.amax(-1) - far.amin(-1)) / 14
         assert ((near - far).abs().amax(-1) <= step + 1e-6).all()
 
@@ -92,21 +92,21 @@ def test_rows_are_coded_on_the_way(
 def test_a_row_that_is_not_finite_decodes_to_nan(
     bad: float, codec: str, device: torch.device
 ) -> None:
-    coding = KeyValueLayout(RowCodec.parse(codec), 8, torch.float32)
+    layout = KeyValueLayout(RowCodec.parse(codec), 8, torch.float32)
     k, v = torch.randn(2, 1, 4, 8, device=device)
     k[0, 1, 3] = v[0, 2, 5] = bad
-    keys, values = kernel.gather_rows(k, v, *joined([torch.arange(4, device=device)]), coding)
-    for stored, row, layout in ((keys, 1, coding.keys), (values, 2, coding.values)):
-        nan = decode_rows(stored, layout, turned=True).isnan()
+    keys, values = kernel.gather_rows(k, v, *joined([torch.arange(4, device=device)]), layout)
+    for stored, row, part in ((keys, 1, layout.keys), (values, 2, layout.values)):
+        nan = decode_rows(stored, part, keep_rotated=True).isnan()
         assert nan[row].all()
         assert not nan[[n for n in range(4) if n != row]].any()
 
 
 def test_the_same_inputs_give_the_same_bits(device: torch.device) -> None:
-    coding = KeyValueLayout(RowCodec.parse("int4"), 24, torch.bfloat16)
+    layout = KeyValueLayout(RowCodec.parse("int4"), 24, torch.bfloat16)
     k, v = torch.randn(2, 2, TOKENS, 24, device=device).bfloat16()
     rows = chosen((70, 3), device)
     for one, other in zip(
-        *(kernel.gather_rows(k, v, *joined(rows), coding) for _ in "ab"), strict=True
+        *(kernel.gather_rows(k, v, *joined(rows), layout) for _ in "ab"), strict=True
     ):
         assert torch.equal(one, other)

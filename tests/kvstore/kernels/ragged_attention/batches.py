@@ -40,38 +40,40 @@ class Outcome:
 
 def a_sequence(
     rows: Sequence[int],
-    fed: int,
+    new_tokens: int,
     dtype: torch.dtype = torch.float32,
     codec: str = "model",
     size: int = SIZE,
 ) -> Fed:
-    generator = torch.Generator().manual_seed(fed + sum(rows))
-    coding = KeyValueLayout(RowCodec.parse(codec), size, dtype)
+    generator = torch.Generator().manual_seed(new_tokens + sum(rows))
+    layout = KeyValueLayout(RowCodec.parse(codec), size, dtype)
     heads = []
     for count, rule in zip(rows, RULES, strict=False):
         positions = torch.randperm(FIRST, generator=generator)[:count].int()
         keys, values = torch.randn(2, count, size, generator=generator).to(dtype)
         head = HeadRows(
             rule,
-            encode_rows(keys, coding.keys),
-            encode_rows(values, coding.values),
+            encode_rows(keys, layout.keys),
+            encode_rows(values, layout.values),
             positions,
-            coding=None if coding.plain else coding,
+            layout=None if layout.unquantized else layout,
         )
         heads.append(head)
-    q = torch.randn(len(rows) * GROUP, fed, size, generator=generator).to(dtype)
-    new_keys, new_values = torch.randn(2, len(rows), fed, size, generator=generator).to(dtype)
+    q = torch.randn(len(rows) * GROUP, new_tokens, size, generator=generator).to(dtype)
+    new_keys, new_values = torch.randn(2, len(rows), new_tokens, size, generator=generator).to(
+        dtype
+    )
     return Fed(q, heads, new_keys, new_values)
 
 
 def a_batch(
-    fed: int,
+    new_tokens: int,
     dtype: torch.dtype = torch.float32,
     codec: str = "model",
     size: int = SIZE,
     rows: Sequence[Sequence[int]] = ROWS,
 ) -> list[Fed]:
-    return [a_sequence(counts, fed, dtype, codec, size) for counts in rows]
+    return [a_sequence(counts, new_tokens, dtype, codec, size) for counts in rows]
 
 
 def dense(sequence: Fed, window: int | None) -> Outcome:
@@ -79,15 +81,15 @@ def dense(sequence: Fed, window: int | None) -> Outcome:
 
     Rows of a codec that rotates stay rotated, and so are queries and fed rows taken to be.
     """
-    fed = sequence.q.shape[1]
-    own = torch.arange(FIRST, FIRST + fed)
+    new_tokens = sequence.q.shape[1]
+    own = torch.arange(FIRST, FIRST + new_tokens)
     outs, row_attention = [], []
     for number, head in enumerate(sequence.heads):
         positions = torch.cat((head.positions.long(), own))
         held_keys, held_values = head.keys, head.values
-        if head.coding is not None:
-            held_keys = decode_rows(held_keys, head.coding.keys, turned=True)
-            held_values = decode_rows(held_values, head.coding.values, turned=True)
+        if head.layout is not None:
+            held_keys = decode_rows(held_keys, head.layout.keys, keep_rotated=True)
+            held_values = decode_rows(held_values, head.layout.values, keep_rotated=True)
         keys = torch.cat((held_keys.double(), sequence.keys[number].double()))
         values = torch.cat((held_values.double(), sequence.values[number].double()))
         distance = own[:, None] - positions
@@ -109,7 +111,7 @@ def attend(
     batch: list[Fed], window: int | None = None, device: torch.device | str = "cpu"
 ) -> list[Outcome]:
     """All sequences together, out of the pages of one pool; its second layer is theirs."""
-    fed, size = batch[0].q.shape[1], batch[0].q.shape[2]
+    new_tokens, size = batch[0].q.shape[1], batch[0].q.shape[2]
     heads = len(batch[0].heads)
     shape = LayerShape(heads, heads * GROUP, size, window)
     pool = PagePool(
@@ -120,20 +122,20 @@ def attend(
         device=device,
         poison=True,
     )
-    coding = batch[0].heads[0].coding
+    layout = batch[0].heads[0].layout
     pages = [
-        pool.open(FIRST, PageCount(30, 30), coding.codec if coding else MODEL_ROWS) for _ in batch
+        pool.open(FIRST, PageCount(30, 30), layout.codec if layout else MODEL_ROWS) for _ in batch
     ]
     for sequence, held in zip(batch, pages, strict=True):
         held.load(1, a_layer(sequence.heads))
-    classes = np.zeros((len(batch), fed), np.uint8)
+    classes = np.zeros((len(batch), new_tokens), np.uint8)
     step = BatchStep.whole(pages, classes, pool.new_staged_rows(classes.size))
     q, k, v = (
         torch.cat([getattr(one, name) for one in batch], 1).to(device)
         for name in ("q", "keys", "values")
     )
     (part,) = step._groups
-    part.batch.fed.put(1, part.staging_slots, k, v)
+    part.batch.staged.put(1, part.staging_slots, k, v)
     flat = ragged_attention(
         q.transpose(0, 1),
         part.batch,
@@ -142,13 +144,13 @@ def attend(
         scale=1 / math.sqrt(size),
         sliding_window=window,
     ).cpu()
-    outs = flat.unflatten(0, (len(batch), fed)).transpose(1, 2)
+    outs = flat.unflatten(0, (len(batch), new_tokens)).transpose(1, 2)
     scratch = step._scratch
     return [
         Outcome(
             out,
             [
-                scratch.row_attention[start : start + head.rows + fed].cpu()
+                scratch.row_attention[start : start + head.rows + new_tokens].cpu()
                 if head.rule.needs_scores
                 else None
                 for head, start in zip(sequence.heads, scratch.starts[row, 1], strict=False)
@@ -173,5 +175,5 @@ def a_layer(heads: list[HeadRows]) -> RaggedLayer:
         torch.empty(0, dtype=torch.uint8),
         torch.cat([torch.empty(0), *(h.log_weights for h in heads if h.log_weights is not None)]),
         tuple(head.log_weights is not None for head in heads),
-        coding=heads[0].coding,
+        layout=heads[0].layout,
     )

@@ -23,21 +23,21 @@ SCALE = 0.3
 
 def a_layer(codec: str, size: int, seed: int) -> RaggedLayer:
     source, total = torch.Generator().manual_seed(seed), sum(ROWS)
-    coding = KeyValueLayout(RowCodec.parse(codec), size, torch.float32)
+    layout = KeyValueLayout(RowCodec.parse(codec), size, torch.float32)
     keys, values = torch.randn(2, total, size, generator=source)
     # a channel that outweighs the others, as keys have them
     keys[:, 0] += 8
     positions = [torch.randperm(FIRST, generator=source)[:n].sort().values for n in ROWS]
     return RaggedLayer(
-        encode_rows(keys, coding.keys),
-        encode_rows(values, coding.values),
+        encode_rows(keys, layout.keys),
+        encode_rows(values, layout.values),
         torch.cat(positions).int(),
         tuple(np.cumsum((0, *ROWS)).tolist()),
         RULES,
         (1.0,) * len(ROWS),
         torch.rand(ROWS[0] + ROWS[2], generator=source),
         torch.empty(0, dtype=torch.uint8),
-        coding=None if coding.plain else coding,
+        layout=None if layout.unquantized else layout,
     )
 
 
@@ -114,18 +114,18 @@ def test_retained_rows_are_coded_and_all_others_keep_their_bytes(codec: str) -> 
     step = BatchStep.whole([pages], np.zeros((1, 5), np.uint8), pool.new_staged_rows(5))
     step.attend(AttentionInput(0, q, k, v, SCALE, None))
     step.retain()
-    coding = pages.store.coding
+    layout = pages.row_pages.layout
     for head in range(len(ROWS)):
         for position, (key, value) in by_position(pages, head).items():
             if position >= FIRST:
                 wanted = k[head, position - FIRST], v[head, position - FIRST]
-                for stored, exact, layout in zip(
-                    (key, value), wanted, (coding.keys, coding.values), strict=True
+                for stored, exact, part in zip(
+                    (key, value), wanted, (layout.keys, layout.values), strict=True
                 ):
                     assert torch.allclose(
-                        decode_rows(stored, layout),
-                        decode_rows(encode_rows(exact, layout), layout),
-                        atol=0.5 if layout.rotated else 1e-6,
+                        decode_rows(stored, part),
+                        decode_rows(encode_rows(exact, part), part),
+                        atol=0.5 if part.rotated else 1e-6,
                     )
             else:
                 assert torch.equal(key, before[head][position][0])
@@ -165,8 +165,8 @@ def test_coded_rows_take_fewer_pages_of_the_same_bytes() -> None:
     pool = a_pool(64)
     plain, coded = (opened(pool, codec, 1) for codec in ("model", "int4"))
     # 36 bytes a row and not 256, in pages of four plain rows
-    assert coded.store.page_rows == 4 * 2 * 256 // 72
-    rows = [math.ceil(n / coded.store.page_rows) for n in ROWS]
+    assert coded.row_pages.page_rows == 4 * 2 * 256 // 72
+    rows = [math.ceil(n / coded.row_pages.page_rows) for n in ROWS]
     assert coded.reservation.used.rows == sum(rows)
     assert coded.reservation.used.metadata == plain.reservation.used.metadata
     assert coded.resident_bytes < 0.3 * plain.resident_bytes

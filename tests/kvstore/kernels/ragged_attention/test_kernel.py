@@ -47,7 +47,7 @@ def _on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 def assert_same(batch: list[Fed], found: list[Outcome], window: int | None = None) -> None:
     for sequence, result in zip(batch, found, strict=True):
         expected, dtype = dense(sequence, window), sequence.q.dtype
-        coded = sequence.heads[0].coding is not None
+        coded = sequence.heads[0].layout is not None
         exact = dtype == torch.float32 or (dtype == torch.float16 and not coded)
         torch.testing.assert_close(
             result.out.double(),
@@ -63,7 +63,7 @@ def assert_same(batch: list[Fed], found: list[Outcome], window: int | None = Non
 
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize(
-    ("dtype", "fed", "size"),
+    ("dtype", "new_tokens", "size"),
     [
         (torch.bfloat16, 1, 24),
         (torch.bfloat16, 3, 5),
@@ -74,9 +74,9 @@ def assert_same(batch: list[Fed], found: list[Outcome], window: int | None = Non
 )
 @pytest.mark.parametrize("codec", CODECS)
 def test_every_codec_of_every_dtype(
-    fed: int, size: int, codec: str, dtype: torch.dtype, device: torch.device
+    new_tokens: int, size: int, codec: str, dtype: torch.dtype, device: torch.device
 ) -> None:
-    batch = a_batch(fed, dtype, codec, size, SHORT)
+    batch = a_batch(new_tokens, dtype, codec, size, SHORT)
     found = attend(batch, device=device)
     assert all(result.out.dtype == dtype for result in found)
     assert_same(batch, found)
@@ -84,18 +84,18 @@ def test_every_codec_of_every_dtype(
 
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize(
-    ("fed", "window"), [(1, None), (1, 1), (1, 40), (2, None), (2, 1), (63, 40), (3, 1000)]
+    ("new_tokens", "window"), [(1, None), (1, 1), (1, 40), (2, None), (2, 1), (63, 40), (3, 1000)]
 )
 def test_agrees_with_dense_attention_in_float64(
-    fed: int, window: int | None, device: torch.device
+    new_tokens: int, window: int | None, device: torch.device
 ) -> None:
-    batch = a_batch(fed)
+    batch = a_batch(new_tokens)
     assert_same(batch, attend(batch, window, device), window)
 
 
-@pytest.mark.parametrize(("fed", "window"), [(1, None), (1, 40), (3, None), (3, 40)])
+@pytest.mark.parametrize(("new_tokens", "window"), [(1, None), (1, 40), (3, None), (3, 40)])
 def test_log_weights_are_added_to_the_logits(
-    fed: int, window: int | None, device: torch.device
+    new_tokens: int, window: int | None, device: torch.device
 ) -> None:
     batch = [
         dataclasses.replace(
@@ -105,7 +105,7 @@ def test_log_weights_are_added_to_the_logits(
                 for n, head in enumerate(one.heads)
             ],
         )
-        for one in a_batch(fed, rows=SHORT)
+        for one in a_batch(new_tokens, rows=SHORT)
     ]
     assert_same(batch, attend(batch, window, device), window)
 
@@ -120,9 +120,9 @@ def test_results_do_not_depend_on_the_number_of_slices(
     assert_same(batch, attend(batch, device=device))
 
 
-@pytest.mark.parametrize("fed", [1, 2])
-def test_a_batch_of_empty_heads_sees_only_itself(fed: int, device: torch.device) -> None:
-    batch = a_batch(fed, rows=((0, 0), (0, 0)))
+@pytest.mark.parametrize("new_tokens", [1, 2])
+def test_a_batch_of_empty_heads_sees_only_itself(new_tokens: int, device: torch.device) -> None:
+    batch = a_batch(new_tokens, rows=((0, 0), (0, 0)))
     assert_same(batch, attend(batch, device=device))
 
 
@@ -144,9 +144,11 @@ def test_logits_far_apart_agree_with_float64(device: torch.device) -> None:
         )
 
 
-@pytest.mark.parametrize(("fed", "codec"), [(1, "int4"), (3, "model")])
-def test_the_same_inputs_give_the_same_bits(fed: int, codec: str, device: torch.device) -> None:
-    batch = a_batch(fed, torch.bfloat16, codec, rows=((0, 1, 20, 33),))
+@pytest.mark.parametrize(("new_tokens", "codec"), [(1, "int4"), (3, "model")])
+def test_the_same_inputs_give_the_same_bits(
+    new_tokens: int, codec: str, device: torch.device
+) -> None:
+    batch = a_batch(new_tokens, torch.bfloat16, codec, rows=((0, 1, 20, 33),))
     (first,), (again,) = attend(batch, device=device), attend(batch, device=device)
     assert torch.equal(first.out, again.out)
     for one, other in zip(first.row_attention, again.row_attention, strict=True):
@@ -167,12 +169,12 @@ def test_chunks_fed_in_parts_of_different_lengths(device: torch.device) -> None:
         pages = pool.open(FIRST, PageCount(30, 30))
         pages.load(0, a_layer(sequence.heads))
         blocks.append(RetentionChunk(pages, cell))
-    fed, outs = pool.new_staged_rows(30), [[], []]
+    staged, outs = pool.new_staged_rows(30), [[], []]
     for number in range(2):
         own = [c[number] for c in counts]
         first = [sum(c[:number]) for c in counts]
         pieces = [ChunkPart(b, n, ends=number == 1) for b, n in zip(blocks, own, strict=True)]
-        step = BatchStep(fed, pieces, np.zeros(sum(own), np.uint8))
+        step = BatchStep(staged, pieces, np.zeros(sum(own), np.uint8))
         q, k, v = (
             torch.cat(
                 [
@@ -198,8 +200,8 @@ def test_chunks_fed_in_parts_of_different_lengths(device: torch.device) -> None:
 
 
 def _sizes(sequence: Fed) -> list[int]:
-    fed = sequence.q.shape[1]
-    return [head.rows + fed for head in sequence.heads if head.rule.needs_scores]
+    new_tokens = sequence.q.shape[1]
+    return [head.rows + new_tokens for head in sequence.heads if head.rule.needs_scores]
 
 
 def test_row_ends_are_prefix_sums(device: torch.device) -> None:

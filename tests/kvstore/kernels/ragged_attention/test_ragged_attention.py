@@ -31,9 +31,9 @@ from tests.kvstore.kernels.ragged_attention.batches import (
 
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("window", [None, 1, 40, 1000])
-@pytest.mark.parametrize("fed", [1, 2, 63])
-def test_agrees_with_dense_attention_in_float64(fed: int, window: int | None) -> None:
-    batch = a_batch(fed)
+@pytest.mark.parametrize("new_tokens", [1, 2, 63])
+def test_agrees_with_dense_attention_in_float64(new_tokens: int, window: int | None) -> None:
+    batch = a_batch(new_tokens)
     for sequence, result in zip(batch, attend(batch, window), strict=True):
         expected = dense(sequence, window)
         torch.testing.assert_close(result.out.double(), expected.out, atol=2e-6, rtol=1e-5)
@@ -106,18 +106,18 @@ def test_logits_far_apart_agree_with_float64(size: float) -> None:
         torch.testing.assert_close(result.out.double(), expected.out, atol=2e-6 * size, rtol=1e-5)
 
 
-@pytest.mark.parametrize("fed", [1, 5])
-def test_every_query_gives_all_of_its_probability(fed: int) -> None:
-    for rows, result in zip(ROWS, attend(a_batch(fed)), strict=True):
+@pytest.mark.parametrize("new_tokens", [1, 5])
+def test_every_query_gives_all_of_its_probability(new_tokens: int) -> None:
+    for rows, result in zip(ROWS, attend(a_batch(new_tokens)), strict=True):
         for share, count in zip(result.row_attention, rows, strict=True):
             if share is not None:
-                assert share.shape == (count + fed,)
-                assert float(share.sum()) == pytest.approx(fed, abs=1e-5)
+                assert share.shape == (count + new_tokens,)
+                assert float(share.sum()) == pytest.approx(new_tokens, abs=1e-5)
 
 
-@pytest.mark.parametrize("fed", [1, 3])
-def test_row_order_does_not_matter(fed: int) -> None:
-    sequence = a_sequence(ROWS[0], fed)
+@pytest.mark.parametrize("new_tokens", [1, 3])
+def test_row_order_does_not_matter(new_tokens: int) -> None:
+    sequence = a_sequence(ROWS[0], new_tokens)
     orders = [torch.randperm(head.rows) for head in sequence.heads]
     shuffled = [
         HeadRows(head.rule, head.keys[order], head.values[order], head.positions[order])

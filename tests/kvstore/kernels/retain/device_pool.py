@@ -53,9 +53,9 @@ class DevicePool:
         self.kv_heads = [len(layer) for layer in counts[0]]
         shape = (sequences, layers, heads)
         page_bytes = PAGE_ROWS * 2 * SIZE * dtype.itemsize
-        coding = KeyValueLayout(codec, SIZE, dtype)
+        layout = KeyValueLayout(codec, SIZE, dtype)
         arena = torch.full((POOL_PAGES * page_bytes,), 255, dtype=torch.uint8, device=device)
-        self.store = RowPages.of(arena, PageLayout.of(coding, page_bytes))
+        self.row_pages = RowPages.of(arena, PageLayout.of(layout, page_bytes))
         metadata = POOL_PAGES * MARK_ROWS
         self.positions = torch.full((metadata,), -5, dtype=torch.int32, device=device)
         self.scores = torch.full((metadata,), math.nan, device=device)
@@ -87,18 +87,18 @@ class DevicePool:
 
     @property
     def page_rows(self) -> int:
-        return self.store.page_rows
+        return self.row_pages.page_rows
 
     def _fill(self, place: tuple[int, int, int], length: int, free: list[list[int]]) -> None:
-        count, coding, device = int(self.rows[place]), self.store.coding, self.device
+        count, layout, device = int(self.rows[place]), self.row_pages.layout, self.device
         self._give_pages(self.pages, place, -(-count // self.page_rows), free[0])
         at = self.index(place)
-        for stored, layout in (
-            (self.store.keys, coding.keys),
-            (self.store.values, coding.values),
+        for stored, part in (
+            (self.row_pages.keys, layout.keys),
+            (self.row_pages.values, layout.values),
         ):
-            rows = torch.randn(count, SIZE).to(coding.dtype)
-            stored[at] = encode_rows(rows, layout, turned=True).to(device)
+            rows = torch.randn(count, SIZE).to(part.dtype)
+            stored[at] = encode_rows(rows, part, pre_rotated=True).to(device)
         if self.bounded(place):
             self._give_pages(self.metadata, place, -(-count // MARK_ROWS), free[1])
             flat = self.metadata_index(place)
@@ -130,16 +130,16 @@ class DevicePool:
         return bool(needs_scores(self.rules[place]))
 
     def as_held(self, rows: torch.Tensor, *, values: bool) -> list[tuple[float, ...]]:
-        """Return rows `[n, SIZE]` after coding and decoding."""
-        layout = self.store.coding.values if values else self.store.coding.keys
-        coded = encode_rows(rows, layout, turned=True)
-        return [tuple(row) for row in decode_rows(coded, layout, turned=True).tolist()]
+        """Return rows `[n, SIZE]` after encoding and decoding."""
+        layout = self.row_pages.layout.values if values else self.row_pages.layout.keys
+        coded = encode_rows(rows, layout, pre_rotated=True)
+        return [tuple(row) for row in decode_rows(coded, layout, keep_rotated=True).tolist()]
 
     def held(self, place: tuple[int, int, int]) -> list[tuple[int, Row]]:
         """Position and content of every row, in slot order; position −1 without marks."""
         at = self.index(place)
-        keys = self.store.decoded_keys(at).cpu().tolist()
-        values = self.store.decoded_values(at).cpu().tolist()
+        keys = self.row_pages.decoded_keys(at).cpu().tolist()
+        values = self.row_pages.decoded_values(at).cpu().tolist()
         if not self.bounded(place):
             return [(-1, Row(tuple(k), tuple(v))) for k, v in zip(keys, values, strict=True)]
         flat = self.metadata_index(place)
@@ -183,7 +183,7 @@ class DevicePool:
         here, (sequences, layers, _) = self.device, self.rows.shape
         has_metadata = torch.from_numpy(may_evict(self.rules)).to(here)
         batch = DeviceBatch(
-            store=self.store,
+            row_pages=self.row_pages,
             positions=self.positions,
             scores=self.scores,
             metadata_flags=self.flags,
@@ -203,10 +203,10 @@ class DevicePool:
             flags=new.flags.to(here),
             staging_slots=new.staging_slots.to(here),
             before=torch.zeros(sequences, dtype=torch.int32, device=here),
-            counts=torch.full((sequences,), new.fed, dtype=torch.int32, device=here),
+            counts=torch.full((sequences,), new.new_tokens, dtype=torch.int32, device=here),
             first_queries=new.staging_slots.to(here),
-            most=new.fed,
-            single=new.fed == 1,
+            most=new.new_tokens,
+            single=new.new_tokens == 1,
             row_bound=1,
             weighted_layers=(True,) * layers,
         )
@@ -218,7 +218,7 @@ class DevicePool:
             (True,) * layers,
         )
         retain(batch, scratch, self.free_pages, self.free_marks)
-        self.lengths = [length + new.fed for length in self.lengths]
+        self.lengths = [length + new.new_tokens for length in self.lengths]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,20 +229,27 @@ class NewRows:
     values: torch.Tensor
     staging_slots: torch.Tensor
     flags: torch.Tensor
-    fed: int
+    new_tokens: int
     row_attention: dict[tuple[int, int, int], torch.Tensor]
 
     @classmethod
-    def random(cls, pool: DevicePool, fed: int) -> NewRows:
+    def random(cls, pool: DevicePool, new_tokens: int) -> NewRows:
         sequences, layers, heads = pool.rows.shape
         size = (2, layers, heads, CELLS, SIZE)
-        keys, values = torch.randn(size).to(pool.store.coding.dtype)
+        keys, values = torch.randn(size).to(pool.row_pages.layout.dtype)
         row_attention = {}
         for b in range(sequences):
             for layer in range(layers):
                 for h in range(pool.kv_heads[layer]):
                     if pool.bounded((b, layer, h)):
-                        rows = int(pool.rows[b, layer, h]) + fed
+                        rows = int(pool.rows[b, layer, h]) + new_tokens
                         row_attention[b, layer, h] = torch.randint(0, 5, (rows,)) / 4
         flags = torch.randint(0, 4, (CELLS,)).to(torch.uint8)
-        return cls(keys, values, torch.randperm(sequences).int() * fed, flags, fed, row_attention)
+        return cls(
+            keys,
+            values,
+            torch.randperm(sequences).int() * new_tokens,
+            flags,
+            new_tokens,
+            row_attention,
+        )

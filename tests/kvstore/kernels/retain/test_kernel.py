@@ -36,7 +36,7 @@ SIZES = (0, 1, 15, 16, 63, 257)
 
 def expected_rows(pool: DevicePool, new: NewRows, at: tuple[int, int, int]) -> dict[int, Row]:
     """Return the rows that the head should hold after the step, by position."""
-    b, fed = at[0], new.fed
+    b, new_tokens = at[0], new.new_tokens
     rule, length = rule_from_record(pool.rules[at]), pool.lengths[b]
     flags = new.flags[int(new.staging_slots[b]) :].tolist()
     arrivals = [
@@ -47,7 +47,7 @@ def expected_rows(pool: DevicePool, new: NewRows, at: tuple[int, int, int]) -> d
     scores = torch.tensor([row.score for _, row in rows])
     if pool.scored(at):
         if rule.score_update is ScoreUpdate.DECAYED:
-            scores *= rule.score_decay**fed
+            scores *= rule.score_decay**new_tokens
         if rule.score_update is not ScoreUpdate.NONE:
             scores += new.row_attention[at]
     stays = keep_mask(
@@ -55,7 +55,7 @@ def expected_rows(pool: DevicePool, new: NewRows, at: tuple[int, int, int]) -> d
         torch.tensor([position for position, _ in rows]),
         scores,
         torch.tensor([row.flag for _, row in rows], dtype=torch.uint8),
-        length + fed,
+        length + new_tokens,
     )
     return {
         position: dataclasses.replace(row, score=float(score))
@@ -64,9 +64,9 @@ def expected_rows(pool: DevicePool, new: NewRows, at: tuple[int, int, int]) -> d
     }
 
 
-def check_step(pool: DevicePool, fed: int) -> None:
+def check_step(pool: DevicePool, new_tokens: int) -> None:
     """One step: contents by position, slots that must not move, and every page accounted for."""
-    new, census = NewRows.random(pool, fed), pool.page_census()
+    new, census = NewRows.random(pool, new_tokens), pool.page_census()
     heads = [
         (b, layer, h)
         for b in range(len(pool.lengths))
@@ -98,7 +98,7 @@ def assert_stayers_stay(before: list[tuple[int, Row]], found: list[tuple[int, Ro
 
 def appended(pool: DevicePool, new: NewRows, at: tuple[int, int, int]) -> list[tuple[int, Row]]:
     b, layer, h = at
-    own = slice(int(new.staging_slots[b]), int(new.staging_slots[b]) + new.fed)
+    own = slice(int(new.staging_slots[b]), int(new.staging_slots[b]) + new.new_tokens)
     keys = pool.as_held(new.keys[layer, h, own], values=False)
     values = pool.as_held(new.values[layer, h, own], values=True)
     return [(-1, Row(key, value)) for key, value in zip(keys, values, strict=True)]
@@ -124,8 +124,8 @@ RULES = pytest.mark.parametrize(
 def test_a_head_holds_what_its_rule_keeps(rule: RetentionRule, device: torch.device) -> None:
     pool = a_pool(SIZES, rule, device)
     # the first step finds many victims, the second few
-    for fed in (5, 1):
-        check_step(pool, fed)
+    for new_tokens in (5, 1):
+        check_step(pool, new_tokens)
 
 
 # marks are read four at a time where a page has whole fours of them
@@ -140,8 +140,8 @@ def test_heads_of_several_tiles(
     monkeypatch.setattr(kernel, "ROW_TILE", 16)
     monkeypatch.setattr(device_pool, "MARK_ROWS", metadata_page_rows)
     pool = a_pool((31, 80), rule, device)
-    for fed in (3, 2):
-        check_step(pool, fed)
+    for new_tokens in (3, 2):
+        check_step(pool, new_tokens)
 
 
 @settings(max_examples=4, deadline=None)
@@ -157,8 +157,8 @@ def test_any_rule_in_any_head(data: st.DataObject) -> None:
     ]
     chosen = [[[data.draw(rules()) for _ in range(h)] for h in shapes] for _ in range(2)]
     pool = DevicePool(counts, chosen, [40, 63], device)
-    for fed in data.draw(st.sampled_from([(1, 1), (3, 1), (9,)])):
-        check_step(pool, fed)
+    for new_tokens in data.draw(st.sampled_from([(1, 1), (3, 1), (9,)])):
+        check_step(pool, new_tokens)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

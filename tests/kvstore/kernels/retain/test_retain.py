@@ -43,15 +43,15 @@ def test_scores_grow_by_the_rules_update(update: ScoreUpdate, expected: list[flo
 
 
 @given(st.lists(st.booleans(), max_size=12), st.lists(st.booleans(), max_size=6))
-def test_the_slots_hold_exactly_the_survivors(held: list[bool], fed: list[bool]) -> None:
+def test_the_slots_hold_exactly_the_survivors(held: list[bool], new_tokens: list[bool]) -> None:
     """Any rows may be dropped, and the tables must be right for each pattern."""
-    gone = [row for row, stays in enumerate(held + fed) if not stays]
-    moves = refill(len(held), len(fed), gone)
+    gone = [row for row, stays in enumerate(held + new_tokens) if not stays]
+    moves = refill(len(held), len(new_tokens), gone)
     slots = dict(enumerate(range(len(held))))
     slots.update({slot: len(held) + new for slot, new in moves.placed})
     slots.update(dict(moves.moved))
     final = [slots[slot] for slot in range(moves.rows)]
-    assert sorted(final) == [row for row, stays in enumerate(held + fed) if stays]
+    assert sorted(final) == [row for row, stays in enumerate(held + new_tokens) if stays]
     assert moves.origins(len(held)) == final
     untouched = [slot for slot in range(min(moves.rows, len(held))) if held[slot]]
     assert all(slots[slot] == slot for slot in untouched)
