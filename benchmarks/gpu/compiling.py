@@ -18,6 +18,7 @@ from triton.runtime.jit import JITFunction
 from benchmarks.gpu.listing import Listing
 
 TARGET = GPUTarget("cuda", 90, 32)
+_OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
 _TYPES = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
@@ -49,9 +50,7 @@ def compiled_by(call: Callable[[], object]) -> list[Listing]:
 
 def _compile(kernel: JITFunction[Any], args: tuple[Any, ...], given: dict[str, Any]) -> Any:
     """Specialised as a launch would."""
-    options = {
-        name: given.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in given
-    }
+    options = {name: given.pop(name) for name in _OPTIONS if name in given}
     values = dict(zip(kernel.arg_names, args, strict=False)) | given
     specialised = _Specialised()
     signature: dict[str, Any] = {}

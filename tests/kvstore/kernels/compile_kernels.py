@@ -1,7 +1,8 @@
 """Compiles every kernel for a GPU that need not be there.
 
-Prints each one's name, the bytes of shared memory that it takes, and of attention's loop over tiles
-that it is there and how often it spills a register. Run as a program: the interpreter must be off,
+Prints each one's name, the bytes of shared memory that it takes, of attention's loop over tiles
+that it is there and how often it spills a register, and how many products and sums of retention's
+decision are rounded once. Run as a program: the interpreter must be off,
 which Triton settles when it is imported.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from kvstore.kernels.paged_batch import PagedBatch, StepScratch
 from kvstore.kernels.ragged_attention import attend_slice
 from kvstore.kernels.ragged_attention import kernel as ragged_attention
 from kvstore.kernels.ragged_attention.row_ends import row_ends
+from kvstore.kernels.retain import decision
 from kvstore.kernels.retain import kernel as retain
 from kvstore.pool import BatchStep, PageCount, PagePool
 from kvstore.row_codecs import KeyValueLayout, RowCodec
@@ -35,6 +38,7 @@ from kvstore.rules import RetentionRule, ScoreUpdate
 
 HEADS, GROUP, SIZE, PAGE_ROWS, ROWS = 2, 4, 128, 16, 96
 SCORED = RetentionRule(window=4, budget_rows=9, score_update=ScoreUpdate.DECAYED)
+_DECISION = Path(decision.__file__).name
 
 
 def rows_of(*shape: int) -> torch.Tensor:
@@ -119,7 +123,11 @@ def main() -> None:
         # where memory's speed is wanted
         loops = kernel.loops(attend_slice.attend_slice, "for at in")
         spilled = sum(spills(loop.all) for loop in loops)
-        print(kernel.name, kernel.shared_bytes, len(loops), spilled)  # noqa: T201
+        fused = sum(
+            "FFMA" in instruction and file == _DECISION
+            for instruction, (file, _) in zip(kernel.instructions, kernel.places, strict=True)
+        )
+        print(kernel.name, kernel.shared_bytes, len(loops), spilled, fused)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -41,4 +41,6 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
     }
     assert all(int(shared) <= _SHARED_BYTES for _, shared, *_ in found)
     # registers suffice where memory's speed is wanted
-    assert {tuple(loops) for name, _, *loops in found if name == "attend_slice"} == {("1", "0")}
+    assert {tuple(loops) for name, _, *loops, _ in found if name == "attend_slice"} == {("1", "0")}
+    # scores are the CPU's to the last bit
+    assert {fused for name, *_, fused in found if name == "retain_head"} == {"0"}
