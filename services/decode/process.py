@@ -194,7 +194,7 @@ def _captured(served: ServedModel, pool: PagePool, options: DecodeOptions) -> Ca
         options.retain_every,
         fused=options.cuda_graphs == "compiled",
     )
-    steps.prepare()
+    steps.prepare(allowed_codecs(options.model.codecs))
     return steps
 
 

@@ -8,7 +8,8 @@ look at several tokens together, the steps between are a graph of their own.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -100,6 +101,22 @@ class CapturedStep:
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             # other threads load caches meanwhile
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with (
+                _without_collection(),
+                torch.cuda.graph(graph, capture_error_mode="thread_local"),
+            ):
                 self.step(ends_block)
         return graph
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Collect no garbage inside: a kernel that is collected is unloaded, which ends a capture."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from triton.errors import TritonError
 
+from kvstore.errors import InvalidParameter
 from kvstore.pool import PageCount, PagePool, SequencePages
 from kvstore.pool.graph_batch import GraphBatch
-from kvstore.row_codecs import MODEL_ROWS, RowCodec
+from kvstore.row_codecs import ElementCodec, RowCodec
 from services.decode.engine.cuda_graph import CapturedStep
 from services.decode.engine.step import BatchChanged
 from services.runtime.model.served_model import ServedModel
+from services.runtime.process import metrics
 
 log = logging.getLogger("headwise.captured")
 
@@ -44,12 +48,19 @@ class CapturedSteps:
         self._sizes = sorted({min(_FEW, max_sequences), max_sequences})
         self._steps: dict[tuple[RowCodec, int], CapturedStep] = {}
         self._last: CapturedStep | None = None
-        self._broken = False
+        # what could not be captured is not tried again
+        self._failed: set[tuple[RowCodec, int]] = set()
 
-    def prepare(self) -> None:
-        """Capture the graphs of rows in the model's dtype, so that no request waits for them."""
-        for places in self._sizes:
-            self._captured(MODEL_ROWS, places)
+    def prepare(self, codecs: Iterable[ElementCodec]) -> None:
+        """Capture the graphs of these codecs, so that no request waits for them.
+
+        A cache whose keys and values have different codecs waits for its graph.
+        """
+        for codec, places in itertools.product(codecs, self._sizes):
+            try:
+                self._captured(RowCodec(codec, codec), places)
+            except InvalidParameter:
+                log.info("pages are too small for rows of the codec %s", codec)
 
     def run(
         self,
@@ -89,8 +100,8 @@ class CapturedSteps:
     def _for(self, sequences: tuple[SequencePages, ...]) -> CapturedStep | None:
         """Return the step that can run these sequences, or None."""
         codec, count = sequences[0].codec, len(sequences)
-        places = next((size for size in self._sizes if size >= count), 0)
-        step = self._captured(codec, places) if places else None
+        steps = (self._captured(codec, places) for places in self._sizes if places >= count)
+        step = next((step for step in steps if step is not None), None)
         return step if step is not None and step.resident.fits(sequences) else None
 
     def _captured(self, codec: RowCodec, places: int) -> CapturedStep | None:
@@ -98,15 +109,22 @@ class CapturedSteps:
         can be.
         """
         step = self._steps.pop((codec, places), None)
-        if self._broken:
+        if (codec, places) in self._failed:
             return None
         if step is None or not step.resident.current:
             try:
                 resident = GraphBatch(self._pool, codec, places, self._chunk_tokens)
                 step = CapturedStep(self._served, resident, fused=self._fused)
-            except RuntimeError:
-                log.exception("a step could not be captured; steps go on one launch at a time")
-                self._broken = True
+            # Triton's errors are none of Python's
+            except (RuntimeError, TritonError):
+                log.exception(
+                    "steps of %d sequences of the codec %s could not be captured; they go on one "
+                    "launch at a time",
+                    places,
+                    codec.name,
+                )
+                metrics.CAPTURES_FAILED.labels(codec.name).inc()
+                self._failed.add((codec, places))
                 return None
         self._steps[codec, places] = step
         return step

@@ -61,6 +61,11 @@ BATCH_SEQUENCES = Histogram(
 STEP_SECONDS = Histogram(
     "headwise_step_seconds", "Forward pass of a decode step", buckets=_STEP_SECONDS
 )
+CAPTURES_FAILED = Counter(
+    "headwise_cuda_graph_captures_failed",
+    "CUDA graphs that could not be captured, by codec",
+    ["codec"],
+)
 QUEUED = Gauge("headwise_queued_requests", "Generations that wait for room")
 SESSIONS = Gauge("headwise_sessions", "Sessions kept, busy ones among them")
 SESSIONS_GONE = Counter("headwise_sessions_gone", "Sessions that ended, by reason", ["reason"])

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from headwise import Unavailable
-from kvstore.pool import PagePool, SequencePages
-from kvstore.row_codecs import MODEL_ROWS
+from kvstore.pool import PageCount, PagePool, SequencePages
+from kvstore.row_codecs import MODEL_ROWS, ElementCodec, RowCodec
 from services.decode import process
 from services.decode.engine.sampling import SamplingParameters
 from services.runtime.model.served_model import ServedModel, load_model
+from services.runtime.process import metrics
 from services.runtime.process.serve_error import ServeError
 from tests.services.decode.engine.engine_parts import (
     ToldSequence,
@@ -27,6 +30,12 @@ from tests.services.decode.engine.engine_parts import (
 
 pytest.importorskip("triton")
 
+from triton.runtime.errors import OutOfResources, PTXASError
+
+from kvstore.kernels.coded_rows import INT8
+from kvstore.kernels.ragged_attention import kernel
+from kvstore.kernels.ragged_attention.arguments import AttentionForm
+from kvstore.kernels.ragged_attention.attend_slice import attend_slice
 from services.decode.engine.cuda_graphs import CapturedSteps
 
 pytestmark = pytest.mark.usefixtures("sanitized")
@@ -128,7 +137,7 @@ async def test_a_cancelled_sequence_leaves_a_running_graph_batch(served: ServedM
 async def test_closing_in_the_middle_gives_every_page_back(served: ServedModel, chunk: int) -> None:
     pool = a_pool(served)
     captured = Counted(served, pool, 2, chunk)
-    captured.prepare()
+    captured.prepare((ElementCodec.MODEL,))
     prepared = dict(captured._steps)
     engine = new_engine(served, pool, captured=captured)
     sequence = a_sequence(served, pool, 20, 400)
@@ -162,6 +171,51 @@ def test_larger_batches_and_other_marks_are_left_to_the_other_way(served: Served
     assert not second.resident.sequences
 
 
+class FailsOnInt8:
+    """The attention kernel, which raises an error instead of reading keys in int8."""
+
+    def __init__(self, error: Exception) -> None:
+        self.attempts = 0
+        self._error = error
+
+    def __getitem__(self, grid: tuple[int, int]) -> Callable[..., None]:
+        def launch(*arguments: object, **options: Any) -> None:
+            form: AttentionForm = options["FORM"]
+            if form.pages.key_rows.codec == INT8:
+                self.attempts += 1
+                raise self._error
+            attend_slice[grid](*arguments, **options)
+
+        return launch
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a real one has the kernel itself")
+@pytest.mark.parametrize("any_device", ["gpu"], indirect=True)
+@pytest.mark.parametrize(
+    "error",
+    [OutOfResources(300_000, 232_448, "shared memory"), PTXASError("no"), RuntimeError("CUDA")],
+)
+def test_a_graph_that_cannot_be_captured_costs_no_other(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Steps of that codec run in the other way; the failure is counted, and not tried again."""
+    pool, int8 = a_pool(served), RowCodec.parse("int8")
+    sequences = {codec: _opened(served, pool, codec) for codec in (MODEL_ROWS, int8)}
+    failing = FailsOnInt8(error)
+    monkeypatch.setattr(kernel, "attend_slice", failing)
+    captured = CapturedSteps(served, pool, 2)
+    counter = metrics.CAPTURES_FAILED.labels("int8")._value
+    before = counter.get()
+    captured.prepare((ElementCodec.MODEL, ElementCodec.INT8))
+    for codec, is_captured in ((int8, False), (MODEL_ROWS, True), (int8, False)):
+        logits = captured.run([sequences[codec]], [0], lambda *_: True)
+        assert (logits is not None) == is_captured
+    assert failing.attempts == 1
+    assert counter.get() == before + 1
+    for sequence in sequences.values():
+        sequence.release()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_cuda_graphs_without_a_gpu_are_refused(served: ServedModel) -> None:
     options = types.SimpleNamespace(cuda_graphs="on", max_sequences=3, retain_every=1)
@@ -169,9 +223,11 @@ def test_cuda_graphs_without_a_gpu_are_refused(served: ServedModel) -> None:
         process._captured(served, a_pool(served), options)  # type: ignore[arg-type]
 
 
-def _opened(served: ServedModel, pool: PagePool) -> SequencePages:
-    sequence = pool.open(12, codec=MODEL_ROWS)
-    for index, layer in enumerate(prefill(served, range(3, 15), "full")):
+def _opened(served: ServedModel, pool: PagePool, codec: RowCodec = MODEL_ROWS) -> SequencePages:
+    sequence = pool.open(12, codec=codec)
+    for index, layer in enumerate(prefill(served, range(3, 15), "full", codec=codec)):
         sequence.reservation.ensure(sequence.need(layer))
         sequence.load(index, layer)
+    # what a step may need
+    sequence.reservation.ensure(PageCount(8, 8))
     return sequence
