@@ -35,8 +35,8 @@ from kvstore.tiers.base import (
 )
 from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.deadline import Deadline
-from kvstore.tiers.expected_cache import mismatch, miss_of
 from kvstore.tiers.file import load_cache, save_cache
+from kvstore.tiers.identity import identity_miss, miss_of
 from kvstore.tiers.ledger import Budget, Entry, Ledger
 from kvstore.wire.limits import DEFAULT_LIMITS, WireLimits
 
@@ -153,6 +153,7 @@ class DiskTier:
     def _load(self, entry: Entry, expected: Expected) -> Lookup:
         try:
             cache = load_cache(self._path(entry), self._limits)
+            miss = identity_miss(cache.fingerprint, entry.key, expected)
         except FileNotFoundError:
             # evicted since we looked, or removed by hand
             self._remove(entry.key, MissReason.EVICTED)
@@ -164,7 +165,7 @@ class DiskTier:
             return Miss(MissReason.CORRUPT, str(error))
         except OSError as error:
             return Miss(MissReason.UNAVAILABLE, str(error))
-        return mismatch(cache.fingerprint, expected) or Hit(cache, entry.expires_at)
+        return miss or Hit(cache, entry.expires_at)
 
     def _current(self, key: ContentKey) -> Entry | None:
         self._expire()

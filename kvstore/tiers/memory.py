@@ -10,10 +10,11 @@ from collections.abc import Callable
 import torch
 
 from kvstore.cache import CompactCache, RaggedLayer
-from kvstore.tiers.base import Expected, Hit, Lookup, Miss, PutResult, PutStatus
+from kvstore.errors import CorruptCache
+from kvstore.tiers.base import Expected, Hit, Lookup, Miss, MissReason, PutResult, PutStatus
 from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.deadline import Deadline
-from kvstore.tiers.expected_cache import mismatch
+from kvstore.tiers.identity import identity_miss
 from kvstore.tiers.ledger import Budget, Entry, Ledger
 
 # tensors are copied if the memory behind them exceeds their own bytes by more than this share
@@ -70,7 +71,10 @@ class MemoryTier:
             if entry is None:
                 return Miss(self._ledger.why_gone(key))
             cache = self._caches[key]
-            miss = mismatch(cache.fingerprint, expected)
+            try:
+                miss = identity_miss(cache.fingerprint, key, expected)
+            except CorruptCache as error:
+                return Miss(MissReason.CORRUPT, str(error))
             if miss is not None:
                 return miss
             self._ledger.touch(key)

@@ -29,7 +29,7 @@ from kvstore.tiers.base import (
 )
 from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.deadline import Deadline
-from kvstore.tiers.expected_cache import mismatch, miss_of
+from kvstore.tiers.identity import identity_miss, miss_of
 from kvstore.tiers.manifest import Manifest
 from kvstore.tiers.mooncake_client import MooncakeClient
 from kvstore.tiers.stored_form import CacheReader, CacheWriter
@@ -135,7 +135,7 @@ class MooncakeTier:
         # the store's own memory, so the body is copied out of it
         view = memoryview(stored).cast("B")  # type: ignore[arg-type]
         reader = CacheReader(bytes(view[: manifest.head_bytes]), self._limits)
-        miss = mismatch(reader.fingerprint, expected)
+        miss = identity_miss(reader.fingerprint, key, expected)
         if miss is not None:
             return miss
         if len(view) != manifest.head_bytes + reader.body_bytes:

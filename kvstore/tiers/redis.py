@@ -34,7 +34,7 @@ from kvstore.tiers.base import (
 )
 from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.deadline import Deadline
-from kvstore.tiers.expected_cache import mismatch, miss_of
+from kvstore.tiers.identity import identity_miss, miss_of
 from kvstore.tiers.manifest import Manifest
 from kvstore.tiers.redis_client import RedisClient
 from kvstore.tiers.redis_faults import failed_get, failed_put, is_wrong_type, redis_errors
@@ -213,7 +213,7 @@ class RedisTier:
         if head is None:
             return self._evicted(key, manifest)
         reader = CacheReader(head, self._limits)
-        miss = mismatch(reader.fingerprint, expected)
+        miss = identity_miss(reader.fingerprint, key, expected)
         if miss is not None:
             return miss
         if reader.body_bytes != manifest.body_bytes:

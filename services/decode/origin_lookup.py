@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 from headwise.errors import InvalidRequest
 from headwise.v1 import decode_pb2, store_pb2
+from kvstore.errors import CorruptCache
 from services.decode.arriving_caches import ArrivingCaches
 from services.decode.link.stored_cache_calls import StoredCacheCalls
 from services.decode.memory.resident_caches import ResidentCaches
@@ -14,6 +15,7 @@ from services.decode.memory.sessions import Sessions
 from services.decode.origin import Origin
 from services.decode.origins import NewPrompt, SessionTurn, StoredContext
 from services.runtime.security.identity import current_namespace, current_tenant
+from services.runtime.serving.handles import Handle
 
 
 class OriginLookup:
@@ -61,4 +63,6 @@ class OriginLookup:
         answer = await self._stored_caches.describe(
             store_pb2.DescribeCacheRequest(handle=handle), namespace, timeout_seconds
         )
+        if answer.cache.key != Handle.parse(handle).digest:
+            raise CorruptCache("prefill described another cache than the handle's")
         return StoredContext(self._resident_caches, self._arrivals, handle, answer.cache, namespace)

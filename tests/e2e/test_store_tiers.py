@@ -12,7 +12,7 @@ import grpc
 import pytest
 import torch
 
-from headwise import Client
+from headwise import Client, NotFound
 from headwise.v1 import decode_pb2, prefill_pb2, prefill_pb2_grpc, store_pb2, store_pb2_grpc
 from kvstore.tiers.mooncake_client import connect_mooncake
 from services.demo.processes import Service, running_service
@@ -205,3 +205,56 @@ def _reference(folder: Path, tokens: list[int]) -> list[int]:
         )
     answer: list[int] = found[0, len(tokens) :].tolist()
     return answer
+
+
+@pytest.mark.parametrize("store", ["disk", "redis"])
+def test_stored_caches_that_were_swapped_are_refused(
+    tiny_model: Path, valkey: RedisServer, tmp_path: Path, store: str
+) -> None:
+    """Neither handle answers from the other's document, and keeping it again mends it."""
+    place = {
+        "disk": ("--store-disk", str(tmp_path)),
+        "redis": ("--store-redis", valkey.address.url),
+    }
+    options = ("--store-memory-bytes", "0", "--store-write", "through", *place[store])
+    documents = [[3 + n, *_DOCUMENT[1:]] for n in range(2)]
+    with (
+        running_pair(str(tiny_model), options, ("--max-resident-caches", "0")) as (_, decode),
+        Client(decode.target) as client,
+    ):
+        kept = [client.caches.keep(one, policy="full", ttl_seconds=60) for one in documents]
+        before = [
+            client.generate([5], cache_handle=one.handle, max_tokens=4).text() for one in kept
+        ]
+        if store == "disk":
+            _swap_files(tmp_path, [one.key for one in kept])
+        else:
+            with connected(valkey.address) as redis:
+                _swap_manifests_and_chunks(redis, [one.key for one in kept])
+        for one in kept:
+            for name in (one.handle, one.key):
+                with pytest.raises(NotFound) as caught:
+                    client.generate([5], cache_handle=name, max_tokens=4).text()
+                assert caught.value.reason in ("CACHE_CORRUPT", "CACHE_ABSENT")
+        again = [client.caches.keep(one, policy="full", ttl_seconds=60) for one in documents]
+        after = [
+            client.generate([5], cache_handle=one.handle, max_tokens=4).text() for one in again
+        ]
+        assert after == before
+
+
+def _swap_files(folder: Path, keys: list[str]) -> None:
+    first, second = (next(folder.glob(f"*/{key}-*")) for key in keys)
+    first.rename(folder / "aside")
+    second.rename(first)
+    (folder / "aside").rename(second)
+
+
+def _swap_manifests_and_chunks(redis: Any, keys: list[str]) -> None:
+    held = [
+        {name: redis.get(name) for name in redis.scan_iter(match=f"headwise:default:{key}*")}
+        for key in keys
+    ]
+    for parts, mine, theirs in zip(held, keys, reversed(keys), strict=True):
+        for name, value in parts.items():
+            redis.set(name.decode().replace(mine, theirs), value)

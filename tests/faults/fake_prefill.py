@@ -12,13 +12,16 @@ import grpc
 
 
 class FakePrefill:
-    """Answers Describe with recorded bytes and every Prefill with `messages`.
+    """Answers Describe with recorded bytes, and every Prefill and FetchCache with `messages`.
+
+    `described` answers DescribeCache.
 
     With `hangs` a stream stays open after its last message until the caller leaves.
     """
 
     def __init__(self, description: bytes) -> None:
         self.messages: Sequence[bytes] = ()
+        self.described = b""
         self.hangs = False
         self._description = description
         self._server = grpc.server(ThreadPoolExecutor(4))
@@ -26,8 +29,15 @@ class FakePrefill:
             "Describe": grpc.unary_unary_rpc_method_handler(lambda *_: self._description),
             "Prefill": grpc.unary_stream_rpc_method_handler(self._prefill),
         }
+        caches = {
+            "DescribeCache": grpc.unary_unary_rpc_method_handler(lambda *_: self.described),
+            "FetchCache": grpc.unary_stream_rpc_method_handler(self._prefill),
+        }
         self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler("headwise.v1.PrefillService", handlers),)
+            (
+                grpc.method_handlers_generic_handler("headwise.v1.PrefillService", handlers),
+                grpc.method_handlers_generic_handler("headwise.v1.CacheService", caches),
+            )
         )
         self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
 

@@ -17,7 +17,7 @@ from kvstore.errors import CorruptCache
 from kvstore.pool import PageCount, PagePool, SequencePages, pages_bound
 from kvstore.wire import WireLimits
 from services.decode.link.prefill_source import PrefillSource
-from services.decode.link.reception import ExpectedTokens
+from services.decode.link.reception import ExpectedCache
 from services.decode.memory.intake import Intake
 from services.runtime.model.served_model import ServedModel, load_model
 from tests.faults.asking import prompt_of
@@ -59,7 +59,7 @@ class Receiver:
         try:
             await self._source._receive(
                 RecordedCall(messages),
-                ExpectedTokens.of(self._prompt),
+                ExpectedCache.of(self._prompt),
                 pages,
                 Intake(_promised, lambda: False),
             )

@@ -16,9 +16,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from headwise import CorruptStream, HeadwiseError, Overloaded, Refused, Unavailable
-from headwise.v1 import prefill_pb2
+from headwise.v1 import cache_pb2, prefill_pb2, store_pb2
+from kvstore.policies import parse_policy
+from kvstore.tiers.content_key import ContentKey
 from kvstore.wire import Frame, FrameKind
 from services.demo.processes import Service, running_service
+from services.prefill.job import PrefillJob
 from services.runtime.model.served_model import ServedModel, load_model
 from services.runtime.serving.convert import describe_model
 from tests.faults.asking import Asking, prompt_of
@@ -65,8 +68,9 @@ def fake(served: ServedModel) -> Iterator[FakePrefill]:
 @pytest.fixture(scope="module")
 def decode(tiny_model: Path, fake: FakePrefill) -> Iterator[Service]:
     arguments = ("--model", str(tiny_model), "--prefill", fake.target)
-    stall = ("--prefill-stall-seconds", str(STALL_SECONDS))
-    with running_service("decode", [*arguments, *stall, "--threads", "1"]) as decode:
+    # a stored cache that stayed resident would count as a leftover
+    options = ("--prefill-stall-seconds", str(STALL_SECONDS), "--max-resident-caches", "0")
+    with running_service("decode", [*arguments, *options, "--threads", "1"]) as decode:
         yield decode
 
 
@@ -93,6 +97,26 @@ def ask(decode: Service) -> Asking:
     with Asking(decode.target, PROMPT, max_tokens=ANSWER_TOKENS) as asking:
         asking.ended(20)
     return asking
+
+
+def ask_stored(decode: Service, key: ContentKey) -> Asking:
+    """Ask the last token of the prompt on a stored cache."""
+    options = {"cache_handle": key.digest, "policy": "", "max_tokens": ANSWER_TOKENS}
+    with Asking(decode.target, PROMPT[-1:], **options) as asking:
+        asking.ended(20)
+    return asking
+
+
+def key_of(served: ServedModel, tokens: list[int], policy: str, namespace: str) -> ContentKey:
+    job = PrefillJob(tuple(tokens), parse_policy(policy, {}))
+    return ContentKey.of(job.header(served).fingerprint, namespace)
+
+
+def description_of(key: ContentKey, tokens: int) -> bytes:
+    cache = cache_pb2.StoredCache(
+        key=key.digest, tokens=tokens, policy=cache_pb2.Policy(name="full")
+    )
+    return store_pb2.DescribeCacheResponse(cache=cache).SerializeToString()
 
 
 Send = Callable[[Messages], HeadwiseError | None]
@@ -133,6 +157,30 @@ def test_messages_twice_missing_and_in_another_order(send: Send, good: Messages)
 def test_a_cache_of_other_tokens(send: Send, served: ServedModel) -> None:
     for other in (PROMPT, PROMPT[:-2], [3, *PROMPT[1:-1]]):
         require_corrupt(send(record(served, other, "full")), len(other))
+
+
+@pytest.mark.parametrize("other", ["document", "policy", "tenant"])
+def test_a_stored_cache_that_is_another_one(
+    fake: FakePrefill, decode: Service, served: ServedModel, answer: list[int], other: str
+) -> None:
+    """Prefill sends a sound cache of as many tokens, but not the one that the handle names."""
+    document = PROMPT[:-1]
+    asked = key_of(served, document, "full", "other" if other == "tenant" else "default")
+    theirs = [*document[:-1], document[-1] ^ 1] if other == "document" else document
+    policy = "h2o" if other == "policy" else "full"
+    sent = key_of(served, theirs, policy, "default")
+    assert sent != asked
+    fake.messages = record(served, theirs, policy)[:-2] + record(served, theirs, policy)[-1:]
+    for described in (asked, sent):
+        fake.described = description_of(described, len(document))
+        require_corrupt(ask_stored(decode, asked).error, (other, described))
+        clean_after(decode, within_seconds=1.0)
+    # what was asked for is taken, and answers as it should
+    if other == "document":
+        recorded = record(served, document, "full")
+        fake.messages = [*recorded[:-2], recorded[-1]]
+        fake.described = description_of(asked, len(document))
+        assert ask_stored(decode, asked).tokens == answer
 
 
 @pytest.mark.parametrize("field", ["weights_digest", "tokenizer_digest", "dtype"])

@@ -18,11 +18,12 @@ from kvstore.cache import FORMAT_VERSIONS
 from kvstore.errors import CorruptCache
 from kvstore.pool import SequencePages
 from kvstore.row_codecs import MODEL_ROWS
+from kvstore.tiers.content_key import ContentKey
 from kvstore.wire import CacheDecoder, WireLimits
 from services.decode.link.link_options import LinkOptions
 from services.decode.link.prefill_errors import prefill_errors
 from services.decode.link.prefill_link import PrefillLink
-from services.decode.link.reception import ExpectedTokens, Reception
+from services.decode.link.reception import ExpectedCache, Reception
 from services.decode.link.stored_cache_calls import StoredCacheCalls
 from services.decode.memory.intake import Intake
 from services.decode.observations import watched_call, watched_transfer
@@ -30,6 +31,7 @@ from services.decode.report import TransferReport
 from services.runtime.model.served_model import ServedModel
 from services.runtime.serving.cache_formats import require_common
 from services.runtime.serving.convert import codec_to_proto, model_from_proto, model_to_proto
+from services.runtime.serving.handles import Handle
 
 _METHOD = "/headwise.v1.PrefillService/Prefill"
 _FETCH_METHOD = "/headwise.v1.CacheService/FetchCache"
@@ -101,7 +103,7 @@ class PrefillSource:
             cache_formats=FORMAT_VERSIONS,
         )
         call = self._call(_METHOD, request, namespace, timeout_seconds)
-        return await self._fill(call, ExpectedTokens.of(token_ids), pages, intake)
+        return await self._fill(call, ExpectedCache.of(token_ids), pages, intake)
 
     async def fetch(
         self,
@@ -111,14 +113,19 @@ class PrefillSource:
         namespace: str,
         intake: Intake,
     ) -> TransferReport:
-        """Fill `pages` with a stored cache, as `pull` does with a new cache."""
+        """Fill `pages` with a stored cache, as `pull` does with a new cache.
+
+        The cache must be the one that `handle` names in this namespace, whatever `stored` says.
+        """
+        key = ContentKey(namespace, Handle.parse(handle).digest)
+        expected = ExpectedCache(stored.tokens, key=key)
         request = store_pb2.FetchCacheRequest(handle=handle, cache_formats=FORMAT_VERSIONS)
         call = self._call(_FETCH_METHOD, request, namespace, None)
-        report = await self._fill(call, ExpectedTokens(stored.tokens, None), pages, intake)
+        report = await self._fill(call, expected, pages, intake)
         return dataclasses.replace(report, context_tokens=stored.tokens)
 
     async def _fill(
-        self, call: Any, expected: ExpectedTokens, pages: SequencePages, intake: Intake
+        self, call: Any, expected: ExpectedCache, pages: SequencePages, intake: Intake
     ) -> TransferReport:
         try:
             with watched_transfer(self._target), prefill_errors(self._target):
@@ -136,7 +143,7 @@ class PrefillSource:
         return method(request, timeout=timeout_seconds, metadata=metadata)
 
     async def _receive(
-        self, call: Any, expected: ExpectedTokens, pages: SequencePages, intake: Intake
+        self, call: Any, expected: ExpectedCache, pages: SequencePages, intake: Intake
     ) -> TransferReport:
         decoder = CacheDecoder(
             self._limits, self._served.fingerprint, self._served.shapes, pages.codec

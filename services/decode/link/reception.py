@@ -10,6 +10,8 @@ from headwise.v1 import cache_pb2, prefill_pb2
 from kvstore.cache import RaggedLayer, digest_tokens
 from kvstore.errors import CorruptCache
 from kvstore.pool import SequencePages
+from kvstore.tiers.content_key import ContentKey
+from kvstore.tiers.identity import require_key
 from kvstore.wire import CacheDecoder, CacheHeader, FrameKind
 from services.decode.report import Head, TransferReport, heads_of
 from services.runtime.serving.convert import recorded_policy
@@ -18,18 +20,27 @@ from services.runtime.serving.wire_watch import WireWatch
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ExpectedTokens:
-    """Token count, and digest if known, that the header of an arriving cache must state.
+class ExpectedCache:
+    """The tokens that the header of an arriving cache must state, and its digest or its key.
 
-    The tokens of a stored cache are not known to decode; its digest is None.
+    Decode knows the tokens of a new prompt, and of a stored cache their number and the content key.
     """
 
     tokens: int
-    token_digest: str | None
+    token_digest: str | None = None
+    key: ContentKey | None = None
 
     @classmethod
-    def of(cls, token_ids: Sequence[int]) -> ExpectedTokens:
+    def of(cls, token_ids: Sequence[int]) -> ExpectedCache:
         return cls(len(token_ids), digest_tokens(token_ids))
+
+    def require(self, header: CacheHeader) -> None:
+        """Raise `CorruptCache` unless the header is that of the cache that was asked for."""
+        digest = header.fingerprint.token_digest
+        if header.tokens != self.tokens or self.token_digest not in (None, digest):
+            raise CorruptCache("the cache is one of other tokens than were asked for")
+        if self.key is not None:
+            require_key(header.fingerprint, self.key)
 
 
 class Reception:
@@ -39,7 +50,7 @@ class Reception:
     """
 
     def __init__(
-        self, decoder: CacheDecoder, expected: ExpectedTokens, pages: SequencePages
+        self, decoder: CacheDecoder, expected: ExpectedCache, pages: SequencePages
     ) -> None:
         self._decoder = decoder
         self._expected = expected
@@ -97,10 +108,5 @@ class Reception:
         layer = self._decoder.feed(frame)
         if frame.kind is FrameKind.HEADER:
             # checked before any layer: the header's token count bounds the size of the layers
-            self._require_tokens(self._decoder.header)
+            self._expected.require(self._decoder.header)
         return layer
-
-    def _require_tokens(self, header: CacheHeader) -> None:
-        same = self._expected.token_digest in (None, header.fingerprint.token_digest)
-        if header.tokens != self._expected.tokens or not same:
-            raise CorruptCache("the cache is one of other tokens than were asked for")

@@ -165,7 +165,17 @@ class CacheStore:
     ) -> Lookup:
         """Return the cache or a miss, after `within_seconds` or the tiers' time-out at most."""
         if self._memory_alone or self._memory.contains(key, _AT_ONCE):
-            return self._stack.get(key, expected, _AT_ONCE)
+            lookup = self._stack.get(key, expected, _AT_ONCE)
+        else:
+            lookup = await self._lookup_below(key, expected, within_seconds)
+        if isinstance(lookup, Miss) and lookup.reason not in _MAY_COME_BACK:
+            # a lease may still run on what was lost: the next put has to write it again
+            self._stored_until.pop(key, None)
+        return lookup
+
+    async def _lookup_below(
+        self, key: ContentKey, expected: Expected, within_seconds: float | None
+    ) -> Lookup:
         limit = self._limits.timeout_seconds
         limit = limit if within_seconds is None else min(limit, max(0.0, within_seconds))
         deadline = Deadline.after(limit)

@@ -6,6 +6,7 @@ writes, which is there to be killed. Started once, because importing torch takes
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import random
@@ -15,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 
-from kvstore.cache import CompactCache
+from kvstore.cache import CompactCache, digest_tokens
 from kvstore.tiers.base import Tier
 from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.deadline import Deadline
@@ -25,19 +26,26 @@ from kvstore.tiers.redis import RedisOptions, RedisTier
 from kvstore.tiers.redis_client import RedisAddress, connect_redis
 from tests.kvstore.wire.caches import RULES, fingerprint, ragged_layer
 
-KEYS = tuple(ContentKey("crash", f"{n:064x}") for n in range(6))
+_IDENTITIES = {
+    ContentKey.of(one, "crash"): one
+    for one in (
+        dataclasses.replace(fingerprint("float16"), token_digest=digest_tokens([number]))
+        for number in range(6)
+    )
+}
+KEYS = tuple(_IDENTITIES)
 # four of the six
 BUDGET_BYTES = 1_300_000
 
 
 def cache_of(key: ContentKey) -> CompactCache:
     """Return the cache that is written under a key, always the same: 300 kB."""
-    seed = int(key.digest, 16)
+    seed = KEYS.index(key)
     layers = tuple(
         ragged_layer((300, 280), (RULES[1], RULES[4]), 64, torch.float16, seed + n, 400)
         for n in range(2)
     )
-    return CompactCache(fingerprint("float16"), layers, 400)
+    return CompactCache(_IDENTITIES[key], layers, 400)
 
 
 def open_tier(kind: str, place: str) -> Tier:

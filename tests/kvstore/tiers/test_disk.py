@@ -18,10 +18,14 @@ from kvstore.tiers.disk import DiskTier
 from kvstore.tiers.ledger import Budget
 from kvstore.wire import WireLimits
 from tests.kvstore.tiers.clock import Clock
-from tests.kvstore.wire.caches import same, two_layers
+from tests.kvstore.wire.caches import numbered, same, two_layers
 
 CACHE, _ = two_layers("float16")
-KEYS = tuple(ContentKey("tenant", f"{n:064x}") for n in range(4))
+CACHES = {
+    ContentKey.of(cache.fingerprint, "tenant"): cache
+    for cache in (numbered(CACHE, number) for number in range(4))
+}
+KEYS = tuple(CACHES)
 DEADLINE = Deadline.after(3600)
 
 
@@ -42,14 +46,14 @@ def open_tier(tmp_path: pathlib.Path, clock: Clock) -> Iterator[Callable[..., Di
 
 
 def put(tier: DiskTier, key: ContentKey, lifetime_seconds: float | None = None) -> PutStatus:
-    return tier.put(key, CACHE, lifetime_seconds, DEADLINE).status
+    return tier.put(key, CACHES[key], lifetime_seconds, DEADLINE).status
 
 
 def got(tier: DiskTier, key: ContentKey) -> MissReason | None:
     """Return the reason of a miss; None for a hit that is equal to the bit."""
-    found = tier.get(key, CACHE.fingerprint, DEADLINE)
+    found = tier.get(key, CACHES[key].fingerprint, DEADLINE)
     if isinstance(found, Hit):
-        assert same(found.cache, CACHE)
+        assert same(found.cache, CACHES[key])
         return None
     return found.reason
 
@@ -197,19 +201,23 @@ def test_a_folder_that_went_away_is_unavailable_or_evicted(
 
 
 def test_a_quota_evicts_within_its_namespace_alone(tmp_path: pathlib.Path, clock: Clock) -> None:
-    small = dataclasses.replace(CACHE, layers=CACHE.layers[:1])
+    small = {
+        key: dataclasses.replace(cache, layers=cache.layers[:1]) for key, cache in CACHES.items()
+    }
     probe = DiskTier(tmp_path / "probe", Budget(1 << 20))
-    probe.put(KEYS[0], small, None, DEADLINE)
+    probe.put(KEYS[0], small[KEYS[0]], None, DEADLINE)
     size = probe.bytes_in_use(None, DEADLINE)
     probe.close()
     tier = DiskTier(tmp_path / "disk", Budget(1 << 20, {"tenant": size}), clock=clock)
-    other = ContentKey("other", KEYS[0].digest)
+    other = ContentKey.of(CACHES[KEYS[0]].fingerprint, "other")
+    small[other] = small[KEYS[0]]
     for key in (other, KEYS[0], KEYS[1]):
-        assert tier.put(key, small, None, DEADLINE).stored
-    assert isinstance(tier.get(other, small.fingerprint, DEADLINE), Hit)
-    assert tier.get(KEYS[0], small.fingerprint, DEADLINE) == Miss(MissReason.EVICTED)
-    assert tier.put(KEYS[0], CACHE, None, DEADLINE).status is PutStatus.OVER_QUOTA
-    assert isinstance(tier.get(KEYS[1], small.fingerprint, DEADLINE), Hit)
+        assert tier.put(key, small[key], None, DEADLINE).stored
+    assert isinstance(tier.get(other, small[other].fingerprint, DEADLINE), Hit)
+    evicted = tier.get(KEYS[0], small[KEYS[0]].fingerprint, DEADLINE)
+    assert evicted == Miss(MissReason.EVICTED)
+    assert put(tier, KEYS[0]) is PutStatus.OVER_QUOTA
+    assert isinstance(tier.get(KEYS[1], small[KEYS[1]].fingerprint, DEADLINE), Hit)
     tier.close()
 
 

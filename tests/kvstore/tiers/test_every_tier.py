@@ -16,7 +16,7 @@ from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.deadline import Deadline
 from tests.kvstore.tiers.clock import Clock
 from tests.kvstore.tiers.conftest import TierMaker
-from tests.kvstore.wire.caches import caches, same, two_layers
+from tests.kvstore.wire.caches import caches, numbered, same, two_layers
 
 CACHE, _ = two_layers("bfloat16")
 KEY = ContentKey.of(CACHE.fingerprint, "tenant")
@@ -36,9 +36,9 @@ def reason(lookup: object) -> MissReason:
 def test_a_cache_comes_back_to_the_bit(
     tier: Tier, cache_and_shapes: tuple[CompactCache, tuple[LayerShape, ...]]
 ) -> None:
-    cache = cache_and_shapes[0]
-    # the random caches say they are of the same tokens, so each gets a key of its own
-    key = ContentKey("round-trip", f"{next(NUMBERS):064x}")
+    # the random caches say that they are of the same tokens
+    cache = numbered(cache_and_shapes[0], next(NUMBERS))
+    key = ContentKey.of(cache.fingerprint, "round-trip")
     assert tier.put(key, cache, None, Deadline.after(SECONDS)).status is PutStatus.STORED
     found = tier.get(key, cache.fingerprint, Deadline.after(SECONDS))
     assert isinstance(found, Hit)

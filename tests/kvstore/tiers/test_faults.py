@@ -31,7 +31,7 @@ from tests.kvstore.tiers.servers import (
     running_cluster,
     running_valkey,
 )
-from tests.kvstore.wire.caches import same, two_layers
+from tests.kvstore.wire.caches import numbered, same, two_layers
 from tests.observe import wait_until
 
 CACHE, _ = two_layers("float16")
@@ -278,7 +278,7 @@ def lies(client: RedisClient) -> Iterator[tuple[str, MissReason, Callable[[], ob
     yield "short chunk", corrupt, write(chunks[1], first[:-1])
     yield "another chunk's bytes", corrupt, write(chunks[1], second)
     yield "another version's head", MissReason.OTHER_FORMAT, write(chunks[0], other_format)
-    yield "another model's head", MissReason.OTHER_MODEL, write(chunks[0], other_model)
+    yield "another model's head", corrupt, write(chunks[0], other_model)
     yield "a list as chunk", corrupt, lambda: listed(chunks[1])
     yield "a list as manifest", corrupt, lambda: listed(MANIFEST)
 
@@ -299,28 +299,37 @@ def test_a_lying_server_is_a_miss_and_the_next_put_heals_it(own_valkey: RedisSer
 
 def test_a_cluster_that_loses_a_node_serves_what_the_others_hold(tmp_path: pathlib.Path) -> None:
     together = dataclasses.replace(SMALL_CHUNKS, spread=False)
-    keys = [ContentKey("faults", f"{n:064x}") for n in range(12)]
+    caches = [numbered(CACHE, number) for number in range(12)]
+    held = {ContentKey.of(cache.fingerprint, "faults"): cache for cache in caches}
     with (
         running_cluster(tmp_path) as nodes,
         redis_tier(nodes[0].cluster_address, together) as (tier, _),
     ):
-        for key in keys:
-            assert tier.put(key, CACHE, None, due()).stored
+        for key, cache in held.items():
+            assert tier.put(key, cache, None, due()).stored
         nodes[1].process.kill()
         nodes[1].process.wait()
         found = [
-            _timed(lambda key=key: tier.get(key, CACHE.fingerprint, Deadline.after(2.0)), 2.0)
-            for key in keys
+            _timed(
+                lambda key=key, cache=cache: tier.get(key, cache.fingerprint, Deadline.after(2.0)),
+                2.0,
+            )
+            for key, cache in held.items()
         ]
         hits = [lookup for lookup in found if isinstance(lookup, Hit)]
         missed = {lookup.reason for lookup in found if isinstance(lookup, Miss)}
         assert len(hits) >= 3
-        assert all(same(lookup.cache, CACHE) for lookup in hits)
+        wanted = [
+            cache for lookup, cache in zip(found, caches, strict=True) if isinstance(lookup, Hit)
+        ]
+        assert all(same(hit.cache, cache) for hit, cache in zip(hits, wanted, strict=True))
         assert missed <= {MissReason.UNAVAILABLE, MissReason.TIMEOUT}
         assert missed
         stored = [
-            _timed(lambda key=key: tier.put(key, CACHE, None, Deadline.after(2.0)), 2.0)
-            for key in keys
+            _timed(
+                lambda key=key, cache=cache: tier.put(key, cache, None, Deadline.after(2.0)), 2.0
+            )
+            for key, cache in held.items()
         ]
         assert sum(result.stored for result in stored) == len(hits)
 

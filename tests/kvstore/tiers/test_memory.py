@@ -11,10 +11,11 @@ from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.deadline import Deadline
 from kvstore.tiers.ledger import Budget
 from kvstore.tiers.memory import MemoryTier, resident_bytes
-from tests.kvstore.wire.caches import same, two_layers
+from tests.kvstore.wire.caches import numbered, same, two_layers
 
 CACHE, _ = two_layers()
-KEYS = tuple(ContentKey("tenant", f"{n:064x}") for n in range(3))
+CACHES = tuple(numbered(CACHE, number) for number in range(1, 3))
+KEYS = tuple(ContentKey.of(cache.fingerprint, "tenant") for cache in (CACHE, *CACHES))
 DEADLINE = Deadline.after(3600)
 
 
@@ -48,12 +49,12 @@ def test_pinned_caches_stay() -> None:
     tier.put(KEYS[0], CACHE, None, DEADLINE)
     assert tier.pin(KEYS[0])
     assert not tier.pin(KEYS[1])
-    for key in KEYS[1:]:
-        assert tier.put(key, CACHE, None, DEADLINE).stored
-    assert tier.get(KEYS[1], CACHE.fingerprint, DEADLINE) == Miss(MissReason.EVICTED)
+    for key, cache in zip(KEYS[1:], CACHES, strict=True):
+        assert tier.put(key, cache, None, DEADLINE).stored
+    assert tier.get(KEYS[1], CACHES[0].fingerprint, DEADLINE) == Miss(MissReason.EVICTED)
     assert tier.pin(KEYS[2])
-    assert tier.put(KEYS[1], CACHE, None, DEADLINE).status is PutStatus.FULL
+    assert tier.put(KEYS[1], CACHES[0], None, DEADLINE).status is PutStatus.FULL
     tier.unpin(KEYS[0])
-    assert tier.put(KEYS[1], CACHE, None, DEADLINE).stored
+    assert tier.put(KEYS[1], CACHES[0], None, DEADLINE).stored
     assert tier.get(KEYS[0], CACHE.fingerprint, DEADLINE) == Miss(MissReason.EVICTED)
     assert tier.evictions == 2

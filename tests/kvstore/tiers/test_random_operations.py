@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvstore.cache import CompactCache
+from kvstore.cache import CompactCache, digest_tokens
 from kvstore.tiers.base import Hit, MissReason, PutStatus, Tier
 from kvstore.tiers.bounded import BoundedTier
 from kvstore.tiers.content_key import ContentKey
@@ -26,7 +26,14 @@ from tests.kvstore.tiers.conftest import TierMaker
 from tests.kvstore.wire.caches import RULES, fingerprint, ragged_layer, same
 
 SECONDS = 10.0
-KEYS = tuple(ContentKey("random", f"{n:064x}") for n in range(5))
+IDENTITIES = {
+    ContentKey.of(one, "random"): one
+    for one in (
+        dataclasses.replace(fingerprint(), token_digest=digest_tokens([number]))
+        for number in range(5)
+    )
+}
+KEYS = tuple(IDENTITIES)
 ROWS = (0, 5, 12, 30)
 CACHES = tuple(
     CompactCache(fingerprint(), (ragged_layer((rows,), (RULES[1],), 8, torch.float32, rows),), 40)
@@ -131,7 +138,8 @@ def test_a_tier_holds_what_the_dictionary_holds(
 
 
 def apply(tier: Tier, slow: SlowTier, step: Step) -> None:
-    what, key, cache = step[0], KEYS[step[1]], CACHES[step[2]]
+    what, key = step[0], KEYS[step[1]]
+    cache = dataclasses.replace(CACHES[step[2]], fingerprint=IDENTITIES[key])
     if what == "put":
         stored = tier.put(key, cache, None, Deadline.after(SECONDS)).status is PutStatus.STORED
         assert stored == slow.put(key, cache)
@@ -145,7 +153,7 @@ def apply(tier: Tier, slow: SlowTier, step: Step) -> None:
 
 
 def assert_same_answer(tier: Tier, slow: SlowTier, key: ContentKey) -> None:
-    found, wanted = tier.get(key, fingerprint(), Deadline.after(SECONDS)), slow.get(key)
+    found, wanted = tier.get(key, IDENTITIES[key], Deadline.after(SECONDS)), slow.get(key)
     if wanted is not None:
         assert isinstance(found, Hit)
         assert same(found.cache, wanted)

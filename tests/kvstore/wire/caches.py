@@ -128,6 +128,12 @@ def caches(draw: st.DrawFn) -> tuple[CompactCache, tuple[LayerShape, ...]]:
     return CompactCache(identity, tuple(layers), tokens), tuple(shapes)
 
 
+def numbered(cache: CompactCache, number: int) -> CompactCache:
+    """The same rows as a cache of other tokens, with a content key of its own."""
+    identity = dataclasses.replace(cache.fingerprint, token_digest=digest_tokens([number]))
+    return dataclasses.replace(cache, fingerprint=identity)
+
+
 def encode(
     cache: CompactCache, shapes: tuple[LayerShape, ...], max_payload_bytes: int = 1 << 20
 ) -> list[Frame]:

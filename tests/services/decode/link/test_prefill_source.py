@@ -15,7 +15,7 @@ from headwise.v1 import cache_pb2, prefill_pb2
 from kvstore.pool import PageCount, PagePool, SequencePages
 from kvstore.wire import WireLimits
 from services.decode.link.prefill_source import PrefillSource
-from services.decode.link.reception import ExpectedTokens
+from services.decode.link.reception import ExpectedCache
 from services.decode.memory.arbiter import MemoryArbiter
 from services.decode.memory.intake import Intake
 from services.runtime.model.served_model import ServedModel
@@ -67,7 +67,7 @@ async def receive(
     intake = Intake(arbiter.reserve_for_arrival, lambda: False)
 
     def start(call: RecordedCall, pages: SequencePages) -> asyncio.Task[object]:
-        return asyncio.create_task(source._receive(call, ExpectedTokens.of(_PROMPT), pages, intake))
+        return asyncio.create_task(source._receive(call, ExpectedCache.of(_PROMPT), pages, intake))
 
     yield start
     await source.close()
@@ -132,9 +132,7 @@ async def test_nothing_is_read_while_a_layer_rests(
     source = PrefillSource("127.0.0.1:1", served, limits=limits, stall_seconds=0.2)
     call, intake = RecordedCall(record(served, _PROMPT, "full")), HeldIntake(arbiter)
     pages = await arbiter.admit(1, None, lambda: pool.open(len(_PROMPT)))
-    receiving = asyncio.create_task(
-        source._receive(call, ExpectedTokens.of(_PROMPT), pages, intake)
-    )
+    receiving = asyncio.create_task(source._receive(call, ExpectedCache.of(_PROMPT), pages, intake))
     # longer than a sender may be silent: it is held up, and not stalled
     await asyncio.sleep(0.3)
     assert pages.row_counts() == ((88, 88), (0, 0))
