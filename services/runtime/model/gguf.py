@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from services.runtime.model.allow_list import require_served
+from services.runtime.model.loaded_weights import load_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,10 +60,14 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _convert(gguf_file: Path, folder: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    source = {"pretrained_model_name_or_path": gguf_file.parent, "gguf_file": gguf_file.name}
-    loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    source = {
+        "pretrained_model_name_or_path": gguf_file.parent,
+        "gguf_file": gguf_file.name,
+        "trust_remote_code": False,
+    }
+    loaded = load_weights(**source, dtype=torch.float32)
     require_served(loaded.config)
     # the rest of a conversion that was killed
     partial = folder.with_suffix(".partial")

@@ -17,6 +17,7 @@ from kvstore.errors import InvalidParameter
 from services.runtime.model import attention
 from services.runtime.model.allow_list import layer_shapes, require_served
 from services.runtime.model.gguf import converted_folder, file_digest
+from services.runtime.model.loaded_weights import load_weights
 from services.runtime.model.model_errors import ModelNotFound, ModelRefused
 from services.runtime.model.tokenizer import PromptTokenizer
 from services.runtime.model.weights_digest import weights_digest
@@ -93,8 +94,9 @@ def load_tokenizer(
     name: str, *, revision: str = "", cache_dir: Path | None = None
 ) -> PromptTokenizer:
     """The tokenizer alone, found like the model in `load_model` and without reading weights."""
-    source = _locate(name, revision, cache_dir or default_cache_dir())
-    return _load_tokenizer(source, _load_config(source).vocab_size)
+    with _loading, _explained(name):
+        source = _locate(name, revision, cache_dir or default_cache_dir())
+        return _load_tokenizer(source, _load_config(source).vocab_size)
 
 
 def load_config(
@@ -136,9 +138,14 @@ def smollm2_file() -> Path:
     return Path(spec.origin).with_name(_SMOLLM2_FILE)
 
 
-def _where(source: _Source) -> dict[str, str]:
+def _where(source: _Source) -> dict[str, str | bool]:
+    """The arguments of transformers' loaders, which otherwise ask whether to run a folder's code."""
     revision = {} if Path(source.location).is_dir() else {"revision": source.revision or "main"}
-    return {"pretrained_model_name_or_path": source.location, **revision}
+    return {
+        "pretrained_model_name_or_path": source.location,
+        "trust_remote_code": False,
+        **revision,
+    }
 
 
 @contextmanager
@@ -151,6 +158,9 @@ def _explained(name: str) -> Iterator[None]:
         # the first line names the problem, the others explain options of transformers
         raise ModelNotFound(name, f"{advice}; {str(error).splitlines()[0]}") from error
     except ValueError as error:
+        if "trust_remote_code" in str(error):
+            reason = "it needs Python code of its own folder (auto_map), which is never run here"
+            raise ModelRefused(reason) from error
         raise ModelRefused(f"transformers cannot read {name!r}: {error}") from error
 
 
@@ -161,10 +171,8 @@ def _load_config(source: _Source) -> PretrainedConfig:
 
 
 def _load_weights(source: _Source, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
-
     attention.register()
-    model = AutoModelForCausalLM.from_pretrained(
+    model = load_weights(
         **_where(source), dtype=dtype, attn_implementation=attention.IMPLEMENTATION
     )
     return model.to(device).eval()
