@@ -211,7 +211,7 @@ def _reference(folder: Path, tokens: list[int]) -> list[int]:
 def test_stored_caches_that_were_swapped_are_refused(
     tiny_model: Path, valkey: RedisServer, tmp_path: Path, store: str
 ) -> None:
-    """Neither handle answers from the other's document, and keeping it again mends it."""
+    """No handle answers from the other's document, and keeping each again mends the store."""
     place = {
         "disk": ("--store-disk", str(tmp_path)),
         "redis": ("--store-redis", valkey.address.url),

@@ -139,7 +139,7 @@ def smollm2_file() -> Path:
 
 
 def _where(source: _Source) -> dict[str, str | bool]:
-    """The arguments of transformers' loaders, which otherwise ask whether to run a folder's code."""
+    """Return arguments of transformers' loaders, by which no code of a folder is run."""
     revision = {} if Path(source.location).is_dir() else {"revision": source.revision or "main"}
     return {
         "pretrained_model_name_or_path": source.location,

@@ -1,4 +1,4 @@
-"""Whatever rests in a store, a tier returns the cache that was asked for, or a miss with a reason.
+"""A tier returns the cache that was asked for, or a miss with a reason.
 
 Caches are swapped, renamed, replayed, truncated and changed behind every tier's back.
 """
