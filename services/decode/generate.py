@@ -24,6 +24,7 @@ from services.decode.report import Clock, PromptCache, TransferReport, measure
 from services.decode.request_reader import RequestReader
 from services.runtime.process import metrics
 from services.runtime.security.identity import current_allowance, current_tenant
+from services.runtime.serving.reader_limit import ReaderLimit
 from services.runtime.serving.unknown_fields import require_known
 
 
@@ -40,6 +41,7 @@ class GenerateCall:
         arbiter: MemoryArbiter[RunningSequence],
         sessions: Sessions,
         runner: AnswerRunner,
+        stall_seconds: float,
     ) -> None:
         self._request = request
         self._context = context
@@ -48,6 +50,7 @@ class GenerateCall:
         self._arbiter = arbiter
         self._sessions = sessions
         self._runner = runner
+        self._written = ReaderLimit(context, stall_seconds)
         self._clock = Clock()
 
     async def run(self) -> None:
@@ -110,7 +113,7 @@ class GenerateCall:
                 case Delta() as delta:
                     current_allowance().take_answer(len(delta.token_ids))
                     observe_token(self._clock, delta.index)
-                    await self._context.write(delta_to_proto(delta))
+                    await self._written.write(delta_to_proto(delta))
                 case Finished() as finished:
                     result = result_to_proto(spec, prompt_cache, finished, self._clock)
-                    await self._context.write(decode_pb2.GenerateResponse(result=result))
+                    await self._written.write(decode_pb2.GenerateResponse(result=result))

@@ -49,6 +49,7 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
             arbiter=self._parts.arbiter,
             sessions=self._parts.sessions,
             runner=self._runner,
+            stall_seconds=self._options.server.reader_stall_seconds,
         ).run()
 
     async def Describe(  # noqa: N802

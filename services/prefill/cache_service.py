@@ -17,10 +17,11 @@ from services.prefill.sharing.held_messages import HeldMessages
 from services.runtime.model.model_options import allowed_codecs
 from services.runtime.model.served_model import ServedModel
 from services.runtime.process import metrics
-from services.runtime.security.identity import current_namespace
+from services.runtime.security.identity import current_allowance, current_namespace
 from services.runtime.serving.cache_formats import require_read
 from services.runtime.serving.convert import codec_from_proto, policy_from_proto
 from services.runtime.serving.prompt import check_tokens, context_tokens
+from services.runtime.serving.reader_limit import ReaderLimit
 from services.runtime.serving.status import RETRY_AFTER_SECONDS
 from services.runtime.serving.unknown_fields import require_known
 
@@ -35,6 +36,7 @@ class CacheServicer(store_pb2_grpc.CacheServiceServicer):
         self._parts = parts
         self._store = parts.store
         self._default_policy = options.default_policy
+        self._stall_seconds = options.server.reader_stall_seconds
         self._messages = HeldMessages(served.shapes)
         self._codecs = allowed_codecs(options.model.codecs)
 
@@ -49,6 +51,7 @@ class CacheServicer(store_pb2_grpc.CacheServiceServicer):
             raise InvalidRequest(message, "PARAMETER_OUT_OF_RANGE", field)
         self._store.require_lease_available()
         job, namespace = self._job(request), current_namespace()
+        current_allowance().take_prompt(len(job.token_ids))
         opened = self._parts.caches.open(job, namespace, context.time_remaining())
         async with opened as (key, shared, subscriber):
             cache = await shared.finished(subscriber)
@@ -66,9 +69,10 @@ class CacheServicer(store_pb2_grpc.CacheServiceServicer):
         namespace = current_namespace()
         found = await self._store.find(request.handle, namespace, context.time_remaining())
         require_read(found.cache.fingerprint.format_version, request.cache_formats)
+        reader = ReaderLimit(context, self._stall_seconds)
         sent = metrics.WIRE_BYTES.labels("sent")
         for message in self._messages.of(found.cache):
-            await context.write(message)
+            await reader.write(message)
             sent.inc(len(message))
         if request.release:
             self._store.release(request.handle, namespace)

@@ -35,5 +35,8 @@ class PrefillOptions:
         minimum=0,
     )
     send_buffer_bytes: int = setting(
-        64 << 20, "Most bytes of one cache that wait to be sent to the receiver.", minimum=1 << 20
+        1 << 30,
+        "Bytes of computed caches that wait for their readers; above them the tenant with most of "
+        "them waits before its next prompt.",
+        minimum=1 << 20,
     )

@@ -12,6 +12,7 @@ from services.prefill.compute.computation import Computation
 from services.prefill.options import PrefillOptions
 from services.prefill.sharing.cache_provider import CacheProvider
 from services.prefill.sharing.prefill_queue import PrefillQueue
+from services.prefill.sharing.unread_caches import UnreadCaches
 from services.prefill.store.cache_store import CacheStore, StoreLimits
 from services.prefill.store.stores import memory_tier, tiers_below
 from services.runtime.model.served_model import ServedModel
@@ -43,15 +44,16 @@ def build_parts(served: ServedModel, options: PrefillOptions) -> PrefillParts:
         ),
         mode=WriteMode(store.store_write),
     )
+    unread = UnreadCaches(options.send_buffer_bytes)
     calibrations = Calibrations(served, options.model.model_cache.expanduser())
     # measured at the start, because the first request would have to wait for it
     calibrations.needed_by(parse_policy(options.default_policy, {}))
     caches = CacheProvider(
         served,
         Computation(served, calibrations, chunk_tokens=options.chunk_tokens),
-        PrefillQueue(options.max_queued),
+        PrefillQueue(options.max_queued, unread),
         cache_store,
-        limit_bytes=options.send_buffer_bytes,
+        unread=unread,
         keeps_prompts=store.store_prompts,
     )
     return PrefillParts(caches, cache_store, min(options.max_prompt_tokens or longest, longest))

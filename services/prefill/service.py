@@ -19,6 +19,7 @@ from services.runtime.model.model_options import allowed_codecs
 from services.runtime.model.served_model import ServedModel
 from services.runtime.security.identity import current_allowance, current_namespace
 from services.runtime.serving.convert import describe_model, describe_policies, describe_versions
+from services.runtime.serving.reader_limit import ReaderLimit
 from services.runtime.serving.wire_watch import WireWatch
 
 
@@ -56,12 +57,14 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
                     # the refusal is part of the answer: the receiver gets the cache in any case
                     return prefill_pb2.KeptCache(refusal=error.reason.lower())
 
+            reader = ReaderLimit(context, self._options.server.reader_stall_seconds)
+            subscriber.on_failure = reader.end
             stream = prefill_messages(shared, subscriber, keep if seconds else None)
             async with contextlib.aclosing(stream) as messages:
                 watch = WireWatch("sent")
                 async for response in messages:
                     watch.begin()
-                    await context.write(response)
+                    await reader.write(response)
                     # only frames count as bytes of the cache
                     watch.moved(response.ByteSize() if response.HasField("frame") else 0)
 

@@ -17,7 +17,6 @@ POOL_BYTES = 140 << 20
 
 PREFILL_ARGUMENTS = (
     *("--chunk-tokens", str(CHUNK)),
-    *("--send-buffer-bytes", str(1 << 20)),
     *("--max-queued", "1"),
     *("--threads", "1"),
 )

@@ -29,6 +29,7 @@ _DECODE_CLEAN = (
 _PREFILL_CLEAN = (
     "headwise_prefill_computing",
     "headwise_prefill_queued",
+    "headwise_prefill_unread_bytes",
     "headwise_running_requests{method=Prefill}",
 )
 
@@ -47,11 +48,13 @@ PROMPT_TOKENS = {Phase.PREFILL: LONG_PROMPT, Phase.TRANSFER: CHUNK, Phase.DECODE
 
 
 def phase_of(pair: Pair) -> Phase:
-    """Rows arrive while prefill still computes: that is the transfer."""
-    computing = scrape(pair[0].metrics_url)["headwise_prefill_computing"]
+    """Rows arrive while prefill computes or sends: that is the transfer."""
+    prefill = scrape(pair[0].metrics_url)
+    computing = prefill["headwise_prefill_computing"]
+    sending = computing or prefill["headwise_prefill_unread_bytes"]
     decode = scrape(pair[1].metrics_url)
     if decode["headwise_pool_rows"]:
-        return Phase.TRANSFER if computing else Phase.DECODE
+        return Phase.TRANSFER if sending else Phase.DECODE
     return Phase.PREFILL if computing and decode["headwise_sequences"] else Phase.NOTHING
 
 

@@ -59,7 +59,8 @@ def test_prefill_and_a_client_freeze_at_once(slow_pair: Pair, record_property: R
         arrived = received_bytes(decode)
         with Asking(decode.target, prompt_of(TWO_CHUNKS), max_tokens=2) as asking:
             wait_until(lambda: received_bytes(decode) > arrived + LAYER_BYTES, 30, "some layers")
-            assert leftovers(prefill)["headwise_prefill_computing"] == 1
+            held = leftovers(prefill)
+            assert "headwise_prefill_computing" in held or "headwise_prefill_unread_bytes" in held
             with frozen(prefill.process), frozen(client):
                 began = time.monotonic()
                 asking.ended(NOTICED_SECONDS + 60)
@@ -103,7 +104,7 @@ def received_bytes(decode: Service) -> float:
 
 
 def require_blocked_writer(pair: Pair) -> None:
-    """Prefill holds a computation and sends nothing."""
+    """Prefill holds a computed cache and sends nothing."""
 
     def sent() -> float:
         return scrape(pair[0].metrics_url)["headwise_wire_bytes_total{direction=sent}"]
@@ -114,7 +115,7 @@ def require_blocked_writer(pair: Pair) -> None:
         return sent() == before
 
     wait_until(stands_still, 5, "the writer to be blocked")
-    assert leftovers(pair[0])["headwise_prefill_computing"] == 1
+    assert leftovers(pair[0])["headwise_prefill_unread_bytes"] > 0
 
 
 def require_unavailable(asking: Asking) -> None:

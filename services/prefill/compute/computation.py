@@ -1,4 +1,4 @@
-"""The thread that computes prompts."""
+"""The threads that compute prompts, one at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _Emit = Callable[[RaggedLayer], None]
 
 
 class Computation:
-    """Computes prompts in one thread of its own; the caller starts one prompt at a time."""
+    """Computes each prompt in a thread; the caller lets one of them compute at a time."""
 
     def __init__(
         self, served: ServedModel, calibrations: Calibrations, *, chunk_tokens: int
@@ -34,7 +34,7 @@ class Computation:
         self._served = served
         self._calibrations = calibrations
         self._chunk_tokens = chunk_tokens
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="prefill")
+        self._executor = ThreadPoolExecutor(thread_name_prefix="prefill")
 
     async def run(
         self,
@@ -48,8 +48,8 @@ class Computation:
         """Compute the prompt; return the report, or None if `stop` was set before the end.
 
         `emit` receives the layers in order, in host memory, and `progress` the number of computed
-        tokens, both in the computing thread. A cancelled call sets `stop` and returns once the
-        thread has ended, within one layer.
+        tokens, both in the computing thread; `progress` may wait there, and that time counts for no
+        stage. A cancelled call sets `stop` and returns once the thread has ended, within one layer.
         """
         run = contextvars.copy_context().run
         work = asyncio.get_running_loop().run_in_executor(

@@ -84,7 +84,8 @@ class Prefiller:
         with torch.inference_mode(), self.clock.stage("prefill"):
             for first in range(0, self._facts.tokens, self._chunk_tokens):
                 if first:
-                    self._progress(first)
+                    with self.clock.stage("turn"):
+                        self._progress(first)
                 self._first = first
                 chunk = self._token_ids[first : first + self._chunk_tokens]
                 positions = torch.arange(first, first + len(chunk), device=chunk.device)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
+from headwise.v1 import prefill_pb2
 from kvstore.tiers import Hit
 from kvstore.tiers.content_key import ContentKey
 from services.prefill.compute.computation import Computation
 from services.prefill.job import PrefillJob
 from services.prefill.sharing.in_flight_prefills import InFlightPrefills
-from services.prefill.sharing.prefill_queue import PrefillQueue
+from services.prefill.sharing.prefill_queue import PrefillQueue, QueueSlot
 from services.prefill.sharing.shared_prefill import SharedPrefill, Subscriber
+from services.prefill.sharing.unread_caches import UnreadCaches
 from services.prefill.store.cache_store import CacheStore
 from services.runtime.model.served_model import ServedModel
 from services.runtime.process import metrics
@@ -30,14 +32,14 @@ class CacheProvider:
         queue: PrefillQueue,
         store: CacheStore,
         *,
-        limit_bytes: int,
+        unread: UnreadCaches,
         keeps_prompts: bool,
     ) -> None:
         self._served = served
         self._computation = computation
         self._queue = queue
         self._store = store
-        self._limit_bytes = limit_bytes
+        self._unread = unread
         self._keeps_prompts = keeps_prompts
         self._in_flight = InFlightPrefills()
 
@@ -62,25 +64,39 @@ class CacheProvider:
                 await self._compute(key, job, shared)
 
         def prepare() -> SharedPrefill:
-            return SharedPrefill(header, self._limit_bytes)
+            return SharedPrefill(header)
 
         async with self._in_flight.join(key, prepare, work) as (shared, subscriber):
             yield key, shared, subscriber
 
     async def _compute(self, key: ContentKey, job: PrefillJob, shared: SharedPrefill) -> None:
-        async with self._queue.slot() as queue_seconds:
-            shared.begin()
-            report = await self._computation.run(
-                job,
-                queue_seconds,
-                emit=shared.publish,
-                progress=shared.progress,
-                stop=shared.stop,
-            )
-            if report is not None:
-                shared.finish(report)
-                if self._keeps_prompts:
-                    self._store.keep_later(key, shared.cache)
-            # keep the queue slot until one subscriber has the complete cache, so that stalled
-            # receivers occupy the memory of one cache at most
-            await shared.delivered()
+        tenant = key.namespace
+        # the cache counts as unread before the next prompt may begin
+        with contextlib.ExitStack() as held:
+            async with self._queue.slot(tenant) as slot:
+                report = await self._run(job, slot, shared)
+                if report is None:
+                    return
+                held.enter_context(self._unread.hold(tenant, shared))
+            shared.finish(report)
+            if self._keeps_prompts:
+                self._store.keep_later(key, shared.cache)
+            await shared.left()
+
+    async def _run(
+        self, job: PrefillJob, slot: QueueSlot, shared: SharedPrefill
+    ) -> prefill_pb2.PrefillReport | None:
+        """Compute the prompt, giving way to other tenants between chunks."""
+        shared.begin()
+
+        def progress(tokens: int) -> None:
+            shared.progress(tokens)
+            slot.give_way(shared.stop)
+
+        return await self._computation.run(
+            job,
+            slot.waited_seconds,
+            emit=shared.publish,
+            progress=progress,
+            stop=shared.stop,
+        )

@@ -4,56 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from headwise.v1 import prefill_pb2
 from kvstore.cache import CompactCache, RaggedLayer
 from kvstore.wire import CacheHeader
 from services.prefill.compute.prefiller import PrefillStopped
-
-# more bytes than any cache has
-_ALL_BYTES = 1 << 62
+from services.prefill.compute.stop_signal import StopSignal
 
 
 class Subscriber:
-    """One request that reads a shared prefill, and the number of bytes it has sent on."""
+    """One request that reads a shared prefill; `on_failure` is called if the prefill fails."""
 
-    def __init__(self, on_sent: Callable[[], None]) -> None:
+    def __init__(self) -> None:
         self.changed = asyncio.Event()
-        self.sent_bytes = 0
-        self._on_sent = on_sent
-
-    def add_sent(self, nbytes: int) -> None:
-        """Count bytes that were sent, which may let the computation go on."""
-        self.sent_bytes += nbytes
-        self._on_sent()
+        self.on_failure: Callable[[BaseException], None] | None = None
 
 
 class SharedPrefill:
     """The layers of one prefill as they are computed, and its report once it is complete.
 
     `publish` and `progress` are for the computing thread, everything else for the event loop.
-    `publish` blocks while every subscriber is more than `limit_bytes` behind, so a receiver that
-    stops reading pauses the computation unless another one reads on. All layers stay in memory
-    until the last subscriber ends, so that a late one also receives every layer.
+    `publish` never waits for a reader. All layers stay in memory until the last subscriber ends, so
+    that a late one also receives every layer.
     """
 
-    def __init__(self, header: CacheHeader, limit_bytes: int) -> None:
+    def __init__(self, header: CacheHeader) -> None:
         self.header = header
         self.report: prefill_pb2.PrefillReport | None = None
-        self._limit_bytes = limit_bytes
+        # setting it ends the computation at its next layer
+        self.stop = StopSignal()
+        self.nbytes = 0
         self._layers: list[RaggedLayer] = []
-        self._published_bytes = 0
         self._tokens_done = 0
         self._begun = False
         self._error: BaseException | None = None
-        self._may_publish = threading.Condition()
-        # setting it ends the computation at its next layer, or in a `publish` that waits
-        self.stop: threading.Event = _StopEvent(self._wake_publisher)
+        self._dropped: Exception | None = None
         self._loop = asyncio.get_running_loop()
         self._subscribers: set[Subscriber] = set()
-        self._delivered = asyncio.Event()
+        self._left = asyncio.Event()
 
     @property
     def cache(self) -> CompactCache:
@@ -66,13 +55,11 @@ class SharedPrefill:
         return not self._subscribers
 
     def publish(self, layer: RaggedLayer) -> None:
-        """Add the next layer once a subscriber has sent enough. Raises `PrefillStopped`."""
-        with self._may_publish:
-            self._may_publish.wait_for(lambda: self._below_limit() or self.stop.is_set())
-            if self.stop.is_set():
-                raise PrefillStopped
-            self._layers.append(layer)
-            self._published_bytes += layer.nbytes
+        """Add the next layer. Raises `PrefillStopped`."""
+        if self.stop.is_set():
+            raise PrefillStopped
+        self._layers.append(layer)
+        self.nbytes += layer.nbytes
         self._loop.call_soon_threadsafe(self._notify)
 
     def progress(self, tokens: int) -> None:
@@ -97,30 +84,38 @@ class SharedPrefill:
         self._notify()
 
     def fail(self, error: BaseException) -> None:
-        """Raise this error in every subscriber, present or later."""
+        """End every subscriber with this error, present or later, also one that is writing."""
         self._error = error
+        for subscriber in tuple(self._subscribers):
+            if subscriber.on_failure is not None:
+                subscriber.on_failure(error)
         self._notify()
 
-    async def delivered(self) -> None:
-        """Wait until one subscriber has ended after completion, or all have ended."""
-        await self._delivered.wait()
+    def drop(self, error: Exception) -> None:
+        """Have `left` raise this error. From any thread."""
+        self._dropped = error
+        self._loop.call_soon_threadsafe(self._left.set)
+
+    async def left(self) -> None:
+        """Wait until all subscribers have ended. Raises the error given to `drop`."""
+        await self._left.wait()
+        if self._dropped is not None:
+            raise self._dropped
 
     @contextlib.contextmanager
     def subscribe(self) -> Iterator[Subscriber]:
         """Yield a subscriber, which ends with the block."""
-        subscriber = Subscriber(self._wake_publisher)
+        subscriber = Subscriber()
         self._subscribers.add(subscriber)
         try:
             yield subscriber
         finally:
             self._subscribers.remove(subscriber)
-            if self.report is not None or not self._subscribers:
-                self._delivered.set()
-            self._wake_publisher()
+            if not self._subscribers:
+                self._left.set()
 
     async def finished(self, subscriber: Subscriber) -> CompactCache:
-        """Wait for the complete cache without limiting the computation. Raises its error."""
-        subscriber.add_sent(_ALL_BYTES)
+        """Wait for the complete cache. Raises the computation's error."""
         while self.report is None:
             await self._wait(subscriber)
         return self.cache
@@ -155,27 +150,6 @@ class SharedPrefill:
         await subscriber.changed.wait()
         subscriber.changed.clear()
 
-    def _below_limit(self) -> bool:
-        """Whether the fastest subscriber is less than `limit_bytes` behind."""
-        sent = max((subscriber.sent_bytes for subscriber in tuple(self._subscribers)), default=0)
-        return self._published_bytes - sent < self._limit_bytes
-
-    def _wake_publisher(self) -> None:
-        with self._may_publish:
-            self._may_publish.notify_all()
-
     def _notify(self) -> None:
         for subscriber in self._subscribers:
             subscriber.changed.set()
-
-
-class _StopEvent(threading.Event):
-    """An event that calls `on_set` after it was set."""
-
-    def __init__(self, on_set: Callable[[], None]) -> None:
-        super().__init__()
-        self._on_set = on_set
-
-    def set(self) -> None:
-        super().set()
-        self._on_set()

@@ -32,7 +32,6 @@ async def prefill_messages(
             continue
         for frame in encoder.layer(index, change):
             yield _frame(frame)
-            subscriber.add_sent(len(frame.payload))
         index += 1
     if keep is not None:
         yield prefill_pb2.PrefillResponse(kept=await keep(shared.cache))

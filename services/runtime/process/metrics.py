@@ -25,6 +25,9 @@ RUNNING = Gauge("headwise_running_requests", "Calls being served", ["method"])
 
 PREFILL_COMPUTING = Gauge("headwise_prefill_computing", "Prompts being computed right now")
 PREFILL_QUEUED = Gauge("headwise_prefill_queued", "Prompts waiting for their turn")
+PREFILL_UNREAD_BYTES = Gauge(
+    "headwise_prefill_unread_bytes", "Bytes of computed caches that wait for their readers"
+)
 PROMPT_TOKENS = Counter("headwise_prompt_tokens", "Prompt tokens cached by prefill")
 
 PREFILLS_SHARED = Counter(
@@ -124,6 +127,14 @@ RECOVERED_MASS = Histogram(
     "headwise_recovered_mass_ratio",
     "Share of attention mass the kept rows cover, mean over a cache's heads, where measured",
     buckets=_MASS,
+)
+
+
+# of what is shared: prefill_queue, unread_bytes, leases, decode_queue, sequences, sessions, pool
+SHARES_YIELDED = Counter(
+    "headwise_shares_yielded",
+    "Times the tenant with most of a shared thing made room for another tenant",
+    ["shared"],
 )
 
 

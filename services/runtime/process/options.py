@@ -46,6 +46,11 @@ class ServerOptions:
     drain_seconds: float = setting(
         30.0, "Seconds that running calls have after SIGTERM before they are cancelled.", minimum=0
     )
+    reader_stall_seconds: float = setting(
+        60.0,
+        "Seconds in which the reader of a stream has to take a message; then the call ends.",
+        minimum=0.1,
+    )
     log_level: str = setting(
         "INFO", "Least severe level that is logged.", choices=("DEBUG", "INFO", "WARNING", "ERROR")
     )

@@ -15,7 +15,7 @@ from kvstore.tiers.content_key import ContentKey
 from kvstore.wire import CacheHeader
 from services.prefill.compute.prefiller import PrefillStopped
 from services.prefill.sharing.in_flight_prefills import InFlightPrefills
-from services.prefill.sharing.shared_prefill import SharedPrefill, Subscriber
+from services.prefill.sharing.shared_prefill import SharedPrefill
 from tests.observe import wait_until
 
 _SECONDS = 10
@@ -62,32 +62,16 @@ async def _settle(producer: Producer, published: int) -> None:
     assert producer.published == published
 
 
-async def _read(shared: SharedPrefill, subscriber: Subscriber, layers: int) -> None:
-    count = 0
-    async for _ in shared.layers(subscriber):
-        subscriber.add_sent(_LAYER_BYTES)
-        count += 1
-        if count == layers:
-            return
-
-
-async def test_a_stalled_subscriber_pauses_the_computation_unless_another_reads_on() -> None:
-    shared = SharedPrefill(_HEADER, 2 * _LAYER_BYTES)
-    with shared.subscribe() as slow, shared.subscribe() as quick:
+async def test_subscribers_that_read_nothing_do_not_hold_the_computation_up() -> None:
+    shared = SharedPrefill(_HEADER)
+    with shared.subscribe():
         producer = Producer(shared, 8)
-        await _settle(producer, 2)
-        await _read(shared, quick, 3)
-        await _settle(producer, 5)
-        # the slower subscriber does not count
-        await _read(shared, slow, 2)
-        await _settle(producer, 5)
-        await _read(shared, quick, 3)
         await _settle(producer, 8)
-    shared.stop.set()
+        assert shared.nbytes == 8 * _LAYER_BYTES
 
 
 async def test_a_late_subscriber_receives_every_layer() -> None:
-    shared = SharedPrefill(_HEADER, 1 << 20)
+    shared = SharedPrefill(_HEADER)
     with shared.subscribe():
         producer = Producer(shared, 8)
         await _settle(producer, 8)
@@ -99,14 +83,20 @@ async def test_a_late_subscriber_receives_every_layer() -> None:
         assert len(shared.cache.layers) == 8
 
 
-async def test_a_stop_ends_a_publish_that_waits() -> None:
-    shared = SharedPrefill(_HEADER, 1)
-    with shared.subscribe():
-        producer = Producer(shared, 8)
-        await _settle(producer, 1)
-        shared.stop.set()
-        await asyncio.to_thread(producer.join, _SECONDS)
-    assert producer.was_stopped
+async def test_a_stop_ends_the_computation_at_its_next_layer() -> None:
+    shared = SharedPrefill(_HEADER)
+    shared.stop.set()
+    producer = Producer(shared, 8)
+    await asyncio.to_thread(producer.join, _SECONDS)
+    assert (producer.was_stopped, producer.published) == (True, 0)
+
+
+async def test_a_failure_interrupts_a_subscriber_that_is_writing() -> None:
+    shared, told = SharedPrefill(_HEADER), list[BaseException]()
+    with shared.subscribe() as subscriber:
+        subscriber.on_failure = told.append
+        shared.fail(ArithmeticError())
+    assert [type(error) for error in told] == [ArithmeticError]
 
 
 class Work:
@@ -132,7 +122,7 @@ class Work:
 
 
 async def _visit(in_flight: InFlightPrefills, work: Work) -> int:
-    async with in_flight.join(_KEY, lambda: SharedPrefill(_HEADER, 1), work) as (
+    async with in_flight.join(_KEY, lambda: SharedPrefill(_HEADER), work) as (
         shared,
         subscriber,
     ):
