@@ -86,6 +86,14 @@ MEANINGS = {
     "TOKEN_EXPIRED": ("The token has expired.", "Get a new token."),
     "TOKEN_MISSING": ("The service requires a token.", "Send `authorization: Bearer …`."),
     "TOKEN_REFUSED": ("The token is not valid here.", "Check key, issuer and audience."),
+    "UNREAD_CACHES": (
+        "The tenant's computed caches wait for their readers, and others need the room.",
+        "Read faster, or ask for fewer at once.",
+    ),
+    "READER_STALLED": (
+        "The caller took nothing of the answer for `--reader-stall-seconds`.",
+        "Read on, or ask again.",
+    ),
     "TOO_MANY_LEASES": ("Prefill has as many leases as it may.", "Release some."),
     "UNAVAILABLE": ("The service cannot be reached.", "Check address and port; retry."),
     "UNKNOWN": ("A peer gave no reason.", "Read the message."),
