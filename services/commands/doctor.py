@@ -11,8 +11,8 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from services.commands.connection_options import ConnectionFlags, credential_options
+from services.doctor.machine_options import MachineOptions
 from services.runtime.process.configuration import build, options_of
-from services.runtime.process.options import ModelOptions
 
 if TYPE_CHECKING:
     from services.doctor.finding import Finding
@@ -42,7 +42,7 @@ _PORTS = (7080, 7081)
     show_default=True,
     help="Port that must be free, or in use by a service; repeatable.",
 )
-@options_of(ModelOptions)
+@options_of(MachineOptions)
 @credential_options
 def doctor(
     targets: tuple[str, ...],
@@ -77,7 +77,7 @@ def _is_given(name: str) -> bool:
 def _machine(values: dict[str, object]) -> Iterator[Finding]:
     from services.doctor.machine import check_machine
 
-    return check_machine(build(ModelOptions, values))
+    return check_machine(build(MachineOptions, values))
 
 
 def _services(

@@ -23,7 +23,6 @@ def run_process(
 ) -> None:
     """Configure logs and serve until a signal stops the process."""
     from kvstore.errors import KVStoreError
-    from services.runtime.model.model_errors import ModelError
     from services.runtime.process.serve_error import ServeError
     from services.runtime.process.trace_export import exported_spans
 
@@ -37,5 +36,5 @@ def run_process(
 
     try:
         asyncio.run(run())
-    except (ServeError, ModelError, KVStoreError) as error:
+    except (ServeError, KVStoreError) as error:
         raise click.ClickException(str(error)) from error

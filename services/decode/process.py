@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from headwise.errors import HeadwiseError
+from headwise.errors import HeadwiseError, NotSupported
 from headwise.v1 import decode_pb2, decode_pb2_grpc, store_pb2_grpc
 from kvstore.errors import FingerprintMismatch
 from kvstore.kernels.dispatch import runs_triton
@@ -31,11 +32,19 @@ from services.decode.memory.size_expectation import SizeExpectation
 from services.decode.options import DecodeOptions
 from services.decode.parts import DecodeParts
 from services.decode.service import DecodeServicer
-from services.runtime.model.model_options import allowed_codecs, load_served_model, require_codecs
+from services.runtime.model.model_options import allowed_codecs, load_served_model
 from services.runtime.model.served_model import ServedModel
 from services.runtime.model.small_batches import prepare_for_small_batches
 from services.runtime.process.serve_error import ServeError
 from services.runtime.serving.server import Server
+from services.runtime.startup.check_list import (
+    link_problems,
+    model_problems,
+    pool_problems,
+    server_problems,
+)
+from services.runtime.startup.problem import Problem, require_none
+from services.runtime.startup.starting import starting
 
 if TYPE_CHECKING:
     from services.decode.engine.cuda_graphs import CapturedSteps
@@ -50,29 +59,22 @@ _STAGING_RANGES = 4
 
 async def serve_decode(options: DecodeOptions) -> None:
     """Serve until SIGTERM. Raises `ServeError` if prefill turns out to serve another model."""
-    server = Server(
-        options.server,
-        options.security,
-        options.port,
-        decode_pb2.DESCRIPTOR.services_by_name["DecodeService"].full_name,
-    )
-    require_codecs(options.model)
-    served = load_served_model(options.model)
-    prepare_for_small_batches(served.model)
-    source = PrefillSource(
-        options.prefill,
-        served,
-        limits=WireLimits(
-            max_tokens=served.context_tokens,
-            max_layers=len(served.shapes),
-            max_cache_bytes=options.pool_bytes,
-        ),
-        stall_seconds=options.prefill_stall_seconds,
-        link=options.link,
-    )
-    log.info("compiling the kernels, or loading them from the cache of an earlier start")
-    warm_up(served, options.page_rows)
-    parts = _build(served, options, source)
+    require_none(_problems(options))
+    with starting("Give a smaller --pool-bytes, --max-sequences or --max-sessions."):
+        server = Server(
+            options.server,
+            options.security,
+            options.port,
+            decode_pb2.DESCRIPTOR.services_by_name["DecodeService"].full_name,
+        )
+        served = load_served_model(options.model)
+        prepare_for_small_batches(served.model)
+        source = _source(served, options)
+        # before the kernels, whose first compilation takes a minute
+        pool = _pool(served, options)
+        log.info("compiling the kernels, or loading them from the cache of an earlier start")
+        warm_up(served, options.page_rows)
+        parts = _build(served, options, source, pool)
     servicer = DecodeServicer(parts, options)
     forwarder = CacheForwarder(source, parts.resident_caches)
     server.add(
@@ -103,12 +105,37 @@ async def serve_decode(options: DecodeOptions) -> None:
         parts.resident_caches.close()
 
 
-def _build(served: ServedModel, options: DecodeOptions, source: PrefillSource) -> DecodeParts:
+def _problems(options: DecodeOptions) -> Iterator[Problem]:
+    """Problems of the options, in the order in which they are looked at."""
+    yield from model_problems(options.model)
+    yield from server_problems(options.server)
+    yield from link_problems(options.prefill)
+    if options.cuda_graphs != "off" and not options.model.device.startswith("cuda"):
+        found = f"--cuda-graphs {options.cuda_graphs}: --device {options.model.device} has none"
+        yield Problem("cuda-graphs", found, "Give --device cuda, or --cuda-graphs off.")
+    yield from pool_problems(options.pool_bytes, options.swap_bytes, options.model.device)
+
+
+def _source(served: ServedModel, options: DecodeOptions) -> PrefillSource:
+    return PrefillSource(
+        options.prefill,
+        served,
+        limits=WireLimits(
+            max_tokens=served.context_tokens,
+            max_layers=len(served.shapes),
+            max_cache_bytes=options.pool_bytes,
+        ),
+        stall_seconds=options.prefill_stall_seconds,
+        link=options.link,
+    )
+
+
+def _build(
+    served: ServedModel, options: DecodeOptions, source: PrefillSource, pool: PagePool
+) -> DecodeParts:
     """Build the objects that the process holds, each from those before it."""
     loop_calls = LoopCalls(asyncio.get_running_loop())
     limits = _limits(served, options)
-    pool = _pool(served, options, limits.max_sequence_tokens)
-
     freed = FreedPages(loop_calls.call)
     sessions = Sessions(max_sessions=options.max_sessions, on_freed=freed.notify)
     resident_caches = ResidentCaches(max_caches=options.max_resident_caches, on_freed=freed.notify)
@@ -160,10 +187,15 @@ def _limits(served: ServedModel, options: DecodeOptions) -> GenerationLimits:
     )
 
 
-def _pool(served: ServedModel, options: DecodeOptions, sequence_tokens: int) -> PagePool:
+def _pool(served: ServedModel, options: DecodeOptions) -> PagePool:
     head_size, rows = served.shapes[0].head_size, options.page_rows
     # as many mark pages as row pages: enough even if every head of every sequence needs marks
     page_bytes = row_page_bytes(rows, head_size, served.dtype) + metadata_page_bytes(rows)
+    if options.pool_bytes < page_bytes:
+        raise ServeError(
+            f"--pool-bytes {options.pool_bytes}: one page takes {page_bytes} bytes. "
+            "Give a larger --pool-bytes, or a smaller --page-rows."
+        )
     return PagePool(
         served.shapes,
         pages=options.pool_bytes // page_bytes,
@@ -175,7 +207,7 @@ def _pool(served: ServedModel, options: DecodeOptions, sequence_tokens: int) -> 
         + options.max_sessions
         + options.max_resident_caches
         + 1,
-        sequence_tokens=sequence_tokens,
+        sequence_tokens=_limits(served, options).max_sequence_tokens,
     )
 
 
@@ -218,6 +250,11 @@ async def _connect(source: PrefillSource, server: Server, target: str) -> None:
             raise ServeError(
                 f"prefill at {target} serves another model, {error}. "
                 "Give both processes the same --model, --revision and --dtype."
+            ) from error
+        except NotSupported as error:
+            raise ServeError(
+                f"--prefill {target}: another service answers there, no prefill. Give the address "
+                "of a prefill; its port is 7081 by default."
             ) from error
         except HeadwiseError as error:
             if not told:

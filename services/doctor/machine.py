@@ -1,68 +1,72 @@
-"""Checks of this machine: device, model, ports."""
+"""Checks of this machine, the same that a service makes before it starts."""
 
 from __future__ import annotations
 
-import errno
 import os
 import platform
-import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import transformers
 
 from headwise.version import __version__
-from kvstore.errors import InvalidParameter
 from services.doctor.finding import Finding, Level
+from services.doctor.machine_options import MachineOptions
+from services.runtime.model.context_length import context_tokens
 from services.runtime.model.model_errors import ModelError
 from services.runtime.model.model_options import allowed_codecs
-from services.runtime.model.served_model import load_config
+from services.runtime.model.served_model import ExaminedModel, examine_model
 from services.runtime.process.options import ModelOptions
+from services.runtime.startup.addresses import is_taken, listen_problems
+from services.runtime.startup.check_list import (
+    link_problems,
+    model_problems,
+    pool_problems,
+    store_problems,
+)
+from services.runtime.startup.paths import ready_file_problems
+from services.runtime.startup.problem import Problem
 
-_DEVICES = ("cpu", "cuda")
 
-
-def check_machine(options: ModelOptions) -> Iterator[Finding]:
-    """Versions, device, model and codecs; weights are not read."""
+def check_machine(options: MachineOptions) -> Iterator[Finding]:
+    """Versions, device, codecs, paths, sizes and model; the values of weights are not read."""
     yield Finding(
         "versions",
         Level.OK,
         f"headwise {__version__}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}, Python {platform.python_version()}",
     )
-    yield _check_device(options.device)
-    yield from _check_model(options)
-    try:
-        allowed = allowed_codecs(options.codecs)
-        yield Finding("codecs", Level.OK, ", ".join(allowed))
-    except InvalidParameter as error:
-        yield Finding("codecs", Level.PROBLEM, str(error), "Choose among them with --codecs.")
+    model = options.model
+    problems = list(model_problems(model))
+    yield from _findings(problems)
+    broken = {problem.subject for problem in problems}
+    if "device" not in broken:
+        yield Finding("device", Level.OK, _device(model.device))
+        yield from _findings(pool_problems(options.pool_bytes, 0, model.device))
+    if "codecs" not in broken:
+        yield Finding("codecs", Level.OK, ", ".join(allowed_codecs(model.codecs)))
+    yield from _findings(store_problems(0, options.store_disk))
+    yield from _findings(ready_file_problems(options.ready_file))
+    yield from _findings(link_problems(options.prefill))
+    yield from _check_model(model, "dtype" in broken)
 
 
-def _check_device(name: str) -> Finding:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in _DEVICES:
-        return Finding("device", Level.PROBLEM, f"{name!r} is none", "Give --device cpu or cuda.")
+def _findings(problems: Iterable[Problem]) -> Iterator[Finding]:
+    for problem in problems:
+        yield Finding(problem.subject, Level.PROBLEM, problem.found, problem.advice)
+
+
+def _device(name: str) -> str:
+    device = torch.device(name)
     if device.type == "cpu":
-        threads = torch.get_num_threads()
-        return Finding("device", Level.OK, f"cpu, {threads} threads of {os.cpu_count()} cores")
-    if not torch.cuda.is_available():
-        advice = "Install the driver and a CUDA build of torch, or give --device cpu."
-        return Finding("device", Level.PROBLEM, "torch sees no CUDA device", advice)
-    if (device.index or 0) >= torch.cuda.device_count():
-        found = f"{torch.cuda.device_count()} CUDA devices, and {name} is none of them"
-        return Finding("device", Level.PROBLEM, found, "Count from cuda:0.")
+        return f"cpu, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
     memory_gib = torch.cuda.get_device_properties(device).total_memory / 2**30
-    found = f"{torch.cuda.get_device_name(device)}, {memory_gib:.0f} GiB"
-    return Finding("device", Level.OK, found)
+    return f"{torch.cuda.get_device_name(device)}, {memory_gib:.0f} GiB"
 
 
-def _check_model(options: ModelOptions) -> Iterator[Finding]:
+def _check_model(options: ModelOptions, dtype_refused: bool) -> Iterator[Finding]:
     try:
-        config = load_config(
+        examined = examine_model(
             options.model,
             revision=options.revision,
             cache_dir=options.model_cache.expanduser(),
@@ -70,33 +74,41 @@ def _check_model(options: ModelOptions) -> Iterator[Finding]:
     except ModelError as error:
         yield Finding("model", Level.PROBLEM, str(error), "Give another --model.")
         return
+    config = examined.config
     yield Finding(
         "model",
         Level.OK,
         f"{options.model}: {config.model_type}, {config.num_hidden_layers} layers, "
-        f"context {config.max_position_embeddings} tokens",
+        f"context {context_tokens(config)} tokens; its tokenizer loads",
     )
-    stored = str(config.dtype).removeprefix("torch.")
-    found = f"{options.dtype}, weights stored as {stored}"
-    if (stored, options.dtype) == ("bfloat16", "float16"):
+    yield _weights(examined)
+    if not dtype_refused:
+        yield dtype_finding(options.dtype, str(config.dtype).removeprefix("torch."))
+
+
+def _weights(examined: ExaminedModel) -> Finding:
+    weights = examined.weights
+    if weights is None:
+        found = "not looked at: on the hub, or no safetensors"
+        return Finding("weights", Level.WARNING, found, "Only a start of prefill reads them.")
+    files = f"{weights.files} file{'s' * (weights.files > 1)}"
+    found = f"{files}, {weights.tensors} tensors of the configured sizes; values not looked at"
+    return Finding("weights", Level.OK, found)
+
+
+def dtype_finding(dtype: str, stored: str) -> Finding:
+    """The data type beside that of the stored weights."""
+    found = f"{dtype}, weights stored as {stored}"
+    if (stored, dtype) == ("bfloat16", "float16"):
         advice = "float16 overflows where bfloat16 does not; give --dtype bfloat16."
-        yield Finding("dtype", Level.WARNING, found, advice)
-    else:
-        yield Finding("dtype", Level.OK, found)
+        return Finding("dtype", Level.WARNING, found, advice)
+    return Finding("dtype", Level.OK, found)
 
 
 def port_finding(host: str, port: int) -> Finding | None:
     """Return None if a process already listens on the port."""
-    subject = f"port {port}"
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as listener:
-            # as a server would: connections that just ended do not count
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            return None
-        found = f"{host}:{port} cannot be listened on: {error.strerror}"
-        return Finding(subject, Level.PROBLEM, found, "Choose another --host or port.")
-    return Finding(subject, Level.OK, f"free on {host}")
+    if is_taken(host, port):
+        return None
+    for problem in listen_problems(host, port):
+        return Finding(problem.subject, Level.PROBLEM, problem.found, problem.advice)
+    return Finding(f"port {port}", Level.OK, f"free on {host}")

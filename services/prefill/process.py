@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 from headwise.v1 import prefill_pb2, prefill_pb2_grpc, store_pb2_grpc
 from kvstore.errors import UnknownPolicy
@@ -13,25 +14,29 @@ from services.prefill.options import PrefillOptions
 from services.prefill.parts import PrefillParts, build_parts
 from services.prefill.service import PrefillServicer
 from services.prefill.store.store_watch import watch_store
-from services.runtime.model.model_options import load_served_model, require_codecs
-from services.runtime.process.serve_error import ServeError
+from services.prefill.store.stores import require_stores
+from services.runtime.model.model_options import load_served_model
 from services.runtime.serving.server import Server
+from services.runtime.startup.check_list import model_problems, server_problems, store_problems
+from services.runtime.startup.problem import Problem, require_none
+from services.runtime.startup.starting import starting
 
 _EXPIRY_SECONDS = 0.5
 
 
 async def serve_prefill(options: PrefillOptions) -> None:
     """Serve until SIGTERM. Raises `ServeError` where the configuration cannot be served."""
-    _require_policy(options.default_policy)
-    require_codecs(options.model)
-    server = Server(
-        options.server,
-        options.security,
-        options.port,
-        prefill_pb2.DESCRIPTOR.services_by_name["PrefillService"].full_name,
-    )
-    served = load_served_model(options.model)
-    parts = build_parts(served, options)
+    require_none(_problems(options))
+    require_stores(options.store)
+    with starting("Give a smaller --store-memory-bytes, or a smaller model."):
+        server = Server(
+            options.server,
+            options.security,
+            options.port,
+            prefill_pb2.DESCRIPTOR.services_by_name["PrefillService"].full_name,
+        )
+        served = load_served_model(options.model)
+        parts = build_parts(served, options)
     watch_store(parts.store)
     prompts, caches = (
         PrefillServicer(served, parts, options),
@@ -61,8 +66,16 @@ async def _expire_leases(parts: PrefillParts) -> None:
         parts.store.expire_leases()
 
 
-def _require_policy(name: str) -> None:
+def _problems(options: PrefillOptions) -> Iterator[Problem]:
+    """Problems of the options, in the order in which they are looked at."""
+    yield from _policy_problems(options.default_policy)
+    yield from model_problems(options.model)
+    yield from server_problems(options.server)
+    yield from store_problems(options.store.store_memory_bytes, options.store.store_disk)
+
+
+def _policy_problems(name: str) -> Iterator[Problem]:
     try:
         parse_policy(name, {})
     except UnknownPolicy as error:
-        raise ServeError(f"--default-policy: {error}") from error
+        yield Problem("policy", f"--default-policy: {error}", "Give one of these.")

@@ -85,7 +85,18 @@ class Calibrations:
 
     def _make(self, kind: Artefact, make: Callable[[], _Series], path: Path) -> _Series:
         began = time.perf_counter()
+        _log.info("measuring %s of the model once, which may take a minute", kind)
         series = make()
-        write_artefact(path, series)
+        try:
+            write_artefact(path, series)
+        except OSError as error:
+            # a read-only folder is right where nothing has to be measured
+            _log.warning(
+                "--model-cache %s cannot be written (%s): %s is measured again at each start",
+                path.parent,
+                error.strerror,
+                kind,
+            )
+            return series
         _log.info("%s measured once in %.1f s: %s", kind, time.perf_counter() - began, path)
         return series

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import logging
 
+from headwise.target import target_fault
 from kvstore.tiers import BoundedTier, Budget, DiskTier, MemoryTier, Tier
 from kvstore.tiers.mooncake import MooncakeTier
 from kvstore.tiers.mooncake_client import MooncakeAddress, connect_mooncake
 from kvstore.tiers.redis import RedisOptions, RedisTier
-from kvstore.tiers.redis_client import connect_redis
+from kvstore.tiers.redis_client import RedisClient, connect_redis
 from kvstore.wire import WireLimits
 from services.prefill.store.redis_access import redis_address
 from services.prefill.store.store_options import StoreOptions
 from services.runtime.process.serve_error import ServeError
 
 log = logging.getLogger("headwise.store")
+
+
+def require_stores(options: StoreOptions) -> None:
+    """Raise `ServeError` for an address or a file that cannot be used; nothing is connected."""
+    if options.store_redis:
+        _redis_client(options).close()
+    if options.store_mooncake:
+        master, query, metadata_url = options.store_mooncake.partition("?metadata=")
+        if not (query and metadata_url) or target_fault(master):
+            raise ServeError(
+                f"--store-mooncake {options.store_mooncake}: give HOST:PORT?metadata=URL"
+            )
 
 
 def memory_tier(options: StoreOptions) -> MemoryTier:
@@ -45,11 +58,15 @@ def _budget(options: StoreOptions, nbytes: int) -> Budget:
 
 
 def _redis(options: StoreOptions, limits: WireLimits) -> RedisTier:
+    layout = RedisOptions(each_bytes=options.store_tenant_bytes or None)
+    return RedisTier(_redis_client(options), layout, limits=limits)
+
+
+def _redis_client(options: StoreOptions) -> RedisClient:
     # a server that does not run yet causes misses until it runs
     address = redis_address(options)
-    layout = RedisOptions(each_bytes=options.store_tenant_bytes or None)
     try:
-        return RedisTier(connect_redis(address), layout, limits=limits)
+        return connect_redis(address)
     # redis-py has many errors for an address that cannot be used; the address is not told, since it
     # may hold a password
     except Exception as error:

@@ -7,7 +7,7 @@ every unchecked model is refused at start-up.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvstore.cache import LayerShape
 from services.runtime.model.model_errors import ModelRefused
@@ -94,13 +94,17 @@ def _head_size(config: PretrainedConfig) -> int:
 
 
 def _rope_types(config: PretrainedConfig) -> set[str]:
-    """RoPE types in use; the parameters are flat, or nested by layer type (gemma3)."""
+    parts = _rope_parameters(config) or [{}]
+    return {str(part.get("rope_type", part.get("type", "default"))) for part in parts}
+
+
+def _rope_parameters(config: PretrainedConfig) -> list[Mapping[str, Any]]:
+    """The parameters of RoPE, which are flat, or nested by layer type (gemma3)."""
     parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
-    if not parameters:
-        return {"default"}
+    if not isinstance(parameters, Mapping):
+        return []
     nested = [value for value in parameters.values() if isinstance(value, Mapping)]
-    flat = nested or [parameters]
-    return {str(part.get("rope_type", part.get("type", "default"))) for part in flat}
+    return nested or [parameters]
 
 
 def _layer_types(config: PretrainedConfig) -> tuple[str, ...]:

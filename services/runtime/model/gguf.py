@@ -17,31 +17,39 @@ import torch
 
 from services.runtime.model.allow_list import require_served
 from services.runtime.model.loaded_weights import load_weights
+from services.runtime.model.model_errors import ModelCacheUnusable, ModelRefused
+from services.runtime.model.reading import readable
+from services.runtime.model.weight_files import LFS_POINTER
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _log = logging.getLogger(__name__)
 
 # raise it when the conversion changes, so that older folders are not read
 _CONVERSION = 1
+_MAGIC = b"GGUF"
 
 
 def converted_folder(gguf_file: Path, digest: str, cache_dir: Path) -> Path:
     """Return the file as a Hugging Face folder below `cache_dir`; convert it if there is none.
 
     The folder is named by `digest`, the file's `file_digest`, and appears when it is complete. Of
-    several processes one converts while the others wait. Raises `ModelRefused`.
+    several processes one converts while the others wait. Raises `ModelRefused`, or
+    `ModelCacheUnusable` if nothing can be written.
     """
     folder = cache_dir / f"gguf-{_CONVERSION}-{digest}"
     if folder.is_dir():
         return folder
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_suffix(".lock")):
-        if not folder.is_dir():
-            # conversion of 135 M parameters takes 16 s, a later load 0.3 s
-            _log.warning("converting %s once, into %s", gguf_file.name, folder)
-            _convert(gguf_file, folder)
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.with_suffix(".lock")):
+            if not folder.is_dir():
+                # conversion of 135 M parameters takes 16 s, a later load 0.3 s
+                _log.warning("converting %s once, into %s", gguf_file.name, folder)
+                _convert(gguf_file, folder)
+    except OSError as error:
+        raise ModelCacheUnusable(cache_dir, error.strerror or str(error)) from error
     return folder
 
 
@@ -60,21 +68,35 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _convert(gguf_file: Path, folder: Path) -> None:
-    from transformers import AutoTokenizer
+    subject = f"the GGUF file {gguf_file.name}"
+    with readable(subject, "download it again", system_errors=True):
+        loaded, tokenizer = _read(gguf_file)
+    # the rest of a conversion that was killed
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    _unquantized(loaded).save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    os.rename(partial, folder)
 
+
+def _read(gguf_file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Read the file whole. Raises `ModelRefused` by its head, before any weights are read."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    with gguf_file.open("rb") as file:
+        beginning = file.read(len(LFS_POINTER))
+    if beginning == LFS_POINTER:
+        raise ModelRefused(f"{gguf_file.name} is a Git LFS pointer; run `git lfs pull`")
+    if not beginning.startswith(_MAGIC):
+        raise ModelRefused(f"{gguf_file.name} is no GGUF file; give another file, or a folder")
     source = {
         "pretrained_model_name_or_path": gguf_file.parent,
         "gguf_file": gguf_file.name,
         "trust_remote_code": False,
     }
-    loaded = load_weights(**source, dtype=torch.float32)
-    require_served(loaded.config)
-    # the rest of a conversion that was killed
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    _unquantized(loaded).save_pretrained(partial)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(partial)
-    os.rename(partial, folder)
+    require_served(AutoConfig.from_pretrained(**source))
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    return load_weights(**source, dtype=torch.float32), tokenizer
 
 
 def _unquantized(loaded: PreTrainedModel) -> PreTrainedModel:

@@ -8,12 +8,10 @@ import time
 import torch
 
 from headwise.version import __version__
-from kvstore.errors import InvalidParameter
 from kvstore.row_codecs import ElementCodec, RowCodec
 from services.runtime.model.served_model import ServedModel, load_model
 from services.runtime.process import metrics
 from services.runtime.process.options import ModelOptions
-from services.runtime.process.serve_error import ServeError
 
 log = logging.getLogger("headwise.model")
 
@@ -22,14 +20,6 @@ def allowed_codecs(spelling: str) -> tuple[ElementCodec, ...]:
     """Return the codecs of the comma-separated option `--codecs`. Raises `InvalidParameter`."""
     named = {RowCodec.parse(name.strip()).keys for name in spelling.split(",") if name.strip()}
     return tuple(c for c in ElementCodec if c in named or c is ElementCodec.MODEL)
-
-
-def require_codecs(options: ModelOptions) -> None:
-    """Raise `ServeError` where `--codecs` names a codec that does not exist."""
-    try:
-        allowed_codecs(options.codecs)
-    except InvalidParameter as error:
-        raise ServeError(f"--codecs: {error}") from error
 
 
 def load_served_model(options: ModelOptions) -> ServedModel:

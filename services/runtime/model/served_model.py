@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,11 +16,17 @@ from kvstore.cache import LayerShape, ModelFingerprint
 from kvstore.errors import InvalidParameter
 from services.runtime.model import attention
 from services.runtime.model.allow_list import layer_shapes, require_served
+from services.runtime.model.configured_values import require_plausible
+from services.runtime.model.context_length import context_tokens
 from services.runtime.model.gguf import converted_folder, file_digest
+from services.runtime.model.hub import hub_answers
 from services.runtime.model.loaded_weights import load_weights
-from services.runtime.model.model_errors import ModelNotFound, ModelRefused
+from services.runtime.model.model_errors import ModelNotFound
+from services.runtime.model.reading import readable
 from services.runtime.model.tokenizer import PromptTokenizer
+from services.runtime.model.weight_files import WeightFiles, examine_weights
 from services.runtime.model.weights_digest import weights_digest
+from services.runtime.process.serve_error import first_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -50,6 +56,19 @@ class ServedModel:
     vocabulary_size: int
     dtype: torch.dtype
     eos_token_ids: frozenset[int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class ExaminedModel:
+    """A model that may be served, before its weights are read.
+
+    `weights` is None where their files could not be examined: they are on the hub, or no
+    safetensors.
+    """
+
+    config: PretrainedConfig
+    tokenizer: PromptTokenizer
+    weights: WeightFiles | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,11 +102,9 @@ def load_model(
         raise InvalidParameter("dtype", f"{dtype!r} is none of {', '.join(DTYPES)}")
     with _loading, _explained(name):
         source = _locate(name, revision, cache_dir or default_cache_dir())
-        config = _load_config(source)
-        require_served(config)
-        tokenizer = _load_tokenizer(source, config.vocab_size)
+        examined = _examine(source)
         model = _load_weights(source, DTYPES[dtype], device)
-    return _serve(source, model, tokenizer)
+        return _serve(source, model, examined.tokenizer)
 
 
 def load_tokenizer(
@@ -99,14 +116,25 @@ def load_tokenizer(
         return _load_tokenizer(source, _load_config(source).vocab_size)
 
 
-def load_config(
-    name: str, *, revision: str = "", cache_dir: Path | None = None
-) -> PretrainedConfig:
-    """The configuration alone, of a model that may be served. Raises as `load_model` does."""
+def examine_model(name: str, *, revision: str = "", cache_dir: Path | None = None) -> ExaminedModel:
+    """Look at everything that `load_model` looks at before it reads weights.
+
+    Raises as `load_model` does.
+    """
     with _loading, _explained(name):
-        config = _load_config(_locate(name, revision, cache_dir or default_cache_dir()))
+        return _examine(_locate(name, revision, cache_dir or default_cache_dir()))
+
+
+def _examine(source: _Source) -> ExaminedModel:
+    config = _load_config(source)
+    with readable("config.json", "correct it, or download it again"):
         require_served(config)
-    return config
+        context_tokens(config)
+    tokenizer = _load_tokenizer(source, config.vocab_size)
+    folder = Path(source.location)
+    with readable("config.json", "correct it, or download it again"):
+        weights = examine_weights(folder, config) if folder.is_dir() else None
+    return ExaminedModel(config, tokenizer, weights)
 
 
 def _locate(name: str, revision: str, cache_dir: Path) -> _Source:
@@ -138,50 +166,54 @@ def smollm2_file() -> Path:
     return Path(spec.origin).with_name(_SMOLLM2_FILE)
 
 
-def _where(source: _Source) -> dict[str, str | bool]:
+def _where(source: _Source) -> dict[str, Any]:
     """Return arguments of transformers' loaders, by which no code of a folder is run."""
-    revision = {} if Path(source.location).is_dir() else {"revision": source.revision or "main"}
-    return {
+    where: dict[str, Any] = {
         "pretrained_model_name_or_path": source.location,
         "trust_remote_code": False,
-        **revision,
     }
+    if Path(source.location).is_dir():
+        return where
+    revision = source.revision or "main"
+    return {**where, "revision": revision, "local_files_only": not hub_answers()}
 
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
     """Turn the errors of transformers into `ModelNotFound` and `ModelRefused`."""
     try:
-        yield
+        with readable("the model", "give another one, or download it again"):
+            yield
     except OSError as error:
         advice = "give a folder, a .gguf file or a hub id (which needs the network or a full cache)"
         # the first line names the problem, the others explain options of transformers
-        raise ModelNotFound(name, f"{advice}; {str(error).splitlines()[0]}") from error
-    except ValueError as error:
-        if "trust_remote_code" in str(error):
-            reason = "it needs Python code of its own folder (auto_map), which is never run here"
-            raise ModelRefused(reason) from error
-        raise ModelRefused(f"transformers cannot read {name!r}: {error}") from error
+        raise ModelNotFound(name, f"{advice}; {first_line(error)}") from error
 
 
 def _load_config(source: _Source) -> PretrainedConfig:
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
-    return AutoConfig.from_pretrained(**_where(source))
+    with readable("config.json", "correct it, or download it again"):
+        values, _ = PreTrainedConfig.get_config_dict(**_where(source))
+        require_plausible(values)
+        return AutoConfig.from_pretrained(**_where(source))
 
 
 def _load_weights(source: _Source, dtype: torch.dtype, device: str) -> PreTrainedModel:
     attention.register()
-    model = load_weights(
-        **_where(source), dtype=dtype, attn_implementation=attention.IMPLEMENTATION
-    )
-    return model.to(device).eval()
+    with readable("its weights", "download them again"):
+        model = load_weights(
+            **_where(source), dtype=dtype, attn_implementation=attention.IMPLEMENTATION
+        )
+    with readable(f"--device {device}", "give a device with enough free memory"):
+        return model.to(device).eval()
 
 
 def _load_tokenizer(source: _Source, vocabulary_size: int) -> PromptTokenizer:
     from transformers import AutoTokenizer
 
-    return PromptTokenizer(AutoTokenizer.from_pretrained(**_where(source)), vocabulary_size)
+    with readable("its tokenizer", "download tokenizer.json and tokenizer_config.json again"):
+        return PromptTokenizer(AutoTokenizer.from_pretrained(**_where(source)), vocabulary_size)
 
 
 def _serve(source: _Source, model: PreTrainedModel, tokenizer: PromptTokenizer) -> ServedModel:
@@ -197,7 +229,7 @@ def _serve(source: _Source, model: PreTrainedModel, tokenizer: PromptTokenizer) 
             dtype=str(model.dtype).removeprefix("torch."),
         ),
         shapes=layer_shapes(config),
-        context_tokens=config.max_position_embeddings,
+        context_tokens=context_tokens(config),
         vocabulary_size=config.vocab_size,
         dtype=model.dtype,
         eos_token_ids=_eos_token_ids(model, tokenizer),

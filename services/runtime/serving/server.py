@@ -26,6 +26,8 @@ from services.runtime.security.authentication import Authentication
 from services.runtime.security.security_options import SecurityOptions
 from services.runtime.security.tls import server_credentials
 from services.runtime.serving.interceptor import StatusInterceptor
+from services.runtime.startup.addresses import listen_problems
+from services.runtime.startup.problem import require_none
 
 log = logging.getLogger("headwise.server")
 
@@ -76,9 +78,9 @@ class Server:
                 return server.add_insecure_port(address)
             return server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise ServeError(
-                f"cannot listen on {address}: is another process there? Choose another {flag}."
-            ) from error
+            # gRPC does not say why
+            require_none(listen_problems(self._options.host, port, flag))
+            raise ServeError(f"cannot listen on {address}. Choose another {flag}.") from error
 
     def _probe_server(self, port: int) -> tuple[grpc.aio.Server | None, int | None]:
         """Return a plain-text server of health alone, for probes without certificate or token."""
@@ -152,8 +154,10 @@ class Server:
         try:
             server, _ = start_http_server(self._options.metrics_port, self._options.host)
         except OSError as error:
+            port = self._options.metrics_port
+            require_none(listen_problems(self._options.host, port, "--metrics-port"))
             raise ServeError(
-                f"cannot serve metrics on {self._options.host}:{self._options.metrics_port}: "
+                f"cannot serve metrics on {self._options.host}:{port}: "
                 f"{error.strerror}. Choose another --metrics-port."
             ) from error
         return server
@@ -167,5 +171,8 @@ class Server:
             if self._health_port is not None:
                 ports["health_port"] = self._health_port
             temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(ports))
-            temporary.rename(path)
+            try:
+                temporary.write_text(json.dumps(ports))
+                temporary.rename(path)
+            except OSError as error:
+                raise ServeError(f"--ready-file {path}: {error.strerror}") from error

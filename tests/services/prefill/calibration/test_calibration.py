@@ -253,3 +253,12 @@ def test_sensitivity_is_measured_once_for_all_policies(
         assert one is not None
         for of_layer, same in zip(one, expected, strict=True):
             assert torch.equal(of_layer, same)
+
+
+def test_a_folder_that_cannot_be_written_costs_a_measurement_alone(
+    served: ServedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    calibrations = Calibrations(served, Path("/proc/headwise"))
+    first = calibrations.filters()
+    assert calibrations.filters() is first
+    assert "--model-cache /proc/headwise cannot be written" in caplog.text
