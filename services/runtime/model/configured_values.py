@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from services.runtime.model.model_errors import ModelRefused
 
@@ -62,7 +62,7 @@ def _rope_reasons(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"RoPE type {kind!r} needs a factor, at least 1, not {factor!r}"
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 

@@ -95,8 +95,8 @@ def _read(gguf_file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         "trust_remote_code": False,
     }
     require_served(AutoConfig.from_pretrained(**source))
-    tokenizer = AutoTokenizer.from_pretrained(**source)
-    return load_weights(**source, dtype=torch.float32), tokenizer
+    loaded = load_weights(**source, dtype=torch.float32)
+    return loaded, AutoTokenizer.from_pretrained(**source)
 
 
 def _unquantized(loaded: PreTrainedModel) -> PreTrainedModel:

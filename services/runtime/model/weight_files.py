@@ -124,6 +124,11 @@ def _require_fit(name: str, tensor: _Tensor, shape: tuple[int, ...]) -> None:
         )
     if tensor.shape != shape:
         raise ModelRefused(
-            f"config.json and the weights do not belong together: {name} is configured as "
-            f"{list(shape)} and stored as {list(tensor.shape)}; download the folder again"
+            f"its weights are not those that its config.json describes: sizes differ: {name} "
+            f"({_sizes(tensor.shape)} in the file, {_sizes(shape)} by config.json). "
+            "Take both from one checkpoint"
         )
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from services.runtime.model.model_errors import ModelRefused
-from services.runtime.model.served_model import load_config, load_model, load_tokenizer
+from services.runtime.model.served_model import examine_model, load_model, load_tokenizer
 
 _ROOT = Path(__file__).parents[4]
 _CODE = """
@@ -31,7 +31,7 @@ class Tokenizer(PreTrainedTokenizerFast):
 _LOADERS: dict[str, Callable[[str], object]] = {
     "model": load_model,
     "tokenizer": load_tokenizer,
-    "config": load_config,
+    "config": examine_model,
 }
 
 
