@@ -1,1 +1,1 @@
-"""What a process needs before it starts; `doctor` looks at the same with the same words."""
+"""Checks of what a process needs before it starts, for the services and for `doctor`."""

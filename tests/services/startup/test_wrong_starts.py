@@ -1,4 +1,4 @@
-"""Whatever is wrong, a start ends soon in one line that names the option and the remedy.
+"""A wrong start ends soon in one line that names the option and the remedy, whatever is wrong.
 
 `doctor` finds the same with the same words.
 """

@@ -57,7 +57,7 @@ def cut(name: str, share: float) -> Damage:
 
 
 def without(*names: str) -> Damage:
-    """Remove files."""
+    """Remove the named files."""
 
     def damage(folder: Path) -> None:
         for name in names:
