@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+from headwise.errors import NotFound
 from headwise.v1 import cache_pb2
 from kvstore.pool import SequencePages
 from services.decode.report import TransferReport
@@ -62,12 +63,10 @@ class ResidentCaches:
     ) -> AsyncIterator[tuple[ResidentCache, bool]]:
         """Yield the cache, and whether it was loaded for this call, until the block ends.
 
-        Concurrent calls wait for one load; it is cancelled when the last of them is cancelled.
+        Concurrent calls wait for one load; it is cancelled when the last of them is cancelled. Where
+        the lease of the call that began it has ended, another call loads the cache with its own.
         """
-        context, fresh = self._use(key), False
-        if context is None:
-            fresh = key not in self._loading
-            context = await self._wait(key, load)
+        context, fresh = await self._take(key, load)
         try:
             _extend_to_lease(context, stored)
             yield context, fresh
@@ -127,6 +126,20 @@ class ResidentCaches:
                 self._contexts.move_to_end(key)
                 metrics.CONTEXTS_SHARED.inc()
             return context
+
+    async def _take(self, key: ResidentCacheKey, load: Load) -> tuple[ResidentCache, bool]:
+        """Return the cache, used, and whether `load` has loaded it."""
+        while True:
+            context = self._use(key)
+            if context is not None:
+                return context, False
+            own = key not in self._loading
+            try:
+                return await self._wait(key, load), own
+            except NotFound:
+                # the lease of this call is gone, or only that of the call which began the load
+                if own:
+                    raise
 
     async def _wait(self, key: ResidentCacheKey, load: Load) -> ResidentCache:
         loading = self._loading.get(key)

@@ -6,20 +6,16 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import jinja2
 import torch
 
 from kvstore.cache import canonical_json
-from kvstore.errors import InvalidParameter
-from services.runtime.model.model_errors import ChatTemplateMissing, ModelRefused
+from services.runtime.model.chat_format import ChatFormat, Messages
+from services.runtime.model.model_errors import ModelRefused
 from services.runtime.model.text_stream import TextStream
 from services.runtime.model.token_classes import TokenClasses, special_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-# placeholder for earlier messages: a string that templates copy verbatim and users never send
-_PLACEHOLDER = "headwise-7c1f-stand-in"
 
 
 class PromptTokenizer:
@@ -39,6 +35,7 @@ class PromptTokenizer:
         self._backend.no_padding()
         self._backend.no_truncation()
         self._classes = TokenClasses(tokenizer, vocabulary_size)
+        self._format = ChatFormat(tokenizer)
 
     @property
     def eos_token_id(self) -> int | None:
@@ -59,58 +56,44 @@ class PromptTokenizer:
         ids: list[int] = self._backend.encode(text, add_special_tokens=begins).ids
         return ids
 
-    def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+    def encode_chat(self, messages: Messages) -> list[int]:
         """Tokens of (role, content) pairs in the model's own format, ready for its answer.
 
-        `ChatTemplateMissing`, or `InvalidParameter` if the template rejects the messages.
+        `ChatTemplateMissing`, or `InvalidParameter` if the template rejects a message or leaves it
+        out.
         """
-        if not self._tokenizer.chat_template:
-            raise ChatTemplateMissing
         # the template writes the BOS itself
-        return self.encode(self._render(messages), begins=False)
+        return self.encode(self._format.chat(messages), begins=False)
 
-    def encode_turn(self, messages: Sequence[tuple[str, str]], *, after: int) -> list[int]:
+    def encode_turn(self, messages: Messages, *, after: int) -> list[int]:
         """Tokens that follow the model's own answer, whose last token is `after`.
 
         The template's end of an answer comes first, without the token `after` itself. Raises what
         `encode_chat` raises.
         """
-        if not self._tokenizer.chat_template:
-            raise ChatTemplateMissing
-        before = [("user", _PLACEHOLDER), ("assistant", _PLACEHOLDER)]
-        _, _, text = self._render([*before, *messages]).rpartition(_PLACEHOLDER)
-        ids = self.encode(text, begins=False)
+        ids = self.encode(self._format.turn(messages), begins=False)
         return ids[1:] if ids[:1] == [after] else ids
 
-    def encode_context(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        """Tokens of messages that later messages continue. Raises what `encode_chat` raises."""
-        if not self._tokenizer.chat_template:
-            raise ChatTemplateMissing
-        return self.encode(self._render(messages, answer=False), begins=False)
+    def encode_context(self, messages: Messages) -> list[int]:
+        """Tokens of messages that later messages continue.
 
-    def encode_question(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        Raises what `encode_chat` raises, and `InvalidParameter` where the template writes them in
+        another way if messages follow.
+        """
+        return self.encode(self._format.context(messages), begins=False)
+
+    def encode_question(self, messages: Messages) -> list[int]:
         """Tokens that follow messages that were encoded as a context, ready for an answer.
 
-        Raises what `encode_chat` raises, and `InvalidParameter` where the template writes a
-        context differently if messages follow it.
+        Raises what `encode_context` raises.
         """
-        if not self._tokenizer.chat_template:
-            raise ChatTemplateMissing
-        before = [("system", _PLACEHOLDER)]
-        context, complete = self._render(before, answer=False), self._render([*before, *messages])
-        if not complete.startswith(context):
-            raise InvalidParameter("messages", "this model's template has no stored contexts")
-        return self.encode(complete.removeprefix(context), begins=False)
-
-    def _render(self, messages: Sequence[tuple[str, str]], *, answer: bool = True) -> str:
-        turns = [{"role": role, "content": content} for role, content in messages]
-        try:
-            text: str = self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=answer
-            )
-        except jinja2.TemplateError as error:
-            raise InvalidParameter("messages", str(error)) from error
-        return text
+        question, before = self._format.question(messages), self._format.boundary
+        head = self.encode(before, begins=False)
+        ids = self.encode(before + question, begins=False)
+        # after other text, because some tokenizers begin every text with a space
+        if ids[: len(head)] == head:
+            return ids[len(head) :]
+        return self.encode(question, begins=False)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of the tokens; special tokens have none."""

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 import torch
 
+from headwise.errors import NotFound
 from headwise.v1 import cache_pb2
 from kvstore.cache import LayerShape
 from kvstore.pool import PageCount, PagePool, SequencePages
@@ -101,6 +102,36 @@ async def test_a_failed_load_reaches_all_waiters() -> None:
     visits.loads.error = None
     visits.gate.set()
     assert await (await visits.start())
+
+
+async def test_the_lease_of_another_call_fails_no_call() -> None:
+    visits, others = Visits(), Visits()
+    others.contexts = visits.contexts
+    visits.gate.set()
+    others.gate.set()
+    visits.loads.error = NotFound("released", "LEASE_RELEASED")
+    first = await visits.start()
+    joined = [await others.start() for _ in range(3)] + [await visits.start()]
+    others.loads.gate.set()
+    visits.loads.gate.set()
+    with pytest.raises(NotFound):
+        await first
+    # one of the others has loaded it for all, those without a lease of their own included
+    assert sorted(await asyncio.gather(*joined)) == [False, False, False, True]
+    assert (visits.loads.begun, others.loads.begun) == (1, 1)
+    assert visits.contexts.evict()
+    assert others.loads.pool.sequences == 0
+
+
+async def test_each_call_whose_lease_is_gone_is_told() -> None:
+    visits = Visits()
+    visits.loads.error = NotFound("released", "LEASE_RELEASED")
+    tasks = [await visits.start() for _ in range(3)]
+    visits.loads.gate.set()
+    for task in tasks:
+        with pytest.raises(NotFound):
+            await task
+    assert visits.loads.begun == 3
 
 
 async def test_a_borrowed_cache_stays_until_it_is_given_back() -> None:
