@@ -63,7 +63,7 @@ class ResidentCaches:
     ) -> AsyncIterator[tuple[ResidentCache, bool]]:
         """Yield the cache, and whether it was loaded for this call, until the block ends.
 
-        Concurrent calls wait for one load; it is cancelled when the last of them is cancelled. Where
+        Concurrent calls wait for one load; it is cancelled when the last of them is cancelled. If
         the lease of the call that began it has ended, another call loads the cache with its own.
         """
         context, fresh = await self._take(key, load)
