@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -14,6 +14,7 @@ from headwise.connection import Connection, Token
 from headwise.descriptions import ServiceDescription, description_from_proto
 from headwise.errors import Cancelled, InternalError, from_rpc_error
 from headwise.reading import messages
+from headwise.replicas import AsyncRoutedChannel
 from headwise.requests import GenerateOptions, Prompt, generate_request
 from headwise.results import Delta, Result, delta_from_proto, result_from_proto
 from headwise.sessions import AsyncSessionCalls
@@ -82,7 +83,7 @@ class AsyncClient:
 
     def __init__(
         self,
-        target: str,
+        target: str | Sequence[str],
         *,
         tls: Tls | None = None,
         token: Token | None = None,
@@ -90,10 +91,20 @@ class AsyncClient:
         retries: bool = True,
         tenant: str = "",
     ) -> None:
-        self._connection = Connection(target, tls, credentials, token, retries, tenant)
-        self._channel = self._connection.open_async()
+        targets = [target] if isinstance(target, str) else list(target)
+        connections = [
+            Connection(each, tls, credentials, token, retries, tenant) for each in targets
+        ]
+        channels = [connection.open_async() for connection in connections]
+        if not channels:
+            raise ValueError("no target")
+        self._connection = connections[0]
+        self._channel: Any = channels[0]
+        if len(channels) > 1:
+            self._channel = AsyncRoutedChannel(channels, self._connection.metadata)
         self._stub = decode_pb2_grpc.DecodeServiceStub(self._channel)
-        self.sessions = AsyncSessionCalls(self._stub, self._connection)
+        replicas = [decode_pb2_grpc.DecodeServiceStub(channel) for channel in channels]
+        self.sessions = AsyncSessionCalls(self._stub, self._connection, replicas)
         caches = store_pb2_grpc.CacheServiceStub(self._channel)
         self.caches = AsyncCacheCalls(caches, self._connection)
 

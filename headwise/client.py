@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -12,6 +12,7 @@ from headwise.caches import CacheCalls
 from headwise.connection import Connection, Token
 from headwise.descriptions import ServiceDescription, description_from_proto
 from headwise.errors import InternalError, from_rpc_error
+from headwise.replicas import RoutedChannel
 from headwise.requests import GenerateOptions, Prompt, generate_request
 from headwise.results import Delta, Result, delta_from_proto, result_from_proto
 from headwise.sessions import SessionCalls
@@ -85,6 +86,8 @@ class Generation:
 class Client:
     """Generates text through a Headwise decode service at `target` ("host:port").
 
+    - `target`: several targets are replicas of one service. Calls go to them by turns, and those
+      for a session to the replica that has it. A decode with `--peers` needs one target only.
     - `tls`, or `credentials` for gRPC's other ways: encrypt the channel; without both, the channel
       is plain text.
     - `token`: the bearer token, or a callable that returns one and is called before each call. A
@@ -99,7 +102,7 @@ class Client:
 
     def __init__(
         self,
-        target: str,
+        target: str | Sequence[str],
         *,
         tls: Tls | None = None,
         token: Token | None = None,
@@ -107,10 +110,20 @@ class Client:
         retries: bool = True,
         tenant: str = "",
     ) -> None:
-        self._connection = Connection(target, tls, credentials, token, retries, tenant)
-        self._channel = self._connection.open()
+        targets = [target] if isinstance(target, str) else list(target)
+        connections = [
+            Connection(each, tls, credentials, token, retries, tenant) for each in targets
+        ]
+        channels = [connection.open() for connection in connections]
+        if not channels:
+            raise ValueError("no target")
+        self._connection = connections[0]
+        self._channel: Any = channels[0]
+        if len(channels) > 1:
+            self._channel = RoutedChannel(channels, self._connection.metadata)
         self._stub = decode_pb2_grpc.DecodeServiceStub(self._channel)
-        self.sessions = SessionCalls(self._stub, self._connection)
+        replicas = [decode_pb2_grpc.DecodeServiceStub(channel) for channel in channels]
+        self.sessions = SessionCalls(self._stub, self._connection, replicas)
         caches = store_pb2_grpc.CacheServiceStub(self._channel)
         self.caches = CacheCalls(caches, self._connection)
 

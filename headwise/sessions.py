@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -20,14 +21,21 @@ class SessionCalls:
     Every method raises `NotFound` for a session that is gone; the error's reason says why.
     """
 
-    def __init__(self, stub: decode_pb2_grpc.DecodeServiceStub, connection: Connection) -> None:
+    def __init__(
+        self,
+        stub: decode_pb2_grpc.DecodeServiceStub,
+        connection: Connection,
+        replicas: Sequence[decode_pb2_grpc.DecodeServiceStub] = (),
+    ) -> None:
         self._stub = stub
         self._connection = connection
+        self._replicas = replicas or (stub,)
 
     def list(self) -> list[SessionInfo]:
-        """List the tenant's sessions, the least recently used first."""
-        answer = self._call(self._stub.ListSessions, decode_pb2.ListSessionsRequest())
-        return [session_from_proto(session) for session in answer.sessions]
+        """List the tenant's sessions, the least recently used first, target by target."""
+        request = decode_pb2.ListSessionsRequest()
+        answers = [self._call(replica.ListSessions, request) for replica in self._replicas]
+        return [session_from_proto(session) for each in answers for session in each.sessions]
 
     def describe(self, session_id: str) -> SessionInfo:
         """Describe one session. Describing a session does not count as use."""
@@ -57,14 +65,21 @@ class SessionCalls:
 class AsyncSessionCalls:
     """The calls of `SessionCalls`, as coroutines."""
 
-    def __init__(self, stub: decode_pb2_grpc.DecodeServiceStub, connection: Connection) -> None:
+    def __init__(
+        self,
+        stub: decode_pb2_grpc.DecodeServiceStub,
+        connection: Connection,
+        replicas: Sequence[decode_pb2_grpc.DecodeServiceStub] = (),
+    ) -> None:
         self._stub: Any = stub
         self._connection = connection
+        self._replicas: Any = replicas or (stub,)
 
     async def list(self) -> list[SessionInfo]:
         """See `SessionCalls.list`."""
-        answer = await self._call(self._stub.ListSessions, decode_pb2.ListSessionsRequest())
-        return [session_from_proto(session) for session in answer.sessions]
+        request = decode_pb2.ListSessionsRequest()
+        answers = [await self._call(replica.ListSessions, request) for replica in self._replicas]
+        return [session_from_proto(session) for each in answers for session in each.sessions]
 
     async def describe(self, session_id: str) -> SessionInfo:
         """See `SessionCalls.describe`."""

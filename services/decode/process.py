@@ -32,6 +32,7 @@ from services.decode.memory.size_expectation import SizeExpectation
 from services.decode.options import DecodeOptions
 from services.decode.parts import DecodeParts
 from services.decode.service import DecodeServicer
+from services.decode.session_routes import SESSION_ROUTES
 from services.runtime.model.model_options import allowed_codecs, load_served_model
 from services.runtime.model.served_model import ServedModel
 from services.runtime.model.small_batches import prepare_for_small_batches
@@ -66,6 +67,7 @@ async def serve_decode(options: DecodeOptions) -> None:
             options.security,
             options.port,
             decode_pb2.DESCRIPTOR.services_by_name["DecodeService"].full_name,
+            SESSION_ROUTES,
         )
         served = load_served_model(options.model)
         prepare_for_small_batches(served.model)

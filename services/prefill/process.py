@@ -10,6 +10,7 @@ from kvstore.errors import UnknownPolicy
 from kvstore.policies import parse_policy
 from services.prefill.cache_service import CacheServicer
 from services.prefill.fetch_handler import fetch_handler
+from services.prefill.lease_routes import LEASE_ROUTES
 from services.prefill.options import PrefillOptions
 from services.prefill.parts import PrefillParts, build_parts
 from services.prefill.service import PrefillServicer
@@ -34,6 +35,7 @@ async def serve_prefill(options: PrefillOptions) -> None:
             options.security,
             options.port,
             prefill_pb2.DESCRIPTOR.services_by_name["PrefillService"].full_name,
+            LEASE_ROUTES,
         )
         served = load_served_model(options.model)
         parts = build_parts(served, options)

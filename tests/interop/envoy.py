@@ -7,6 +7,7 @@ import dataclasses
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class Envoy:
 
     decode_port: int
     prefill_port: int
+    admin_port: int
     log: Path
 
     @property
@@ -34,6 +36,17 @@ class Envoy:
     @property
     def prefill_target(self) -> str:
         return f"127.0.0.1:{self.prefill_port}"
+
+    def reached(self, cluster: str) -> int:
+        """The number of replicas that calls have been sent to."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/clusters") as answer:
+            lines = answer.read().decode().splitlines()
+        counts = [
+            int(count)
+            for name, _, count in (line.rpartition("::") for line in lines)
+            if name.startswith(f"{cluster}::") and name.endswith("::rq_total")
+        ]
+        return sum(count > 0 for count in counts)
 
 
 @contextlib.contextmanager
@@ -62,7 +75,7 @@ def running_envoy(
         subprocess.Popen(command, stderr=output, stdout=output) as process,
     ):
         try:
-            envoy = Envoy(ports[0], ports[1], log)
+            envoy = Envoy(*ports, log)
             wait_until(lambda: _listens(envoy, process), 30, f"Envoy; see {log}")
             yield envoy
         finally:

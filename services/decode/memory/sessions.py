@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
 import threading
 import time
 from collections import OrderedDict
@@ -13,6 +12,7 @@ from headwise.errors import NotFound, Refused
 from kvstore.pool import PageCount, SequencePages
 from services.decode.report import TransferReport
 from services.runtime.process import metrics
+from services.runtime.replicas.tag import foreign_session_tag, new_session_id
 
 # reasons of sessions that are gone, the last so many
 _REMEMBERED = 4096
@@ -71,7 +71,7 @@ class Sessions:
     ) -> str:
         """Take over a sequence as a new session; returns its id."""
         pages.reservation.trim_to(_NOTHING)
-        session_id = secrets.token_hex(16)
+        session_id = new_session_id()
         expires = time.monotonic() + keep_seconds
         session = Session(session_id, pages, tuple(tokens), report, keep_seconds, expires, owner)
         with self._lock:
@@ -182,6 +182,8 @@ class Sessions:
         session = self._sessions.get(session_id)
         if session is None or session.owner != owner:
             # to another tenant it was never here, whatever became of it
+            if foreign_session_tag(session_id) is not None:
+                raise _elsewhere()
             gone_owner, reason = self._gone.get(session_id, (owner, "SESSION_UNKNOWN"))
             reason = reason if gone_owner == owner else "SESSION_UNKNOWN"
             how = reason.removeprefix("SESSION_").lower()
@@ -204,3 +206,12 @@ class Sessions:
         self._gone[session.session_id] = session.owner, reason
         while len(self._gone) > _REMEMBERED:
             self._gone.popitem(last=False)
+
+
+def _elsewhere() -> NotFound:
+    return NotFound(
+        "another replica has this session, or had it before it ended: ask that one, or begin a new "
+        "session with the whole conversation",
+        "SESSION_ELSEWHERE",
+        {"field": "session_id"},
+    )

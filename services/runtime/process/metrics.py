@@ -21,6 +21,9 @@ SERVING = Gauge("headwise_serving", "1 while the health service answers SERVING"
 
 REQUESTS = Counter("headwise_requests", "Calls ended, by method and status", ["method", "code"])
 FAILURES = Counter("headwise_failures", "Calls that failed, by reason", ["method", "reason"])
+PASSED_ON = Counter(
+    "headwise_calls_passed_on", "Calls that another replica was asked to answer", ["method"]
+)
 RUNNING = Gauge("headwise_running_requests", "Calls being served", ["method"])
 
 PREFILL_COMPUTING = Gauge("headwise_prefill_computing", "Prompts being computed right now")

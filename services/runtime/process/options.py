@@ -43,6 +43,12 @@ class ServerOptions:
     metrics_port: int = setting(
         0, "Port of /metrics; 0 takes a free one.", minimum=0, maximum=65535
     )
+    peers: str = setting(
+        "",
+        "Addresses of all replicas of this service, as HOST:PORT, separated by commas; a host may "
+        "have an address for each replica. A call for a session or a lease of another replica is "
+        "passed on to it. Empty: there are no others.",
+    )
     drain_seconds: float = setting(
         30.0, "Seconds that running calls have after SIGTERM before they are cancelled.", minimum=0
     )

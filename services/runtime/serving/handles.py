@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import secrets
 
 from headwise.errors import InvalidRequest
+from services.runtime.replicas.tag import new_lease
 
-_LEASE_BYTES = 16
 _HANDLE = re.compile(r"(?P<digest>[0-9a-f]{64})(\.(?P<lease>[0-9a-f]{32}))?")
 
 
@@ -28,7 +27,7 @@ class Handle:
     @classmethod
     def of_new_lease(cls, digest: str) -> Handle:
         """Return a handle with a random lease, which no other handle has."""
-        return cls(digest, secrets.token_hex(_LEASE_BYTES))
+        return cls(digest, new_lease())
 
     @classmethod
     def parse(cls, text: str) -> Handle:

@@ -17,6 +17,7 @@ from headwise.errors import InternalError, to_trailing_metadata
 from headwise.tracing import annotate, server_span
 from services.runtime.process import metrics
 from services.runtime.process.logs import request_id
+from services.runtime.replicas.routing import CallRouter
 from services.runtime.security.authentication import Authentication
 from services.runtime.security.identity import set_identity
 from services.runtime.serving.status import to_headwise_error
@@ -32,8 +33,9 @@ log = logging.getLogger("headwise.calls")
 class StatusInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the methods of Headwise; health and reflection are not wrapped."""
 
-    def __init__(self, authentication: Authentication) -> None:
+    def __init__(self, authentication: Authentication, router: CallRouter | None = None) -> None:
         self._authentication = authentication
+        self._router = router
         self._running = 0
         self._worked = asyncio.Event()
         self._idle = asyncio.Event()
@@ -76,9 +78,12 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
             return handler
         kind = "unary_stream" if handler.response_streaming else "unary_unary"
         return getattr(grpc, f"{kind}_rpc_method_handler")(
-            self._guarded(method[1:], self._identified(getattr(handler, kind), kind)),
+            self._guarded(
+                method[1:],
+                self._identified(self._routed(method, getattr(handler, kind), kind), kind),
+            ),
             handler.request_deserializer,
-            handler.response_serializer,
+            _serialize(handler.response_serializer),
         )
 
     def _identified(self, handler: Handler, kind: str) -> Handler:
@@ -94,6 +99,21 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
 
         return call
 
+    def _routed(self, method: str, handler: Handler, kind: str) -> Handler:
+        """Return a handler that has another replica answer the calls which are for it."""
+        router = self._router
+        if router is None:
+            return handler
+
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            streams = kind == "unary_stream"
+            passed_on = await router.passed_on(method, request, context, streams=streams)
+            if passed_on is None:
+                return await handler(request, context)
+            return None if streams else passed_on.answer
+
+        return call
+
     def _guarded(self, path: str, handler: Handler) -> Handler:
         method = path.rsplit("/", 1)[1]
 
@@ -104,6 +124,13 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
                 return await _answer(method, handler, request, context)
 
         return call
+
+
+def _serialize(serializer: Callable[[Any], bytes] | None) -> Callable[[Any], bytes] | None:
+    """Return a serializer that leaves another replica's bytes as they are."""
+    if serializer is None:
+        return None
+    return lambda message: message if isinstance(message, bytes) else serializer(message)
 
 
 async def _answer(

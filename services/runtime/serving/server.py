@@ -17,11 +17,16 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from headwise.channel import server_options
-from headwise.v1 import store_pb2
+from headwise.v1 import replica_pb2, replica_pb2_grpc, store_pb2
 from services.runtime.process import metrics
 from services.runtime.process.allocator import give_back_freed_memory
 from services.runtime.process.options import ServerOptions
 from services.runtime.process.serve_error import ServeError
+from services.runtime.replicas.addresses import PeerNames
+from services.runtime.replicas.peer_credentials import PeerCredentials
+from services.runtime.replicas.peers import Peers
+from services.runtime.replicas.routing import CallRouter, Routes
+from services.runtime.replicas.servicer import ReplicaServicer
 from services.runtime.security.authentication import Authentication
 from services.runtime.security.security_options import SecurityOptions
 from services.runtime.security.tls import server_credentials
@@ -38,26 +43,36 @@ LIVE = "live"
 _LAST_STATUS_SECONDS = 0.5
 # seconds without a call after which freed memory is returned to the kernel
 _QUIET_SECONDS = 2.0
-# both processes serve it beside their own service
-_CACHE_SERVICE = store_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name
+# both processes serve these beside their own service
+_SHARED_SERVICES = (
+    store_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name,
+    replica_pb2.DESCRIPTOR.services_by_name["ReplicaService"].full_name,
+)
 
 
 class Server:
     """A gRPC server with health, reflection, metrics and a drain, for one of our services."""
 
     def __init__(
-        self, options: ServerOptions, security: SecurityOptions, port: int, service: str
+        self,
+        options: ServerOptions,
+        security: SecurityOptions,
+        port: int,
+        service: str,
+        routes: Routes | None = None,
     ) -> None:
         self._options = options
         self._service = service
         self._health = health.aio.HealthServicer()
         authentication = Authentication(security)
-        self._calls = StatusInterceptor(authentication)
+        self._router = _router(options, security, routes or {})
+        self._calls = StatusInterceptor(authentication, self._router)
         self._server = grpc.aio.server(interceptors=[self._calls], options=server_options())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
-            (service, _CACHE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+            (service, *_SHARED_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
+        replica_pb2_grpc.add_ReplicaServiceServicer_to_server(ReplicaServicer(), self._server)
         credentials = server_credentials(security)
         self._port = self._bind(self._server, port, "--port", credentials)
         if authentication.required and credentials is None:
@@ -125,6 +140,8 @@ class Server:
             # exception when a running server is garbage-collected
             for server in self._servers:
                 await server.stop(None)
+            if self._router is not None:
+                await self._router.close()
             metrics_server.shutdown()
             metrics_server.server_close()
 
@@ -176,3 +193,11 @@ class Server:
                 temporary.rename(path)
             except OSError as error:
                 raise ServeError(f"--ready-file {path}: {error.strerror}") from error
+
+
+def _router(options: ServerOptions, security: SecurityOptions, routes: Routes) -> CallRouter | None:
+    """Return what passes calls on to other replicas; None where no others are known."""
+    if not options.peers:
+        return None
+    names = PeerNames.parse(options.peers)
+    return CallRouter(routes, Peers(names, PeerCredentials(names, security)))
