@@ -11,7 +11,7 @@ from services.runtime.replicas.tag import OWN_TAG
 
 
 class ReplicaServicer(replica_pb2_grpc.ReplicaServiceServicer):
-    """Implements headwise.v1.ReplicaService."""
+    """Implements headwise.v1.ReplicaService with the tag of this process."""
 
     async def DescribeReplica(  # noqa: N802
         self,
