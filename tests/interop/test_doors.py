@@ -74,9 +74,11 @@ def test_a_stranger_cannot_name_a_tenant(
 ) -> None:
     with Client(tiny_pair[1].target, tenant="victim") as client:
         kept = client.generate("x y", max_tokens=2, session_ttl_seconds=60).result.session_id
-    direct = _sessions(Door(tiny_pair[1].target))
+        direct = _sessions(Door(tiny_pair[1].target))
+        through = _sessions(doors[name])
+        client.sessions.release(kept)
     assert kept in direct
-    assert kept not in _sessions(doors[name])
+    assert kept not in through
 
 
 def _sessions(door: Door) -> list[str]:
