@@ -25,6 +25,8 @@ class TextStream:
         # a context may end within a character, whose bytes are then at most three tokens
         while len(self._held) < 3 and self._decode(self._emitted).endswith(_REPLACEMENT):
             self._held.insert(0, self._emitted.pop())
+        # of the context, unless a token completes a character of it
+        self._known = self._delta()
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; empty while a character is unfinished."""
@@ -44,9 +46,17 @@ class TextStream:
         return self._decode(self._emitted + self._held)[len(before) :]
 
     def _emit(self, delta: str) -> str:
+        text = delta[_same_characters(self._known, delta) :]
+        self._known = ""
         # an empty delta (a control token) gives the decoder no context: keep both
         emitted = self._held if delta else self._emitted + self._held
         # bytes that were given up must not combine with later ones
         self._emitted = [] if delta.endswith(_REPLACEMENT) else emitted[-_HELD_TOKENS_LIMIT:]
         self._held = []
-        return delta
+        return text
+
+
+def _same_characters(first: str, second: str) -> int:
+    """Count the characters with which both begin."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))

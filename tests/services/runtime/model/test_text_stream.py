@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
 from services.runtime.model.text_stream import TextStream
@@ -56,6 +58,39 @@ def test_an_unfinished_character_is_emitted_by_flush_only() -> None:
 def test_a_character_that_begins_in_the_context_is_emitted_completely() -> None:
     stream = TextStream(_bytes_to_text, context=[*b"before ", *"👩".encode()[:3]])
     assert stream.push("👩".encode()[3]) == "👩"
+
+
+@pytest.mark.parametrize("prompt", ["a\ufffd", "\ufffd", "a\ufffd\ufffd\ufffd\ufffd", "\ufffd a"])
+def test_the_last_character_of_a_prompt_is_not_repeated(prompt: str) -> None:
+    for tokens in ("then", "你", "\ufffd", ""):
+        stream = TextStream(_bytes_to_text, context=prompt.encode())
+        deltas = [stream.push(byte) for byte in tokens.encode()]
+        assert "".join(deltas) + stream.flush() == tokens
+
+
+def test_a_character_that_the_answer_does_not_complete_is_the_prompts() -> None:
+    stream = TextStream(_bytes_to_text, context=[*b"before ", *"👩".encode()[:2]])
+    assert [stream.push(byte) for byte in b"ok"] == ["o", "k"]
+
+
+_PIECES = st.sampled_from(
+    [b"a", b" ", "\ufffd".encode(), "你".encode(), "👩".encode(), b"\xe4", b"\xbd"]
+)
+
+
+@given(prompt=st.lists(_PIECES, max_size=6), answer=st.lists(_PIECES, max_size=6))
+def test_a_prompt_and_its_answer_are_the_text_of_both(
+    prompt: list[bytes], answer: list[bytes]
+) -> None:
+    """The text of all tokens decoded at once tells what the answer's must be."""
+    before, after = b"".join(prompt), b"".join(answer)
+    stream = TextStream(_bytes_to_text, context=before)
+    text = "".join(map(stream.push, after)) + stream.flush()
+    whole, known = _bytes_to_text(before + after), _bytes_to_text(before)
+    same = next(
+        (n for n, (a, b) in enumerate(zip(whole, known, strict=False)) if a != b), len(known)
+    )
+    assert text == whole[same:]
 
 
 def test_bytes_that_are_no_text_are_emitted_after_a_limit() -> None:
