@@ -73,7 +73,7 @@ class GenerateOptions(TypedDict, total=False):
       and values, as "int8/int4"; absent means "model", the model's own dtype.
     - `sampling`: absent means greedy.
     - `max_tokens`: tokens to generate at most; absent or 0 means the server's default.
-    - `stop`: texts that end the answer; the answer does not contain them.
+    - `stop`: a text, or several, that end the answer; the answer does not contain them.
     - `stop_token_ids`: tokens that end the answer, besides the model's own end tokens.
     - `ignore_eos`: continue after the model's end tokens.
     - `report_heads`: add a report per KV head to the result.
@@ -88,7 +88,7 @@ class GenerateOptions(TypedDict, total=False):
     codec: str
     sampling: Sampling
     max_tokens: int
-    stop: Sequence[str]
+    stop: str | Sequence[str]
     stop_token_ids: Sequence[int]
     ignore_eos: bool
     report_heads: bool
@@ -118,6 +118,10 @@ def generate_request(
     policy, codec = values.pop("policy", ""), values.pop("codec", "")
     sampling = values.pop("sampling", None) or Sampling()
     ttl_seconds = values.pop("session_ttl_seconds", 0.0)
+    if "stop" in values:
+        values["stop"] = _texts(values["stop"])
+    if "stop_token_ids" in values:
+        _require_ids("stop_token_ids", values["stop_token_ids"])
     request = decode_pb2.GenerateRequest(**values, keep_session_seconds=ttl_seconds)
     request.policy.CopyFrom(_policy(policy or ""))
     if codec:
@@ -162,6 +166,17 @@ def _lease(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
+def _texts(given: str | Sequence[str]) -> Sequence[str]:
+    """Return the texts; one text is a list of itself and not of its letters."""
+    return (given,) if isinstance(given, str) else given
+
+
+def _require_ids(field: str, given: object) -> None:
+    """Raise `TypeError` for bytes, whose elements would pass as token ids, and for a text."""
+    if isinstance(given, str | bytes | bytearray | memoryview):
+        raise TypeError(f"{field}: a list of token ids, not {type(given).__name__}")
+
+
 def _codec(spelling: str) -> cache_pb2.RowCodec:
     """Parse "int8", or "int8/int4" for keys and values."""
     keys, _, values = spelling.partition("/")
@@ -184,5 +199,6 @@ def _set_prompt(
         ]
         request.chat.CopyFrom(decode_pb2.ChatMessages(messages=messages))
     else:
+        _require_ids("prompt", prompt)
         # protobuf refuses values that are not token ids
         request.tokens.CopyFrom(decode_pb2.TokenIds(ids=cast(Sequence[int], prompt)))

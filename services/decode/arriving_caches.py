@@ -10,6 +10,7 @@ from kvstore.pool import PageCount, PagePool, SequencePages
 from kvstore.row_codecs import RowCodec
 from services.decode.engine.sequence import RunningSequence
 from services.decode.link.prefill_source import PrefillSource
+from services.decode.link.unsent_policy import require_policy
 from services.decode.memory.arbiter import MemoryArbiter
 from services.decode.memory.intake import Intake
 from services.decode.memory.size_expectation import SizeExpectation
@@ -46,6 +47,10 @@ class ArrivingCaches:
         self._arbiter = arbiter
         self._intake = intake
         self._expectation = expectation
+
+    async def require_policy(self, policy: cache_pb2.Policy) -> None:
+        """Raise what prefill would raise for a policy, without asking for a cache."""
+        await require_policy(policy, self._source.describe)
 
     def expected_bytes(self, cache: ArrivingCache) -> int:
         """Bytes of the pages that the cache and its answer will probably take."""

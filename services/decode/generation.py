@@ -108,9 +108,10 @@ def parse_generation(
             f"{request.max_tokens} tokens do not fit: those before them leave {free_tokens}",
             "SEQUENCE_TOO_LONG",
         )
-    if session_ids and request.policy.name:
+    asks_policy = bool(request.policy.name or request.policy.parameters.fields)
+    if session_ids and asks_policy:
         raise _invalid("policy", "a session has its policy already", "POLICY_OF_SESSION")
-    if context_tokens and request.policy.name:
+    if context_tokens and asks_policy:
         raise _invalid("policy", "a stored cache has its policy already", "POLICY_OF_CACHE")
     if session_ids and request.HasField("codec"):
         raise _invalid("codec", "a session has its codec already", "CODEC_OF_SESSION")

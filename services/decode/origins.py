@@ -34,6 +34,9 @@ class NewPrompt:
         return self._arrivals.expected_bytes(_prompt_cache(spec))
 
     async def open(self, spec: GenerationSpec, admit: Admit) -> SequencePages:
+        if len(spec.token_ids) == 1:
+            # prefill, which checks the policy, is not asked for the cache of no tokens
+            await self._arrivals.require_policy(spec.policy)
         return await admit(functools.partial(self._arrivals.open, _prompt_cache(spec)))
 
     async def fill(

@@ -82,6 +82,11 @@ _INVALID = (
             "max_tokens",
         ),
         "unknown policy": (_asking(_policy("best")), "UNKNOWN_POLICY", "policy.name"),
+        "unknown parameter of the default": (
+            _asking(_policy("", x=1)),
+            _RANGE,
+            "policy.parameters.x",
+        ),
         "unknown parameter": (_asking(_policy("full", x=1)), _RANGE, "policy.parameters.x"),
         "infinite recovery": (
             _asking(_policy("coverage", recovery=_INFINITY)),
@@ -177,6 +182,33 @@ def test_a_bad_request_names_reason_and_field(tiny_pair: Pair, what: str) -> Non
     assert isinstance(error, InvalidRequest)
     assert (error.reason, error.field) == (reason, field)
     assert error.message
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_a_short_prompt_is_checked_as_any_other(tiny_pair: Pair, tokens: int) -> None:
+    """Decode asks prefill for nothing where the prompt is one token."""
+    short = TokenIds(ids=_TOKENS.ids[:tokens])
+    for what, (request, reason, field) in _INVALID.items():
+        if request.tokens != _TOKENS or reason == "SEQUENCE_TOO_LONG":
+            continue
+        asked = GenerateRequest()
+        asked.CopyFrom(request)
+        asked.tokens.CopyFrom(short)
+        error = _refusal(tiny_pair, asked)
+        assert (error.code.name, error.reason, error.field) == (
+            "INVALID_ARGUMENT",
+            reason,
+            field,
+        ), what
+
+
+@pytest.mark.parametrize("name", ["", "full", "balanced", "coverage"])
+def test_a_prompt_of_one_token_with_a_good_policy_is_answered(tiny_pair: Pair, name: str) -> None:
+    parameters = {"floor_rows": 8} if name == "" else {}
+    with Client(tiny_pair[1].target) as client:
+        policy = Policy(name, parameters)
+        result = client.generate([5], policy=policy, max_tokens=2, ignore_eos=True).result
+    assert result.usage.completion_tokens == 2
 
 
 def test_extreme_but_meaningful_values_are_served(tiny_pair: Pair) -> None:

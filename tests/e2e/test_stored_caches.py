@@ -11,7 +11,7 @@ import grpc
 import pytest
 import torch
 
-from headwise import AsyncClient, Client, InvalidRequest, Message, NotFound, Sampling
+from headwise import AsyncClient, Client, InvalidRequest, Message, NotFound, Policy, Sampling
 from headwise.v1 import prefill_pb2, prefill_pb2_grpc, store_pb2, store_pb2_grpc
 from services.runtime.model.served_model import load_tokenizer
 from tests.conftest import Pair, running_pair
@@ -197,6 +197,16 @@ def test_what_is_wrong_is_named(client: Client, pair: Pair) -> None:
     for options, reason, field in (
         ({"cache_handle": "x"}, "MALFORMED_HANDLE", "handle"),
         ({"cache_handle": stored.handle, "policy": "full"}, "POLICY_OF_CACHE", "policy"),
+        (
+            {"cache_handle": stored.handle, "policy": Policy("", {"budget": 0.5})},
+            "POLICY_OF_CACHE",
+            "policy",
+        ),
+        (
+            {"session_id": kept.session_id, "policy": Policy("", {"budget": 0.5})},
+            "POLICY_OF_SESSION",
+            "policy",
+        ),
         (
             {"cache_handle": stored.handle, "session_id": kept.session_id},
             "HANDLE_ON_SESSION",

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import typing
+from collections.abc import Sequence
 from typing import Any
 
 import numpy
 import pytest
 from google.protobuf.json_format import MessageToDict
 
-from headwise import Message, Policy, Sampling
-from headwise.requests import Prompt, generate_request, keep_request, renew_request
+from headwise import AsyncClient, Client, Message, Policy, Sampling, Tls
+from headwise.caches import AsyncCacheCalls, CacheCalls
+from headwise.requests import (
+    GenerateOptions,
+    LeaseOptions,
+    Prompt,
+    generate_request,
+    keep_request,
+    renew_request,
+)
+from headwise.sessions import AsyncSessionCalls, SessionCalls
 from headwise.v1 import decode_pb2
 
 
@@ -43,6 +54,56 @@ def test_an_empty_prompt_keeps_its_kind() -> None:
 def test_what_is_no_token_id_is_never_dropped(prompt: Any) -> None:
     with pytest.raises(TypeError):
         _request(prompt)
+
+
+def _keywords() -> dict[str, Any]:
+    """Every keyword of both clients' calls, and every field of their values, with its type."""
+    found: dict[str, Any] = {}
+    owners = (AsyncClient, Client, AsyncCacheCalls, AsyncSessionCalls, CacheCalls, SessionCalls)
+    calls = [
+        value
+        for owner in owners
+        for name, value in vars(owner).items()
+        if callable(value) and (name == "__init__" or not name.startswith("_"))
+    ]
+    values = (GenerateOptions, LeaseOptions, Message, Policy, Sampling, Tls)
+    for part in (*calls, *values):
+        hints = typing.get_type_hints(part)
+        found |= {
+            f"{getattr(part, '__qualname__', part)}.{name}": kind for name, kind in hints.items()
+        }
+    return found
+
+
+def _lists(element: type) -> set[str]:
+    """The keywords that take a list of these."""
+    wanted = {Sequence[element], list[element], tuple[element, ...]}  # type: ignore[valid-type]
+    return {
+        name.rsplit(".", 1)[1]
+        for name, kind in _keywords().items()
+        if not name.endswith(".return") and wanted & {kind, *typing.get_args(kind)}
+    }
+
+
+def test_a_text_where_several_are_wanted_is_one() -> None:
+    # targets are no part of a request
+    assert _lists(str) == {"stop", "target"}
+    for given in ("END", ("END",), ["END"]):
+        assert list(_request("x", stop=given).stop) == ["END"]
+    with Client("127.0.0.1:1") as one, Client(["127.0.0.1:1"]) as same:
+        assert one._connection.target == same._connection.target == "127.0.0.1:1"
+
+
+@pytest.mark.parametrize("given", ["12", b"12", bytearray(b"12"), memoryview(b"12")])
+def test_a_text_or_bytes_are_no_token_ids(given: Any) -> None:
+    assert _lists(int) == {"stop_token_ids", "prompt", "context"}
+    with pytest.raises(TypeError, match="stop_token_ids"):
+        _request("x", stop_token_ids=given)
+    if not isinstance(given, str):
+        with pytest.raises(TypeError, match="prompt"):
+            _request(given)
+        with pytest.raises(TypeError, match="prompt"):
+            keep_request(given, "", "", {"ttl_seconds": 1.0})
 
 
 @pytest.mark.parametrize(
