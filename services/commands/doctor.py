@@ -13,6 +13,7 @@ from rich.console import Console
 from services.commands.connection_options import ConnectionFlags, credential_options
 from services.doctor.machine_options import MachineOptions
 from services.runtime.process.configuration import build, options_of
+from services.runtime.process.host_address import host_and_port
 
 if TYPE_CHECKING:
     from services.doctor.finding import Finding
@@ -91,7 +92,7 @@ def _services(
     for port in ports:
         finding = port_finding(host, port)
         if finding is None:
-            taken.append(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+            taken.append(host_and_port(host, port))
         else:
             yield finding
     peers: list[Peer] = []

@@ -39,7 +39,7 @@ class ModelOptions:
 class ServerOptions:
     """Addresses, logs and the end of a process."""
 
-    host: str = setting("127.0.0.1", "Address to listen on.")
+    host: str = setting("127.0.0.1", "Address to listen on; `::` takes IPv6 and IPv4.")
     metrics_port: int = setting(
         0, "Port of /metrics; 0 takes a free one.", minimum=0, maximum=65535
     )

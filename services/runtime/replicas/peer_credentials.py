@@ -8,6 +8,7 @@ import grpc
 
 from headwise.connection import Connection
 from headwise.tls import Tls
+from services.runtime.process.host_address import host_and_port
 from services.runtime.process.serve_error import ServeError
 from services.runtime.process.watched_files import WatchedFiles
 from services.runtime.replicas.addresses import PeerNames
@@ -43,7 +44,7 @@ class PeerCredentials:
 def _require_local(names: PeerNames) -> None:
     for host, port in names.names:
         try:
-            Connection(f"{host}:{port}", token="any")
+            Connection(host_and_port(host, port), token="any")
         except ValueError as error:
             message = f"--peers: {host} would get tokens in plain text: give --tls-certificate"
             raise ServeError(message) from error

@@ -20,6 +20,7 @@ from headwise.channel import server_options
 from headwise.v1 import replica_pb2, replica_pb2_grpc, store_pb2
 from services.runtime.process import metrics
 from services.runtime.process.allocator import give_back_freed_memory
+from services.runtime.process.host_address import bare_host, host_and_port
 from services.runtime.process.options import ServerOptions
 from services.runtime.process.serve_error import ServeError
 from services.runtime.replicas.addresses import PeerNames
@@ -87,7 +88,7 @@ class Server:
         flag: str,
         credentials: grpc.ServerCredentials | None,
     ) -> int:
-        address = f"{self._options.host}:{port}"
+        address = host_and_port(self._options.host, port)
         try:
             if credentials is None:
                 return server.add_insecure_port(address)
@@ -169,19 +170,20 @@ class Server:
 
     def _start_metrics(self) -> WSGIServer:
         try:
-            server, _ = start_http_server(self._options.metrics_port, self._options.host)
+            server, _ = start_http_server(self._options.metrics_port, bare_host(self._options.host))
         except OSError as error:
             port = self._options.metrics_port
             require_none(listen_problems(self._options.host, port, "--metrics-port"))
             raise ServeError(
-                f"cannot serve metrics on {self._options.host}:{port}: "
+                f"cannot serve metrics on {host_and_port(self._options.host, port)}: "
                 f"{error.strerror}. Choose another --metrics-port."
             ) from error
         return server
 
     def _announce(self, metrics_port: int) -> None:
-        log.info("%s on %s:%d", self._service, self._options.host, self._port)
-        log.info("metrics on http://%s:%d/metrics", self._options.host, metrics_port)
+        host = self._options.host
+        log.info("%s on %s", self._service, host_and_port(host, self._port))
+        log.info("metrics on http://%s/metrics", host_and_port(host, metrics_port))
         if self._options.ready_file:
             path = pathlib.Path(self._options.ready_file)
             ports = {"port": self._port, "metrics_port": metrics_port, "pid": os.getpid()}

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 
 from headwise.target import target_fault
+from services.runtime.process.host_address import bare_host
 from services.runtime.startup.problem import Problem
 
 
@@ -47,8 +48,8 @@ def listen_problems(host: str, port: int, flag: str = "--port") -> Iterator[Prob
 def _bind_error(host: str, port: int) -> int | None:
     """The error number of listening there, -1 for a name without an address; None if it works."""
     try:
-        name = host.removeprefix("[").removesuffix("]")
-        family, kind, _, _, address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0]
+        found = socket.getaddrinfo(bare_host(host), port, type=socket.SOCK_STREAM)
+        family, kind, _, _, address = found[0]
         with socket.socket(family, kind) as listener:
             # as a server would: connections that just ended do not count
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
