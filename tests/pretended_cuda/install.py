@@ -16,8 +16,15 @@ from torch.utils._device import DeviceContext, _device_constructors
 from triton.runtime import interpreter
 
 from tests.pretended_cuda.flash import flash_attention
-from tests.pretended_cuda.recording import Recording, plainly
-from tests.pretended_cuda.tensors import DeviceTensor, moved, on_device, waits
+from tests.pretended_cuda.recording import Launches, Recording, plainly
+from tests.pretended_cuda.tensors import (
+    DeviceTensor,
+    PinnedTensor,
+    Transfers,
+    moved,
+    on_device,
+    waits,
+)
 
 _EMPTY = ("empty", "empty_strided")
 _FILLED = ("zeros", "ones", "full", "arange", "rand", "randn", "randint", "randperm", "linspace")
@@ -32,6 +39,7 @@ class PretendedGraph:
         self.recording = Recording()
 
     def replay(self) -> None:
+        Launches.count += 1
         self.recording.replay()
 
 
@@ -43,12 +51,21 @@ class _Generator(torch.Generator):
 class _Event:
     """An event of a clock that counts one second per question."""
 
-    def __init__(self, **_: Any) -> None: ...
+    def __init__(self, **_: Any) -> None:
+        self._transfers = 0
 
-    def record(self) -> None: ...
+    def record(self, _: object = None) -> None:
+        self._transfers = Transfers.begun
+
+    def wait(self, _: object = None) -> None: ...
+
+    def query(self) -> bool:
+        Transfers.end(self._transfers)
+        return True
 
     def synchronize(self) -> None:
         waits("synchronize")
+        Transfers.end(self._transfers)
 
     def elapsed_time(self, _: _Event) -> float:
         return 1e3
@@ -57,8 +74,15 @@ class _Event:
 class _Stream:
     def wait_stream(self, _: object) -> None: ...
 
+    def wait_event(self, _: object) -> None: ...
+
     def synchronize(self) -> None:
-        waits("synchronize")
+        _synchronize()
+
+
+def _synchronize(_: object = None) -> None:
+    waits("synchronize")
+    Transfers.end(Transfers.begun)
 
 
 @contextlib.contextmanager
@@ -80,7 +104,9 @@ def pretended_cuda() -> Iterator[None]:
 
 
 def _placed(factory: Callable[..., Any], *, is_given: bool) -> Callable[..., Any]:
-    def made(*args: Any, device: Any = None, **kwargs: Any) -> Any:
+    def made(*args: Any, device: Any = None, pin_memory: bool = False, **kwargs: Any) -> Any:
+        if pin_memory:
+            return plainly(factory, *args, **kwargs).as_subclass(PinnedTensor)
         device = _of_context() if device is None else device
         if device is not None:
             kwargs["device"] = device
@@ -130,6 +156,7 @@ def _launcher() -> Callable[..., Any]:
         if on_host and len(on_host) < len(tensors):
             raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
         recording = Recording.of_thread()
+        Launches.count += recording is None
         if recording is not None:
 
             def again(*args: Any, **kwargs: Any) -> None:
@@ -162,7 +189,7 @@ def _cuda() -> dict[str, Any]:
         "Stream": _Stream,
         "current_stream": lambda *_: _Stream(),
         "stream": lambda _: contextlib.nullcontext(),
-        "synchronize": lambda *_: waits("synchronize"),
+        "synchronize": _synchronize,
         "CUDAGraph": PretendedGraph,
         "graph": graph,
     }

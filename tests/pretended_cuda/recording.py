@@ -25,6 +25,12 @@ class CaptureRefused(RuntimeError):
     """CUDA's error for an operation that a graph cannot contain."""
 
 
+class Launches:
+    """Count of what the host asks the device for: kernels, copies, and replays of graphs."""
+
+    count = 0
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Elsewhere:
     """A tensor from before the capture: an address, which does not keep what lies there."""
@@ -86,7 +92,9 @@ class Recording:
         """Do it, its results `converted`; or only record it where this thread captures."""
         recording = cls.of_thread()
         if recording is None:
-            return converted(plainly(function, *args, **kwargs))
+            results = converted(plainly(function, *args, **kwargs))
+            Launches.count += _asks(function, args, kwargs, results)
+            return results
         return recording._record(function, args, kwargs, converted)
 
     def __enter__(self) -> Recording:
@@ -149,6 +157,14 @@ def _changes(function: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
     name = function.__name__
     in_place = name.endswith("_") and not name.endswith("__")
     return in_place or name in _OPERATORS or "out" in kwargs
+
+
+def _asks(function: Callable[..., Any], args: Any, kwargs: dict[str, Any], results: Any) -> bool:
+    """Whether an operation works on data, and is no view or new memory alone."""
+    if function.__name__.startswith(("empty", "new_empty")):
+        return False
+    given = {_place(part) for part in _tensors((args, kwargs))}
+    return _changes(function, kwargs) or any(_place(p) not in given for p in _tensors(results))
 
 
 def _place(tensor: torch.Tensor) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tests.pretended_cuda.recording import Recording, plainly
+from tests.pretended_cuda.recording import Launches, Recording, plainly
 
 CUDA = torch.device("cuda", 0)
 # methods of tensors that copy data to the host, which waits for it
@@ -19,6 +19,8 @@ _COPIES = {"to", "cpu", "cuda"}
 _TAKES = {"copy_", "__getitem__", "__setitem__"}
 # the method before a test replaces it
 _to = torch.Tensor.to
+# what host memory holds while a copy into it may still be on its way
+_ON_ITS_WAY = 255
 
 
 class DeviceTensor(torch.Tensor):
@@ -65,6 +67,10 @@ class DeviceTensor(torch.Tensor):
             return isinstance(args[0], cls) == isinstance(args[1], cls)
         if name in _COPIES:
             return moved(func, args, given)
+        if name == "record_stream":
+            return None
+        if name == "copy_" and _is_overlapped(args, given):
+            return Transfers.begin(*args[:2])
         _refuse_mixed(name, args, given)
         if name in _READS or (name in ("__getitem__", "__setitem__") and _chooses(args[1])):
             waits(name)
@@ -72,6 +78,45 @@ class DeviceTensor(torch.Tensor):
         if torch.device(target).type != "cuda":
             return plainly(func, *args, **given)
         return Recording.of_thread_does(func, args, given, on_device)
+
+
+class PinnedTensor(torch.Tensor):
+    """Host memory that the device reads and writes while the host goes on."""
+
+    def is_pinned(self, *_: Any) -> bool:
+        return True
+
+
+class Transfers:
+    """Copies into pinned memory that no event has been waited for; their target is not to be read.
+
+    Copies out of it are done at once.
+    """
+
+    _pending: ClassVar[list[tuple[torch.Tensor, torch.Tensor]]] = []
+    begun = 0
+    _ended = 0
+
+    @classmethod
+    def begin(cls, target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        Recording.refuses("copy_ of pinned memory")
+        Launches.count += 1
+        if isinstance(target, DeviceTensor):
+            plainly(torch.Tensor.copy_, target, source)
+        else:
+            copy = plainly(_to, source, target.dtype, copy=True)
+            cls._pending.append((target, copy))
+            cls.begun += 1
+            plainly(lambda: target.view(torch.uint8).fill_(_ON_ITS_WAY))
+        return target
+
+    @classmethod
+    def end(cls, until: int) -> None:
+        """End the copies that were begun before the count was `until`."""
+        while cls._ended < until:
+            target, copy = cls._pending.pop(0)
+            plainly(torch.Tensor.copy_, target, copy)
+            cls._ended += 1
 
 
 def on_device(result: Any) -> Any:
@@ -98,6 +143,7 @@ def moved(func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
             _to, (source, *rest), given, on_device if is_there else _as_it_is
         )
     waits("to")
+    Launches.count += 1
     own = torch.Tensor if is_there else DeviceTensor
     copy = plainly(_to, source, *rest, **given)
     return plainly(torch.Tensor.as_subclass, plainly(torch.Tensor.clone, copy), own)
@@ -148,6 +194,12 @@ def _chooses(index: Any) -> bool:
         for part in filter(_is_tensor, tree_leaves(index))
         if part.dim()
     )
+
+
+def _is_overlapped(args: tuple[Any, ...], given: dict[str, Any]) -> bool:
+    """Whether a `copy_` between pinned memory and the device does not make the host wait."""
+    pinned = any(isinstance(part, PinnedTensor) for part in args[:2])
+    return pinned and bool(given.get("non_blocking", args[2:3] == (True,)))
 
 
 def _refuse_mixed(name: str, args: tuple[Any, ...], given: dict[str, Any]) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tests.pretended_cuda.recording import CaptureRefused
+from tests.pretended_cuda.recording import CaptureRefused, Launches
+from tests.pretended_cuda.tensors import Waits
 
 pytestmark = [
     pytest.mark.parametrize("any_device", ["gpu"], indirect=True),
@@ -114,3 +115,42 @@ def test_operands_that_are_gone_are_missed(any_device: str) -> None:
     del operand
     with pytest.raises(CaptureRefused, match="gone"):
         graph.replay()
+
+
+def test_pinned_memory_is_copied_without_a_wait(there: torch.Tensor) -> None:
+    pinned = torch.empty(4, pin_memory=True)
+    before = Waits.count
+    pinned.copy_(torch.ones(4))
+    there.copy_(pinned, non_blocking=True)
+    assert Waits.count == before
+    there.copy_(pinned)
+    assert Waits.count == before + 1
+    assert there.tolist() == [1] * 4
+
+
+def test_what_comes_back_is_there_once_its_event_is(there: torch.Tensor) -> None:
+    pinned = torch.empty(4, pin_memory=True)
+    before = Waits.count
+    pinned.copy_(there, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    there.fill_(7)
+    assert Waits.count == before
+    assert pinned.isnan().all()
+    event.synchronize()
+    assert Waits.count == before + 1
+    assert pinned.tolist() == [0, 1, 2, 3]
+
+
+def test_launches_are_counted(there: torch.Tensor) -> None:
+    before = Launches.count
+    sums = there.view(2, 2)[0] + 1
+    sums.add_(there[:2])
+    torch.empty_like(sums)
+    assert Launches.count == before + 2
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        there.add_(1).mul_(2)
+    assert Launches.count == before + 2
+    graph.replay()
+    assert Launches.count == before + 3
