@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from kvstore.attention_input import AttentionInput
-from kvstore.kernels.device_batch import DeviceBatch, DeviceScratch
 from kvstore.kernels.ragged_attention.kernel import attend_on_device
 from kvstore.kernels.ragged_attention.row_ends import row_ends
-from kvstore.kernels.retain.free_pages import FreePages
+from kvstore.kernels.retain.free_pages import FreePages, append_pages
 from kvstore.kernels.retain.kernel import retain
-from kvstore.pool.page_reservation import PageReservation
+from kvstore.pool.graph_tables import empty_batch
 from kvstore.pool.pages import PagePool
 from kvstore.pool.reservation import PageCount
 from kvstore.pool.sequence import SequencePages
+from kvstore.pool.uploads import Uploads
 from kvstore.row_codecs import RowCodec
 from kvstore.row_codecs.rotation import rotate
-from kvstore.rule_table import may_evict, needs_scores, rule_to_record, rule_words
-from kvstore.rules import RetentionRule
-
-_Entry = TypeVar("_Entry", bound=np.generic)
-# the rule of places without a sequence: it keeps no rows
-_EMPTY_RULE = RetentionRule()
+from kvstore.rule_table import may_evict, needs_scores, rule_words
 
 
 class GraphBatch:
@@ -37,12 +33,13 @@ class GraphBatch:
     not wait for the host, so that it can be captured as a CUDA graph. Before a step the host calls
     `preallocate_pages`; after it, when it reads the tokens anyway, `sync_rows`.
 
-    Between `enter` and `leave` the pool's tables of the sequences, and the pool's figures, are out
-    of date; `SequencePages.sync` makes the batch leave. Places without a sequence hold no rows. The
-    tensors may be made and written in inference mode.
+    Sequences enter and leave one by one, and keep their places in between. Meanwhile the pool's
+    tables of these sequences, and the pool's figures, are out of date; `SequencePages.sync` makes
+    the sequence leave. Places without a sequence hold no rows. The tensors may be made and written
+    in inference mode.
 
     The rules are applied to `chunk_tokens` tokens together, because they read every row; rows stay
-    up to that many tokens longer. Leaving inside a chunk ends the chunk.
+    up to that many tokens longer. A sequence that enters or leaves inside a chunk ends it for all.
     """
 
     def __init__(self, pool: PagePool, codec: RowCodec, places: int, chunk_tokens: int = 1) -> None:
@@ -53,31 +50,45 @@ class GraphBatch:
         self._pool = pool
         self._row_pages = pool.storage.row_pages(codec)
         self._columns = pool.storage.columns
-        self._sequences: tuple[SequencePages, ...] = ()
+        self._at: list[SequencePages | None] = [None] * places
         _, layers, heads = pool.tables.rows.shape
         self._rows = np.zeros((places, layers, heads), np.int32)
         self._has_metadata = np.zeros((places, layers, heads), np.bool_)
+        self._scores = np.zeros(places, np.bool_)
         self._exists = np.arange(heads) < pool.tables.kv_heads[:, None]
-        self.batch, self.scratch = self._allocated()
+        self.batch, self.scratch = empty_batch(pool, self._row_pages, places, chunk_tokens)
+        self._scoreless = dataclasses.replace(self.scratch, scored_layers=(False,) * layers)
+        self._attends_with = self.scratch
         device = self.batch.rows.device
+        self._uploads = Uploads(device)
         nothing = torch.empty(0, dtype=torch.int32, device=device)
         self._free_rows = FreePages.of(pool.pages, nothing)
         self._free_metadata = FreePages.of(pool.metadata_pages, nothing)
+        # pages of all sequences here, whoever brought them
+        self._lent_rows: set[int] = set()
+        self._lent_metadata: set[int] = set()
         # staging slots of the tokens that are fed now
         self.staging_slots = self.batch.staging_slots.long()
-        self._bounded = torch.zeros(self.batch.rows.shape, dtype=torch.bool, device=device)
+        # the rule of empty places drops every row
+        self._exists_there = torch.from_numpy(self._exists).to(device)
+        self._bounded = self._exists_there.repeat(places, 1, 1)
         self._active = torch.zeros(places, dtype=torch.int64, device=device)
-        self.enter(())
+        self._empty_rules = self.batch.rules[0].clone()
 
     @property
     def sequences(self) -> tuple[SequencePages, ...]:
-        """The sequences of the batch; empty once they have left."""
-        return self._sequences
+        """The sequences of the batch, in the order of their places."""
+        return tuple(sequence for sequence in self._at if sequence is not None)
 
     @property
     def ends_chunk(self) -> bool:
         """Whether the next step completes a retention chunk."""
         return self._fed + 1 == self._chunk_tokens
+
+    @property
+    def scores(self) -> bool:
+        """Whether the rules of any sequence here need scores."""
+        return bool(self._scores.any())
 
     @property
     def current(self) -> bool:
@@ -86,70 +97,82 @@ class GraphBatch:
 
     def fits(self, sequences: Sequence[SequencePages]) -> bool:
         """Whether the batch can step these: few enough, of its codec, without shared pages."""
+        here = set(self.sequences)
         return (
             len(sequences) <= self.places
             and self.current
             and all(sequence.row_pages is self._row_pages for sequence in sequences)
-            and not any(s.may_share and s.tables.shared_pages() for s in sequences)
+            and not any(s.may_share and s.tables.shared_pages() for s in sequences if s not in here)
         )
+
+    def places_of(self, sequences: Sequence[SequencePages]) -> list[int]:
+        """Return the places of sequences of the batch."""
+        places = {sequence: place for place, sequence in self._occupied()}
+        return [places[sequence] for sequence in sequences]
 
     @torch.inference_mode()
     def enter(self, sequences: Sequence[SequencePages]) -> None:
-        """Copy the sequences' tables to the device; the previous sequences must have left."""
-        assert not sequences or self.fits(sequences), "the caller has checked that they fit"
-        assert not self._sequences, "the previous sequences have left"
-        self._sequences = tuple(sequences)
-        tables, batch = self._pool.tables, self.batch
-        slots = np.array([sequence.slot for sequence in sequences], np.int64)
-        rules = np.full((self.places, *tables.rules.shape[1:]), rule_to_record(_EMPTY_RULE))
-        rules[: len(slots)] = tables.rules[slots]
-        self._rows = self._padded(tables.rows, slots)
-        self._has_metadata = self._padded(tables.has_metadata, slots)
-        for target, values in (
-            (batch.pages, self._padded(tables.pages, slots)),
-            (batch.metadata, self._padded(tables.metadata, slots)),
-            (batch.rows, self._rows),
-            (batch.has_metadata, self._has_metadata),
-            (batch.weighted, self._padded(tables.weighted, slots)),
-            (batch.lengths, self._padded(tables.lengths, slots)),
-            (batch.rules, rule_words(rules)),
-            (self.scratch.scored, needs_scores(rules) & self._exists),
-            (self._bounded, may_evict(rules) & self._exists),
-            (self._active, (np.arange(self.places) < len(slots)).astype(np.int64)),
-        ):
-            target.copy_(torch.from_numpy(values))
-        for sequence in sequences:
-            sequence.stepped_on_device(self.leave)
+        """Copy the sequences' tables to free places on the device.
+
+        Between two chunks the host does not wait.
+        """
+        assert self.fits([*self.sequences, *sequences]), "the caller has checked that they fit"
+        if sequences:
+            self._end_chunk()
+        free = (place for place, sequence in enumerate(self._at) if sequence is None)
+        for sequence, place in zip(sequences, list(free), strict=False):
+            self._copy_in(sequence, place)
+            sequence.reservation.rows.lend(self._lent_rows)
+            sequence.reservation.metadata.lend(self._lent_metadata)
+            sequence.stepped_on_device(functools.partial(self.leave, [sequence]))
+            self._at[place] = sequence
 
     @torch.inference_mode()
     def preallocate_pages(self) -> None:
-        """Give the device the pages that the next step may need.
+        """Give the device the pages that the rest of a chunk may need, before its first step.
 
         Raises `PoolExhausted` before any change if a reservation is too small.
         """
-        needs = self.needs()
-        for sequence, need in zip(self._sequences, needs, strict=True):
+        sequences, needs = self.sequences, self.needs()
+        for sequence, need in zip(sequences, needs, strict=True):
             sequence.reservation.require(need)
         rows: list[int] = []
         metadata: list[int] = []
-        for sequence, need in zip(self._sequences, needs, strict=True):
-            rows += sequence.reservation.rows.take(need.rows)
-            metadata += sequence.reservation.metadata.take(need.metadata)
-        _add(self._free_rows, rows)
-        _add(self._free_metadata, metadata)
+        for sequence, need in zip(sequences, needs, strict=True):
+            if need != PageCount():
+                reservation = sequence.reservation
+                rows += reservation.rows.lend_more(need.rows, self._lent_rows)
+                metadata += reservation.metadata.lend_more(need.metadata, self._lent_metadata)
+        if rows or metadata:
+            pages = self._uploads.copy(np.array(rows + metadata, np.int32)).view(torch.int32)
+            append_pages(self._free_rows, self._free_metadata, pages, len(rows), len(metadata))
 
     def needs(self) -> list[PageCount]:
-        """Return the pages that each sequence lacks if its heads keep the chunk and one token."""
-        rows, metadata = (counts.sum((1, 2)).tolist() for counts in self._counts(self._fed + 1))
-        used = [sequence.reservation.used for sequence in self._sequences]
-        return [
-            PageCount(max(0, row_pages - have.rows), max(0, metadata_pages - have.metadata))
-            for row_pages, metadata_pages, have in zip(rows, metadata, used, strict=False)
-        ]
+        """Return the pages that each sequence lacks if its heads keep all tokens of the chunk.
 
-    def begin(self) -> None:
-        """Begin a step: compute the ends of the heads' rows and the beginnings of their entries."""
+        None are lacking once the chunk has begun.
+        """
+        sequences = list(self._occupied())
+        if self._fed:
+            return [PageCount()] * len(sequences)
+        rows, metadata = (
+            counts.sum((1, 2)).tolist() for counts in self._counts(self._chunk_tokens)
+        )
+        needs = []
+        for place, sequence in sequences:
+            used = sequence.reservation.used
+            needs.append(
+                PageCount(max(0, rows[place] - used.rows), max(0, metadata[place] - used.metadata))
+            )
+        return needs
+
+    def begin(self, *, scored: bool = True) -> None:
+        """Begin a step: compute the ends of the heads' rows and the beginnings of their entries.
+
+        `scored`: rows receive attention, which is needed where `scores`.
+        """
         batch = self.batch
+        self._attends_with = self.scratch if scored else self._scoreless
         torch.add(batch.staging_slots, batch.before, out=self.staging_slots)
         row_ends(batch.rows, batch.ends)
         # the same throughout a chunk
@@ -172,7 +195,7 @@ class GraphBatch:
             queries,
             batch,
             inputs.layer,
-            self.scratch,
+            self._attends_with,
             kv_heads=heads,
             scale=inputs.scale,
             sliding_window=inputs.sliding_window,
@@ -196,44 +219,127 @@ class GraphBatch:
         if not self._fed:
             self._read_rows()
 
-    def _read_rows(self) -> None:
-        exhausted = int(self._free_rows.exhausted) or int(self._free_metadata.exhausted)
-        assert not exhausted, "preallocated pages suffice"
-        self._rows = self.batch.rows.cpu().numpy()
-
     @torch.inference_mode()
-    def leave(self) -> None:
-        """Copy the tables back to the pool, and give every reservation as many pages as it uses."""
-        for sequence in self._sequences:
+    def leave(self, sequences: Sequence[SequencePages] | None = None) -> None:
+        """Copy tables back to the pool, by default all; reservations get as many pages as they use.
+
+        The other sequences stay where they are.
+        """
+        leaving = [
+            (place, sequence)
+            for place, sequence in self._occupied()
+            if sequences is None or sequence in sequences
+        ]
+        if not leaving:
+            return
+        self._end_chunk()
+        for _, sequence in leaving:
             sequence.stepped_on_device(None)
+        self._copy_out(leaving)
+        for place, _ in leaving:
+            self._clear(place)
+
+    def _end_chunk(self) -> None:
+        """End an incomplete chunk with the tokens already fed."""
         if self._fed:
-            # the chunk ends with the tokens already fed
             self.batch.before.sub_(1)
             self.retain()
             self._fed = 0
-        self._read_rows()
-        tables, batch = self._pool.tables, self.batch
-        pages, metadata, lengths = (
-            part.cpu().numpy() for part in (batch.pages, batch.metadata, batch.lengths)
+            self._read_rows()
+
+    def _occupied(self) -> Iterator[tuple[int, SequencePages]]:
+        for place, sequence in enumerate(self._at):
+            if sequence is not None:
+                yield place, sequence
+
+    def _copy_in(self, sequence: SequencePages, place: int) -> None:
+        tables, batch, slot = self._pool.tables, self.batch, sequence.slot
+        rules = tables.rules[slot]
+        self._rows[place] = tables.rows[slot]
+        self._has_metadata[place] = tables.has_metadata[slot]
+        scored = needs_scores(rules) & self._exists
+        self._scores[place] = scored.any()
+        pages, metadata = (int(counts[place].max(initial=0)) for counts in self._counts(0))
+        parts = (
+            (batch.rules[place], rule_words(rules)),
+            (batch.lengths[place], tables.lengths[slot]),
+            (batch.rows[place], tables.rows[slot]),
+            (batch.pages[place, :, :, :pages], tables.pages[slot, :, :, :pages]),
+            (batch.metadata[place, :, :, :metadata], tables.metadata[slot, :, :, :metadata]),
+            (batch.has_metadata[place], tables.has_metadata[slot]),
+            (batch.weighted[place], tables.weighted[slot]),
+            (self.scratch.scored[place], scored),
+            (self._bounded[place], may_evict(rules) & self._exists),
         )
-        row_counts, metadata_counts = self._counts(0)
-        spare_rows, spare_metadata = _drained(self._free_rows), _drained(self._free_metadata)
-        for place, sequence in enumerate(self._sequences):
-            tables.pages[sequence.slot] = pages[place]
-            tables.metadata[sequence.slot] = metadata[place]
-            tables.rows[sequence.slot] = self._rows[place]
-            tables.lengths[sequence.slot] = lengths[place]
-            reservation = sequence.reservation
-            _exchange(reservation.rows, _first(pages[place], row_counts[place]), spare_rows)
-            _exchange(
-                reservation.metadata,
-                _first(metadata[place], metadata_counts[place]),
-                spare_metadata,
+        values = [np.ascontiguousarray(part).reshape(-1).view(np.uint8) for _, part in parts]
+        copied = self._uploads.copy(np.concatenate([np.pad(v, (0, -len(v) % 8)) for v in values]))
+        begin = 0
+        for (target, _), part in zip(parts, values, strict=True):
+            there = copied[begin : begin + len(part)]
+            target.copy_(there.view(target.dtype).view(target.shape))
+            begin += len(part) + -len(part) % 8
+        self._active[place].fill_(1)
+
+    def _copy_out(self, leaving: Sequence[tuple[int, SequencePages]]) -> None:
+        """Copy the tables of these places, and as many spare pages as belong to them: one wait."""
+        tables, batch = self._pool.tables, self.batch
+        counts = self._counts(0)
+        used = [sequence.reservation.used for _, sequence in leaving]
+        spare = [
+            sum(one) - sum(int(counted[place].sum()) for place, _ in leaving)
+            for one, counted in zip(
+                ([u.rows for u in used], [u.metadata for u in used]), counts, strict=True
             )
-        assert not spare_rows, "every page belongs to a sequence"
-        assert not spare_metadata, "every page belongs to a sequence"
-        self._sequences = ()
-        self.enter(())
+        ]
+        parts = [_taken(self._free_rows, spare[0]), _taken(self._free_metadata, spare[1])]
+        for place, _ in leaving:
+            columns = [int(counted[place].max(initial=0)) for counted in counts]
+            parts += [
+                batch.lengths[place].int().view(1),
+                batch.pages[place, :, :, : columns[0]],
+                batch.metadata[place, :, :, : columns[1]],
+            ]
+        spare_rows, spare_metadata, *found = _read(parts)
+        rows_left, metadata_left = spare_rows.tolist(), spare_metadata.tolist()
+        for number, (place, sequence) in enumerate(leaving):
+            length, pages, metadata = found[3 * number : 3 * number + 3]
+            slot, reservation = sequence.slot, sequence.reservation
+            tables.lengths[slot] = length[0]
+            tables.rows[slot] = self._rows[place]
+            tables.pages[slot, :, :, : pages.shape[-1]] = pages
+            tables.metadata[slot, :, :, : metadata.shape[-1]] = metadata
+            held = _first(pages, counts[0][place])
+            back = reservation.rows.used - len(held)
+            reservation.rows.end_loan(held, rows_left[:back], self._lent_rows)
+            held = _first(metadata, counts[1][place])
+            marks_back = reservation.metadata.used - len(held)
+            reservation.metadata.end_loan(held, metadata_left[:marks_back], self._lent_metadata)
+            del rows_left[:back], metadata_left[:marks_back]
+
+    def _clear(self, place: int) -> None:
+        """Have a place hold no rows."""
+        batch = self.batch
+        self._at[place] = None
+        self._rows[place], self._has_metadata[place], self._scores[place] = 0, False, False
+        for table in (
+            batch.rows,
+            batch.lengths,
+            batch.has_metadata,
+            batch.weighted,
+            self.scratch.scored,
+            self._active,
+        ):
+            table[place].zero_()
+        self._bounded[place].copy_(self._exists_there)
+        batch.rules[place].copy_(self._empty_rules)
+
+    def _read_rows(self) -> None:
+        """Wait for the device, and read the rows held."""
+        rows, *exhausted = _read(
+            [self.batch.rows, self._free_rows.exhausted, self._free_metadata.exhausted]
+        )
+        assert not any(part.any() for part in exhausted), "preallocated pages suffice"
+        self._rows = rows
 
     def _counts(self, more: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Return row and metadata pages of heads with `more` additional rows, `[places, L, H]`."""
@@ -241,95 +347,23 @@ class GraphBatch:
         has_metadata = np.where(self._has_metadata, rows, 0)
         return -(-rows // self._row_pages.page_rows), -(-has_metadata // self._columns.page_rows)
 
-    def _padded(self, table: NDArray[_Entry], slots: NDArray[np.int64]) -> NDArray[_Entry]:
-        values = np.zeros((self.places, *table.shape[1:]), table.dtype)
-        values[: len(slots)] = table[slots]
-        return values
 
-    def _allocated(self) -> tuple[DeviceBatch, DeviceScratch]:
-        pool, row_pages, columns, places = self._pool, self._row_pages, self._columns, self.places
-        tables, device = pool.tables, row_pages.arena.device
-        _, layers, heads, table_pages = tables.pages.shape
-        staging_slots = places * self._chunk_tokens
-        staged = pool.new_staged_rows(staging_slots)
-        # every scored row has metadata, and every new row of a head has an entry
-        entries = pool.metadata_pages * pool.page_rows + staging_slots * layers * heads
-        line = min(places * heads * table_pages, pool.pages) * row_pages.page_rows
-
-        def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        batch = DeviceBatch(
-            row_pages=row_pages,
-            positions=columns.positions,
-            scores=columns.scores,
-            metadata_flags=columns.flags,
-            log_weights=columns.log_weights,
-            metadata_page_rows=columns.page_rows,
-            kv_heads=torch.from_numpy(tables.kv_heads).to(device),
-            pages=zeros(places, layers, heads, table_pages),
-            metadata=zeros(places, layers, heads, table_pages),
-            rows=zeros(places, layers, heads),
-            has_metadata=zeros(places, layers, heads, dtype=torch.bool),
-            weighted=zeros(places, layers, heads, dtype=torch.bool),
-            rules=zeros(
-                places,
-                layers,
-                heads,
-                rule_words(rule_to_record(_EMPTY_RULE)).size,
-                dtype=torch.int64,
-            ),
-            lengths=zeros(places, dtype=torch.int64),
-            ends=zeros(layers, places * heads),
-            new_keys=staged.keys,
-            new_values=staged.values,
-            flags=zeros(staging_slots, dtype=torch.uint8),
-            staging_slots=torch.arange(places, dtype=torch.int32, device=device)
-            * self._chunk_tokens,
-            before=zeros(places),
-            counts=zeros(places) + 1,
-            first_queries=torch.arange(places, dtype=torch.int32, device=device),
-            most=1,
-            single=True,
-            row_bound=line,
-            weighted_layers=(len(columns.log_weights) > 0,) * layers,
-        )
-        scratch = DeviceScratch(
-            zeros(places, layers, heads, dtype=torch.int64),
-            zeros(places, layers, heads, dtype=torch.bool),
-            torch.zeros(entries, device=device),
-            zeros(entries, dtype=torch.uint8),
-            (True,) * layers,
-        )
-        return batch, scratch
+def _taken(free: FreePages, count: int) -> torch.Tensor:
+    """Take pages out of the queue, int32 `[count]`."""
+    places = torch.arange(count, device=free.ring.device) + free.taken
+    free.taken.add_(count)
+    return free.ring[places % free.ring.numel()]
 
 
-def _add(free: FreePages, pages: list[int]) -> None:
-    """Append pages to the queue."""
-    if pages:
-        more = torch.tensor(pages, dtype=torch.int32, device=free.ring.device)
-        at = torch.arange(len(pages), device=more.device) + free.returned
-        free.ring[at % free.ring.numel()] = more
-        free.returned.add_(len(pages))
-
-
-def _drained(free: FreePages) -> list[int]:
-    """Remove all pages from the queue and return them."""
-    first, end, ring = int(free.taken), int(free.returned), free.ring.cpu().numpy()
-    free.taken.copy_(free.returned)
-    pages: list[int] = ring[np.arange(first, end) % len(ring)].tolist()
-    return pages
+def _read(parts: Sequence[torch.Tensor]) -> list[NDArray[np.int32]]:
+    """Copy int32 tensors to the host, all of them together."""
+    together = torch.cat([part.reshape(-1) for part in parts]).cpu().numpy()
+    ends = np.cumsum([part.numel() for part in parts])
+    pieces = np.split(together, ends[:-1])
+    return [piece.reshape(tuple(part.shape)) for piece, part in zip(pieces, parts, strict=True)]
 
 
 def _first(table: NDArray[np.int32], counts: NDArray[np.int32]) -> list[int]:
     """Return the first `counts` pages of every head of a table `[L, H, P]`."""
     pages: list[int] = table[np.arange(table.shape[-1]) < counts[..., None]].tolist()
     return pages
-
-
-def _exchange(reservation: PageReservation, held: list[int], spare: list[int]) -> None:
-    """Let a reservation use the `held` pages, and return to it as many as it gave beyond them."""
-    beyond = reservation.used - len(held)
-    back, spare[:beyond] = spare[:beyond], []
-    reservation.exchange([*held, *back])
-    reservation.give_back(back)

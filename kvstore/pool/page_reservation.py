@@ -20,11 +20,12 @@ class PageReservation:
         self._accounts = accounts
         self._unused = 0
         self._taken: set[int] = set()
+        self._lent = 0
 
     @property
     def used(self) -> int:
-        """Pages in use, shared pages included."""
-        return len(self._taken)
+        """Pages in use, shared and lent pages included."""
+        return len(self._taken) + self._lent
 
     @property
     def unused(self) -> int:
@@ -66,14 +67,30 @@ class PageReservation:
         self._accounts.share(self._taken)
         other._taken |= self._taken
 
-    def exchange(self, pages: Iterable[int]) -> None:
-        """Use `pages` instead, as many as before.
+    def lend(self, lent: set[int]) -> None:
+        """Add all pages in use to `lent`, whose lenders get any of its pages back.
 
-        Reservations that exchange pages among each other all do so before any other call.
+        As many are in use here as before. Before `end_loan` pages are only taken by `lend_more`.
         """
-        taken = set(pages)
-        assert len(taken) == len(self._taken), "a reservation exchanges as many pages as it uses"
-        self._taken = taken
+        lent |= self._taken
+        self._lent += len(self._taken)
+        self._taken = set()
+
+    def lend_more(self, count: int, lent: set[int]) -> list[int]:
+        """Use reserved pages, and lend them too; raises `PoolExhausted`."""
+        taken = self.take(count)
+        self.lend(lent)
+        return taken
+
+    def end_loan(self, pages: Iterable[int], spare: Iterable[int], lent: set[int]) -> None:
+        """Take back as many pages as were lent: use `pages`, and reserve as many as `spare`."""
+        spare = list(spare)
+        self._taken = {*pages, *spare}
+        assert len(self._taken) == self._lent, "as many pages come back as were lent"
+        assert lent.issuperset(self._taken), "only lent pages come back"
+        lent -= self._taken
+        self._lent = 0
+        self.give_back(spare)
 
     def is_shared(self, page: int) -> bool:
         """Whether another sequence uses the page too."""

@@ -43,6 +43,64 @@ class FreePages:
         return FreeQueue(ring, ring.numel(), self.taken, self.returned, fence, self.exhausted)
 
 
+def append_pages(
+    free_rows: FreePages, free_metadata: FreePages, pages: torch.Tensor, rows: int, metadata: int
+) -> None:
+    """Append pages to both queues: `pages` int32, so many of rows, then so many of metadata."""
+    _append[(2,)](
+        pages,
+        rows,
+        metadata,
+        free_rows.ring,
+        free_rows.returned,
+        free_rows.ring.numel(),
+        free_metadata.ring,
+        free_metadata.returned,
+        free_metadata.ring.numel(),
+        BLOCK=1024,
+    )
+
+
+@triton.jit(do_not_specialize=["rows", "metadata"])
+def _append(
+    pages: tl.tensor,
+    rows: int,
+    metadata: int,
+    ring: tl.tensor,
+    returned: tl.tensor,
+    capacity: int,
+    metadata_ring: tl.tensor,
+    metadata_returned: tl.tensor,
+    metadata_capacity: int,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Program (queue)."""
+    if tl.program_id(0) == 0:
+        _append_to(ring, returned, capacity, pages, rows, BLOCK)
+    else:
+        _append_to(
+            metadata_ring, metadata_returned, metadata_capacity, pages + rows, metadata, BLOCK
+        )
+
+
+@triton.jit
+def _append_to(
+    ring: tl.tensor,
+    returned: tl.tensor,
+    capacity: int,
+    pages: tl.tensor,
+    count: int,
+    BLOCK: tl.constexpr,
+) -> None:
+    first = tl.load(returned)
+    for begin in range(0, count, BLOCK):
+        number = begin + tl.arange(0, BLOCK)
+        page = tl.load(pages + number, mask=number < count, other=0)
+        tl.store(ring + (first + number) % capacity, page, mask=number < count)
+    tl.debug_barrier()
+    tl.store(returned, first + count)
+
+
 @triton.jit
 def take_pages(table: tl.tensor, have: tl.tensor, need: tl.tensor, free: FreeQueue) -> tl.tensor:
     """Extend a head's table to `need` pages; return 1, or 0 if there are too few free pages."""

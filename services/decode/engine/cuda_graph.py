@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 
 from kvstore.pool.graph_batch import GraphBatch
+from kvstore.pool.uploads import Uploads
 from services.decode.engine.step import BatchAttention
 from services.runtime.model.forward_pass import forward
 from services.runtime.model.fused_layers import fused_layers
@@ -36,15 +39,16 @@ class CapturedStep:
         self._hook = BatchAttention(resident)
         self._classes = served.tokenizer.classes.to(device)
         self._every = torch.arange(resident.places, device=device)
-        # by whether the step ends a block
-        self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
+        # by whether the step ends a chunk, and whether rows are scored
+        self._graphs: dict[tuple[bool, bool], torch.cuda.CUDAGraph] = {}
+        self._uploads = Uploads(device)
         size = (resident.places, served.vocabulary_size)
         self.tokens = torch.zeros(resident.places, dtype=torch.int64, device=device)
         self.logits = torch.zeros(size, dtype=served.dtype, device=device)
         if device.type == "cuda":
             with fused_layers(served.model) if fused else contextlib.nullcontext():
-                for ends_block in {resident.ends_chunk, True}:
-                    self._graphs[ends_block] = self._captured(ends_block)
+                for form in itertools.product({resident.ends_chunk, True}, (False, True)):
+                    self._graphs[form] = self._captured(*form)
 
     @property
     def resident(self) -> GraphBatch:
@@ -52,24 +56,32 @@ class CapturedStep:
         return self._resident
 
     def run(self, tokens: Sequence[int] | None = None) -> None:
-        """One step, of `tokens` or of what was chosen in the last; the host does not wait.
+        """One step, of `tokens` by place or of what was chosen in the last; the host does not wait.
 
         Raises `PoolExhausted` before any change.
         """
         self._resident.preallocate_pages()
         if tokens is not None:
-            self.tokens[: len(tokens)].copy_(torch.tensor(tokens))
-        ends_block = self._resident.ends_chunk
+            given = self._uploads.copy(np.array(tokens, np.int64)).view(torch.int64)
+            self.tokens[: len(tokens)].copy_(given)
+        form = self._resident.ends_chunk, self._resident.scores
         if self._graphs:
-            self._graphs[ends_block].replay()
+            self._graphs[form].replay()
         else:
             with torch.inference_mode():
-                self.step(ends_block)
+                self.step(*form)
 
-    def step(self, ends_block: bool) -> None:
+    def logits_of(self, places: Sequence[int]) -> torch.Tensor:
+        """Return the logits `[B, V]` of these places, valid until the next step."""
+        if list(places) == list(range(len(places))):
+            return self.logits[: len(places)]
+        chosen = self._uploads.copy(np.array(places, np.int64)).view(torch.int64)
+        return self.logits.index_select(0, chosen)
+
+    def step(self, ends_chunk: bool, scored: bool) -> None:
         """Run the captured work, which uses constant addresses and does not wait for the host."""
         resident, batch = self._resident, self._resident.batch
-        resident.begin()
+        resident.begin(scored=scored)
         batch.flags.index_copy_(0, resident.staging_slots, self._classes[self.tokens])
         logits = forward(
             self._served,
@@ -82,12 +94,12 @@ class CapturedStep:
         assert logits is not None
         self.logits.copy_(logits)
         self.tokens.copy_(logits.argmax(-1))
-        if ends_block:
+        if ends_chunk:
             resident.retain()
         else:
             resident.advance_within_chunk()
 
-    def _captured(self, ends_block: bool) -> torch.cuda.CUDAGraph:
+    def _captured(self, ends_chunk: bool, scored: bool) -> torch.cuda.CUDAGraph:
         # no sequence has entered: stepping empty places changes no cache
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
@@ -95,7 +107,7 @@ class CapturedStep:
             with torch.cuda.stream(stream):
                 # kernels are compiled and libraries settle
                 for _ in range(3):
-                    self.step(ends_block)
+                    self.step(ends_chunk, scored)
                     # no chunk has begun
                     self._resident.batch.before.zero_()
             torch.cuda.current_stream().wait_stream(stream)
@@ -105,7 +117,7 @@ class CapturedStep:
                 _without_collection(),
                 torch.cuda.graph(graph, capture_error_mode="thread_local"),
             ):
-                self.step(ends_block)
+                self.step(ends_chunk, scored)
         return graph
 
 

@@ -27,9 +27,9 @@ _FEW = 8
 class CapturedSteps:
     """Graphs for at most `most` sequences: one of few places and one of all, for each codec.
 
-    A graph is captured at its first use, and applies the rules to `chunk_tokens` tokens at once. As
-    long as the same sequences are stepped, their tables stay on the device. Used by the engine's
-    thread alone.
+    A graph is captured at its first use, and applies the rules to `chunk_tokens` tokens at once.
+    As long as a sequence is stepped, its tables stay on the device. Used by the engine's thread
+    alone.
     """
 
     def __init__(
@@ -74,32 +74,44 @@ class CapturedSteps:
         `reserve(n, pages)` reserves pages for sequence n and returns False if it must wait. Raises
         `BatchChanged` in that case, or if sequences were preempted.
         """
-        step = self._entered(tuple(sequences))
+        step = self._entered(sequences)
         if step is None:
             return None
-        for place, need in enumerate(step.resident.needs()):
-            # reserving may have preempted a sequence, and then the batch has left the device
-            if step.resident.sequences and not reserve(place, need):
+        batch = step.resident
+        needs = dict(zip(batch.sequences, batch.needs(), strict=True))
+        for n, sequence in enumerate(sequences):
+            # reserving may preempt sequences, which leave the batch then
+            if sequence not in batch.sequences or not reserve(n, needs[sequence]):
                 raise BatchChanged
-        if step.resident.sequences != tuple(sequences):
+        if len(batch.sequences) < len(sequences):
             raise BatchChanged
-        step.run(tokens)
-        step.resident.sync_rows()
-        return step.logits[: len(sequences)]
+        places = batch.places_of(sequences)
+        fed = [0] * batch.places
+        for place, token in zip(places, tokens, strict=True):
+            fed[place] = token
+        step.run(fed)
+        batch.sync_rows()
+        return step.logits_of(places)
 
-    def _entered(self, sequences: tuple[SequencePages, ...]) -> CapturedStep | None:
-        if self._last is not None:
-            if self._last.resident.sequences == sequences:
-                return self._last
-            self._last.resident.leave()
-        self._last = self._for(sequences)
-        if self._last is not None:
-            self._last.resident.enter(sequences)
-        return self._last
+    def _entered(self, sequences: Sequence[SequencePages]) -> CapturedStep | None:
+        """Return the step that these sequences are in from here on, and no others."""
+        step, wanted = self._for(sequences), set(sequences)
+        for batch in {one.resident for one in (self._last, step) if one is not None}:
+            is_chosen = step is not None and batch is step.resident
+            batch.leave([s for s in batch.sequences if not is_chosen or s not in wanted])
+        self._last = step
+        if step is not None:
+            here = set(step.resident.sequences)
+            step.resident.enter([s for s in sequences if s not in here])
+        return step
 
-    def _for(self, sequences: tuple[SequencePages, ...]) -> CapturedStep | None:
+    def _for(self, sequences: Sequence[SequencePages]) -> CapturedStep | None:
         """Return the step that can run these sequences, or None."""
         codec, count = sequences[0].codec, len(sequences)
+        last = self._last
+        if last is not None and count > self._sizes[0] // 2 and last.resident.fits(sequences):
+            # all would move where the number of sequences goes up and down by one
+            return last
         steps = (self._captured(codec, places) for places in self._sizes if places >= count)
         step = next((step for step in steps if step is not None), None)
         return step if step is not None and step.resident.fits(sequences) else None

@@ -11,7 +11,7 @@ import torch
 from kvstore.errors import PoolExhausted
 from kvstore.pool import ChunkPart, PageCount, PagePool, RetentionChunk, SequencePages
 from kvstore.row_codecs import MODEL_ROWS, RowCodec
-from services.decode.engine.step import forward_step
+from services.decode.engine.step import forward_step, run_step
 from services.runtime.model.served_model import ServedModel, load_model
 from tests.services.decode.engine.engine_parts import prefill
 
@@ -19,7 +19,8 @@ pytest.importorskip("triton")
 
 from kvstore.pool.graph_batch import GraphBatch
 from services.decode.engine.cuda_graph import CapturedStep
-from tests.pretended_cuda.tensors import Waits
+from tests.pretended_cuda.recording import Launches
+from tests.pretended_cuda.tensors import DeviceTensor, Waits
 
 pytestmark = pytest.mark.usefixtures("sanitized")
 
@@ -126,23 +127,73 @@ def test_a_graph_step_equals_the_engines_step(served: ServedModel, codec: str, c
     assert (pools[0].used_pages, pools[0].used_metadata_pages, pools[0].reserved_pages) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("any_device", ["", "gpu"], indirect=True)
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_sequences_come_and_go_while_others_stay(served: ServedModel, chunk: int) -> None:
+    """A sequence leaves after a step, and another takes its place; the third stays in its own."""
+    pools = [new_pool(served) for _ in range(2)]
+    (ours, tokens), (theirs, fed) = (opened(served, pool, "coverage") for pool in pools)
+    (late, late_tokens), (late_theirs, _) = (opened(served, pool, "coverage") for pool in pools)
+    batch = GraphBatch(pools[0], MODEL_ROWS, 2, chunk)
+    step = CapturedStep(served, batch)
+    batch.enter(ours)
+
+    def step_both(mine: list[SequencePages], others: list[SequencePages], fed: list[int]) -> None:
+        places = batch.places_of(mine)
+        by_place = [fed[places.index(place)] for place in range(2)]
+        step.run(by_place)
+        with torch.inference_mode():
+            logits = run_step(served, others, fed)
+            torch.testing.assert_close(step.logits_of(places), logits, atol=2e-4, rtol=1e-4)
+        batch.sync_rows()
+
+    step_both(ours, theirs, fed)
+    before = Waits.count
+    batch.leave(ours[:1])
+    if isinstance(batch.batch.rows, DeviceTensor):
+        # one for the tables, and one for the rows where that ends a chunk
+        assert Waits.count == before + (2 if chunk > 1 else 1)
+    assert batch.sequences == (ours[1],)
+    assert ours[0].length == theirs[0].length
+    before = Waits.count
+    batch.enter(late[:1])
+    assert Waits.count == before
+    assert batch.places_of([late[0], ours[1]]) == [0, 1]
+    step_both([late[0], ours[1]], [late_theirs[0], theirs[1]], [late_tokens[0], tokens[1]])
+    batch.leave()
+    pairs = [(ours[0], theirs[0]), (ours[1], theirs[1]), (late[0], late_theirs[0])]
+    for one, other in pairs:
+        assert one.reservation.used == other.reservation.used
+        assert one.length == other.length
+        for mine, yours in zip(state(one), state(other), strict=True):
+            assert [at for at, *_ in mine] == [at for at, *_ in yours]
+    for sequence in (*ours, *late):
+        sequence.release()
+    assert (pools[0].used_pages, pools[0].used_metadata_pages, pools[0].reserved_pages) == (0, 0, 0)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a real one does not count")
 @pytest.mark.parametrize("any_device", ["gpu"], indirect=True)
-def test_inside_a_block_the_host_waits_for_nothing(served: ServedModel) -> None:
+def test_inside_a_chunk_the_host_waits_for_nothing(served: ServedModel) -> None:
+    """A head's page is filled inside the chunk; its next page was lent at the chunk's beginning."""
     pool = new_pool(served)
-    sequences, _ = opened(served, pool, "full")
-    resident = GraphBatch(pool, MODEL_ROWS, 2, chunk_tokens=2)
-    step = CapturedStep(served, resident)
-    resident.enter(sequences)
+    sequences, tokens = opened(served, pool, "full")
+    batch = GraphBatch(pool, MODEL_ROWS, 2, chunk_tokens=12)
+    step = CapturedStep(served, batch)
+    batch.enter(sequences)
+    used = sequences[0].reservation.used
     before = Waits.count
-    # both have room for a row in their pages
-    step.run()
-    resident.sync_rows()
+    for _ in range(11):
+        step.run(tokens)
+        batch.sync_rows()
+    assert sequences[0].reservation.used.rows > used.rows
     assert Waits.count == before
+    launches = Launches.count
     step.run()
-    resident.sync_rows()
-    assert Waits.count > before
-    resident.leave()
+    assert (Waits.count, Launches.count) == (before, launches + 1)
+    batch.sync_rows()
+    assert Waits.count == before + 1
+    batch.leave()
 
 
 def test_a_reservation_that_is_too_small_is_refused_before_anything_changes(
