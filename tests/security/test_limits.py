@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from headwise import AsyncClient, Overloaded
+from headwise import AsyncClient, Overloaded, Unauthenticated
 from services.runtime.security.security_options import SecurityOptions
 from tests.security.small_server import serving
 from tests.security.tokens import entry, write
@@ -50,6 +50,22 @@ async def test_a_token_may_be_renewed_while_a_client_lives(tmp_path: Path) -> No
         write(file, entry("second-token", "globex"))
         token = "second-token"
         assert (await client.describe()).default_policy == "globex"
+
+
+async def test_a_service_that_starts_with_an_empty_file_is_never_open(tmp_path: Path) -> None:
+    file = write(tmp_path / "tenants.toml", "")
+    async with (
+        serving(tmp_path, SecurityOptions(tokens=str(file))) as server,
+        AsyncClient(server.target, tenant="victim") as stranger,
+        AsyncClient(server.target, token="late-token") as late,
+    ):
+        for client in (stranger, late):
+            with pytest.raises(Unauthenticated):
+                await client.describe()
+        write(file, entry("late-token", "acme"))
+        assert (await late.describe()).default_policy == "acme"
+        with pytest.raises(Unauthenticated):
+            await stranger.describe()
 
 
 @pytest.mark.parametrize("token", ["", "secret-token\n", "secret token", "secret-tökän"])

@@ -10,8 +10,11 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from headwise import Forbidden, HeadwiseError, InvalidRequest, Unauthenticated
 from headwise.errors import Overloaded
@@ -19,7 +22,7 @@ from services.runtime.process.serve_error import ServeError
 from services.runtime.security.authentication import Authentication
 from services.runtime.security.identity import Identity
 from services.runtime.security.security_options import SecurityOptions
-from tests.security.tokens import Issuer, entry, write
+from tests.security.tokens import Issuer, entry, pem, write
 
 
 def _identify(authentication: Authentication, token: str = "", tenant: str = "") -> Identity:
@@ -133,6 +136,54 @@ def test_limits_without_tokens_require_no_token(tmp_path: Path) -> None:
         assert isinstance(error, Overloaded)
 
 
+def test_an_empty_file_lets_nobody_in_until_it_has_tokens(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write(tmp_path / "tenants.toml", "# a secret that is filled later")
+    authentication = Authentication(SecurityOptions(tokens=str(file)))
+    assert f"{file} is empty: every call is refused" in caplog.text
+    for token in ("", "late-token"):
+        assert isinstance(_refusal(lambda t=token: _identify(authentication, t)), Unauthenticated)
+    write(file, entry("late-token", "acme"))
+    assert _identify(authentication, "late-token").tenant == "acme"
+    assert _refusal(lambda: _identify(authentication, tenant="acme")).reason == "TOKEN_MISSING"
+
+
+def test_tokens_that_come_later_are_asked_for_and_stay_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = '[tenants."*"]\nstreams = 1'
+    file = write(tmp_path / "tenants.toml", limits)
+    authentication = Authentication(SecurityOptions(tokens=str(file)))
+    assert "has limits and no token: every caller is accepted" in caplog.text
+    assert _identify(authentication, tenant="victim").tenant == "victim"
+    write(file, entry("late-token", "acme"), limits)
+    assert _refusal(lambda: _identify(authentication, tenant="victim")).reason == "TOKEN_MISSING"
+    assert _refusal(lambda: _identify(authentication, "wrong")).reason == "TOKEN_REFUSED"
+    assert _identify(authentication, "late-token").tenant == "acme"
+    write(file, limits)
+    assert _refusal(lambda: _identify(authentication, "late-token")).reason == "TOKEN_REFUSED"
+
+
+def test_callers_without_a_tenant_share_nothing_with_a_tenant(tmp_path: Path) -> None:
+    file = write(tmp_path / "tenants.toml", entry("bad-token", "default"))
+    with pytest.raises(ServeError, match="callers without a tenant: choose another name"):
+        Authentication(SecurityOptions(tokens=str(file)))
+    write(file, entry("service-token", "*"), "[tenants.default]\nstreams = 3")
+    authentication = Authentication(SecurityOptions(tokens=str(file)))
+    # decode names the namespace of callers without a tenant
+    for tenant in ("", "default"):
+        identity = _identify(authentication, "service-token", tenant)
+        assert identity.tenant == ""
+        assert identity.allowance.limits.streams == 3
+
+
+def test_one_token_twice_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "t.toml", entry("token", "acme"), entry("token", "globex"))
+    with pytest.raises(ServeError, match=r"tokens\[1\] is the same token as an earlier one"):
+        Authentication(SecurityOptions(tokens=str(file)))
+
+
 def test_the_file_is_read_again_and_a_broken_one_changes_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -158,7 +209,7 @@ def issuer() -> Issuer:
     return Issuer()
 
 
-def _jwt(folder: Path, content: str, **options: str) -> Authentication:
+def _jwt(folder: Path, content: str, **options: Any) -> Authentication:
     file = write(folder / "keys", content)
     return Authentication(SecurityOptions(jwt_keys=str(file), **options))
 
@@ -169,7 +220,6 @@ def test_a_signed_token_is_its_tenant(tmp_path: Path, issuer: Issuer, form: str)
     jwks = json.dumps({"keys": [other.jwk(), issuer.jwk()]})
     authentication = _jwt(tmp_path, issuer.pem() if form == "pem" else jwks)
     assert _identify(authentication, issuer.sign(tenant="acme")).tenant == "acme"
-    assert _identify(authentication, issuer.sign(tenant="*"), "globex").tenant == "globex"
     assert _refusal(lambda: _identify(authentication)).reason == "TOKEN_MISSING"
     expired = issuer.sign(-60, tenant="acme")
     assert _refusal(lambda: _identify(authentication, expired)).reason == "TOKEN_EXPIRED"
@@ -182,6 +232,36 @@ def test_a_signed_token_is_its_tenant(tmp_path: Path, issuer: Issuer, form: str)
         assert _refusal(lambda t=token: _identify(authentication, t)).reason == "TOKEN_REFUSED"
     endless = issuer.sign(tenant="acme", exp=None)
     assert _refusal(lambda: _identify(authentication, endless)).reason == "TOKEN_REFUSED"
+
+
+def test_a_signed_token_acts_for_every_tenant_only_where_that_is_allowed(
+    tmp_path: Path, issuer: Issuer
+) -> None:
+    token = issuer.sign(tenant="*")
+    for tenant in ("", "victim"):
+        error = _refusal(lambda t=tenant: _identify(_jwt(tmp_path, issuer.pem()), token, t))
+        assert error.reason == "TOKEN_REFUSED"
+    allowed = _jwt(tmp_path, issuer.pem(), jwt_any_tenant=True)
+    assert _identify(allowed, token, "globex").tenant == "globex"
+    reserved = issuer.sign(tenant="default")
+    assert _refusal(lambda: _identify(allowed, reserved)).reason == "TOKEN_REFUSED"
+
+
+def test_two_keys_of_one_id_and_short_keys_are_refused(tmp_path: Path, issuer: Issuer) -> None:
+    other = Issuer(issuer.key_id)
+    unnamed = [{**each.jwk(), "kid": None} for each in (issuer, other)]
+    for keys in ([issuer.jwk(), other.jwk()], unnamed):
+        with pytest.raises(ServeError, match="two keys have the same kid"):
+            _jwt(tmp_path, json.dumps({"keys": keys}))
+    for bits, served in ((1024, False), (2048, True)):
+        public = rsa.generate_private_key(65537, bits).public_key()
+        jwk = {**jwt.algorithms.RSAAlgorithm.to_jwk(public, as_dict=True), "kid": "r"}
+        for content in (pem(public), json.dumps({"keys": [issuer.jwk(), jwk]})):
+            if served:
+                assert _jwt(tmp_path, content).required
+                continue
+            with pytest.raises(ServeError, match="1024 bits: the least is 2048"):
+                _jwt(tmp_path, content)
 
 
 def test_issuer_and_audience_must_be_those_asked_for(tmp_path: Path, issuer: Issuer) -> None:

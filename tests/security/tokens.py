@@ -11,6 +11,7 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 from tests.security.certificates import replace
 
@@ -26,6 +27,12 @@ def write(file: Path, *lines: str) -> Path:
     """Replace the file at once."""
     replace(file, "\n".join(lines).encode())
     return file
+
+
+def pem(key: PublicKeyTypes) -> str:
+    """Return a public key in PEM form."""
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return key.public_bytes(serialization.Encoding.PEM, form).decode()
 
 
 @dataclasses.dataclass
@@ -44,9 +51,7 @@ class Issuer:
         return jwt.encode(claims, self._key, "ES256", headers={"kid": self.key_id})
 
     def pem(self) -> str:
-        public = self._key.public_key()
-        form = serialization.PublicFormat.SubjectPublicKeyInfo
-        return public.public_bytes(serialization.Encoding.PEM, form).decode()
+        return pem(self._key.public_key())
 
     def jwk(self, *, private: bool = False) -> dict[str, Any]:
         key = self._key if private else self._key.public_key()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import pathlib
 import time
 from collections.abc import Callable, Iterable
@@ -12,6 +13,7 @@ import jwt
 
 from headwise.connection import AUTHORIZATION_KEY, TENANT_KEY
 from headwise.errors import Forbidden, InvalidRequest, Unauthenticated
+from kvstore.tiers.content_key import DEFAULT_NAMESPACE
 from services.runtime.process.serve_error import ServeError
 from services.runtime.process.watched_files import WatchedFiles
 from services.runtime.security.allowance import Allowances
@@ -28,6 +30,8 @@ from services.runtime.security.tenants_file import (
 
 T = TypeVar("T")
 
+log = logging.getLogger("headwise.security")
+
 _SCHEME = "bearer "
 # gRPC accepts 8 KiB of metadata; longer tokens count as missing
 _MAX_TOKEN_CHARACTERS = 8192
@@ -35,15 +39,41 @@ _NO_TENANTS = TenantsFile()
 
 
 class Authentication:
-    """Finds the identity of a caller. Raises `ServeError` for files that cannot be used."""
+    """Finds the identity of a caller. Raises `ServeError` for files that cannot be used.
+
+    A file of limits alone asks for no token until the file has one. From then on every call needs
+    a token until the process ends, also when the file loses its tokens again.
+    """
 
     def __init__(self, options: SecurityOptions) -> None:
         self._file = _watched("--tokens", options.tokens, read_tenants_file)
         self._keys = _watched("--jwt-keys", options.jwt_keys, read_jwt_keys)
         self._rules = JwtRules(options.jwt_issuer, options.jwt_audience)
         self._tenant_claim = options.jwt_tenant_claim
-        self.required = self._keys is not None or bool(self._tenants.tokens)
+        self._jwt_any_tenant = options.jwt_any_tenant
+        # a file without any content is more likely a secret that is not filled yet than a wish
+        # to let every caller in, so it lets nobody in
+        empty = self._file is not None and self._tenants == _NO_TENANTS
+        self._required = self._keys is not None or empty
         self._allowances = Allowances(lambda tenant: self._tenants.limits_of(tenant))
+        self._warn(options.tokens)
+
+    @property
+    def required(self) -> bool:
+        """Whether calls need a token; once true it stays true."""
+        self._required = self._required or bool(self._tenants.tokens)
+        return self._required
+
+    def _warn(self, tokens_file: str) -> None:
+        if self._file is None or self._tenants.tokens:
+            return
+        if self.required and self._keys is None:
+            log.warning("%s is empty: every call is refused until it has a token", tokens_file)
+        elif not self.required:
+            log.warning(
+                "%s has limits and no token: every caller is accepted as the tenant it names",
+                tokens_file,
+            )
 
     def identify(self, metadata: Iterable[tuple[str, str | bytes]]) -> Identity:
         """Return the caller. Raises `Unauthenticated`, `Forbidden` or `InvalidRequest`."""
@@ -57,6 +87,9 @@ class Authentication:
             raise Forbidden(
                 "this token is for another tenant", "TENANT_REFUSED", {"field": TENANT_KEY}
             )
+        if tenant == DEFAULT_NAMESPACE:
+            # the name by which decode calls prefill for callers without a tenant
+            tenant = ""
         return Identity(tenant, self._allowances.of(tenant))
 
     @property
@@ -83,7 +116,9 @@ class Authentication:
             raise _expired() from None
         except jwt.PyJWTError:
             raise _refused() from None
-        if isinstance(tenant, str) and (tenant == ANY_TENANT or is_tenant_name(tenant)):
+        if tenant == ANY_TENANT and self._jwt_any_tenant:
+            return ANY_TENANT
+        if isinstance(tenant, str) and tenant != DEFAULT_NAMESPACE and is_tenant_name(tenant):
             return tenant
         raise _refused()
 

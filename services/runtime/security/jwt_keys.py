@@ -10,10 +10,13 @@ from typing import Any
 
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 # public-key algorithms only, because the key that checks an HMAC also makes valid tokens
 _ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA")
+# NIST SP 800-131A; PyJWT takes shorter keys with a warning
+_MIN_RSA_BITS = 2048
 # allowed difference between the clocks of two machines
 _LEEWAY_SECONDS = 10.0
 
@@ -76,7 +79,10 @@ def read_jwt_keys(path: pathlib.Path) -> JwtKeys:
 
 
 def _public_keys(document: Mapping[str, Any]) -> dict[str | None, jwt.PyJWK]:
-    """Return the public keys by id; private and symmetric keys in the document are ignored."""
+    """Return the public keys by id; private and symmetric keys in the document are ignored.
+
+    Raises `BadKeys` for two keys of one id, and for one that is too short.
+    """
     entries = (
         entry
         for entry in document["keys"]
@@ -85,9 +91,21 @@ def _public_keys(document: Mapping[str, Any]) -> dict[str | None, jwt.PyJWK]:
         and "d" not in entry
         and entry.get("use", "sig") == "sig"
     )
-    return {entry.get("kid"): jwt.PyJWK.from_dict(entry) for entry in entries}
+    keys: dict[str | None, jwt.PyJWK] = {}
+    for entry in entries:
+        key_id, key = entry.get("kid"), jwt.PyJWK.from_dict(entry)
+        if key_id in keys:
+            raise BadKeys("two keys have the same kid, or none: give each its own")
+        _require_length(key.key)
+        keys[key_id] = key
+    return keys
 
 
 def _require_public(content: str) -> str:
-    load_pem_public_key(content.encode())
+    _require_length(load_pem_public_key(content.encode()))
     return content
+
+
+def _require_length(key: object) -> None:
+    if isinstance(key, RSAPublicKey) and key.key_size < _MIN_RSA_BITS:
+        raise BadKeys(f"an RSA key of {key.key_size} bits: the least is {_MIN_RSA_BITS}")

@@ -40,3 +40,8 @@ class SecurityOptions:
     jwt_issuer: str = setting("", "Issuer that a JSON Web Token must name; empty for any.")
     jwt_audience: str = setting("", "Audience that a JSON Web Token must name; empty for any.")
     jwt_tenant_claim: str = setting("tenant", "Claim of a JSON Web Token that names the tenant.")
+    jwt_any_tenant: bool = setting(
+        False,
+        "Take a JSON Web Token whose tenant is * as that of a service, which may act for every "
+        "tenant. Give it only if the issuer alone decides the claim.",
+    )

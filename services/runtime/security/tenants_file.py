@@ -5,7 +5,8 @@
     tenant = "acme"                             # "*": a service, which names the tenant it acts for
     expires = 2027-01-01T00:00:00Z              # optional
 
-    [tenants.acme]                              # "*": every tenant not named
+    [tenants.acme]                              # "*": every tenant not named; default: callers
+                                                # without a tenant
     streams = 8                                 # streaming calls at once
     tokens_per_minute = 60000                   # prompt and answer together
     bytes = 1073741824                          # of sessions and running generations, in decode
@@ -22,6 +23,8 @@ import re
 import tomllib
 from collections.abc import Mapping
 from typing import Any
+
+from kvstore.tiers.content_key import DEFAULT_NAMESPACE
 
 ANY_TENANT = "*"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
@@ -57,7 +60,9 @@ class TenantsFile:
     limits: Mapping[str, TenantLimits] = dataclasses.field(default_factory=dict)
 
     def limits_of(self, tenant: str) -> TenantLimits:
-        return self.limits.get(tenant) or self.limits.get(ANY_TENANT) or TenantLimits()
+        """Return the tenant's own limits, or those of every tenant that is not named."""
+        named = self.limits.get(tenant or DEFAULT_NAMESPACE)
+        return named or self.limits.get(ANY_TENANT) or TenantLimits()
 
 
 def is_tenant_name(name: str) -> bool:
@@ -76,6 +81,8 @@ def read_tenants_file(path: pathlib.Path) -> TenantsFile:
     tokens: dict[str, StaticToken] = {}
     for place, entry in enumerate(content.get("tokens", [])):
         digest, token = _token(entry, f"tokens[{place}]")
+        if digest in tokens:
+            raise BadTenantsFile(f"tokens[{place}] is the same token as an earlier one")
         tokens[digest] = token
     limits = {
         _tenant(name, "tenants"): _limits(entry, f"tenants.{name}")
@@ -90,6 +97,12 @@ def _token(entry: Mapping[str, Any], where: str) -> tuple[str, StaticToken]:
     if not (isinstance(digest, str) and _DIGEST.fullmatch(digest)):
         raise BadTenantsFile(f"{where}.sha256 must be 64 hexadecimal digits, in lower case")
     tenant = _tenant(entry.get("tenant"), f"{where}.tenant")
+    if tenant == DEFAULT_NAMESPACE:
+        # its stored caches would be those of callers without a tenant
+        raise BadTenantsFile(
+            f"{where}.tenant: {DEFAULT_NAMESPACE} stands for callers without a tenant: "
+            "choose another name"
+        )
     if expires is None:
         return digest, StaticToken(tenant)
     if not isinstance(expires, datetime.datetime) or expires.tzinfo is None:
