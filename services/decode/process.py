@@ -242,7 +242,7 @@ async def _expire_sessions(parts: DecodeParts) -> None:
 
 async def _connect(source: PrefillSource, server: Server, target: str) -> None:
     """Report SERVING once prefill has answered and serves the same model."""
-    await server.set_serving(False)
+    server.set_serving(False)
     told = False
     while True:
         try:
@@ -264,4 +264,4 @@ async def _connect(source: PrefillSource, server: Server, target: str) -> None:
             told = True
             await asyncio.sleep(_CONNECT_PAUSE_SECONDS)
     log.info("prefill at %s serves the same model", target)
-    await server.set_serving(True)
+    server.set_serving(True)

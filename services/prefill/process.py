@@ -53,7 +53,7 @@ async def serve_prefill(options: PrefillOptions) -> None:
     server.add(
         lambda grpc_server: store_pb2_grpc.add_CacheServiceServicer_to_server(caches, grpc_server)
     )
-    await server.set_serving(True)
+    server.set_serving(True)
     expiring = asyncio.create_task(_expire_leases(parts))
     try:
         await server.run()

@@ -52,6 +52,7 @@ class SmallServer:
     metrics_port: int
     health_port: int
     echo: Echo
+    server: Server
 
     @property
     def target(self) -> str:
@@ -66,7 +67,7 @@ async def serving(folder: Path, security: SecurityOptions) -> AsyncIterator[Smal
     server = Server(ServerOptions(ready_file=str(ready), drain_seconds=5.0), security, 0, SERVICE)
     echo = Echo()
     server.add(lambda shell: decode_pb2_grpc.add_DecodeServiceServicer_to_server(echo, shell))
-    await server.set_serving(True)
+    server.set_serving(True)
     running = asyncio.create_task(server.run())
     try:
         while not ready.exists():
@@ -74,7 +75,7 @@ async def serving(folder: Path, security: SecurityOptions) -> AsyncIterator[Smal
             await asyncio.sleep(0.01)
         ports = json.loads(ready.read_text())
         health = ports.get("health_port", 0)
-        yield SmallServer(ports["port"], ports["metrics_port"], health, echo)
+        yield SmallServer(ports["port"], ports["metrics_port"], health, echo, server)
     finally:
         echo.hold.set()
         server.stop()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from wsgiref.simple_server import WSGIServer
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
@@ -31,6 +31,7 @@ from services.runtime.replicas.servicer import ReplicaServicer
 from services.runtime.security.authentication import Authentication
 from services.runtime.security.security_options import SecurityOptions
 from services.runtime.security.tls import server_credentials
+from services.runtime.serving.health_service import HealthService
 from services.runtime.serving.interceptor import StatusInterceptor
 from services.runtime.startup.addresses import listen_problems
 from services.runtime.startup.problem import require_none
@@ -64,7 +65,7 @@ class Server:
     ) -> None:
         self._options = options
         self._service = service
-        self._health = health.aio.HealthServicer()
+        self._health = HealthService()
         authentication = Authentication(security)
         self._router = _router(options, security, routes or {})
         self._calls = StatusInterceptor(authentication, self._router)
@@ -80,6 +81,7 @@ class Server:
             log.warning("tokens arrive in plain text and can be read on the network: configure TLS")
         self._probes, self._health_port = self._probe_server(security.health_port)
         self._stopping = asyncio.Event()
+        self.set_serving(False)
 
     def _bind(
         self,
@@ -110,12 +112,10 @@ class Server:
         """Add the service's own handlers."""
         register(self._server)
 
-    async def set_serving(self, serving: bool) -> None:
+    def set_serving(self, serving: bool) -> None:
         """Set the answer of the health service, for the service and for the server."""
-        answer = health_pb2.HealthCheckResponse
-        status = answer.SERVING if serving else answer.NOT_SERVING
         for name in (self._service, ""):
-            await self._health.set(name, status)
+            self._health.set(name, serving=serving)
         metrics.SERVING.set(serving)
 
     def stop(self) -> None:
@@ -126,7 +126,7 @@ class Server:
         """Serve until `stop` or SIGTERM, then let running calls finish within the drain time."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self.stop)
-        await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
+        self._health.set(LIVE, serving=True)
         metrics_server = self._start_metrics()
         for server in self._servers:
             await server.start()
@@ -157,7 +157,7 @@ class Server:
 
     async def _drain(self) -> None:
         log.info("draining for at most %g s", self._options.drain_seconds)
-        await self.set_serving(False)
+        self.set_serving(False)
         stopping = asyncio.create_task(self._server.stop(self._options.drain_seconds))
         idle = asyncio.create_task(self._calls.idle())
         await asyncio.wait((stopping, idle), return_when=asyncio.FIRST_COMPLETED)
