@@ -13,10 +13,11 @@ from headwise.caches import AsyncCacheCalls
 from headwise.connection import Connection, Token
 from headwise.descriptions import ServiceDescription, description_from_proto
 from headwise.errors import Cancelled, InternalError, from_rpc_error
+from headwise.loop_channel import LoopChannel
 from headwise.reading import messages
 from headwise.replicas import AsyncRoutedChannel
 from headwise.requests import GenerateOptions, Prompt, generate_request
-from headwise.results import Delta, Result, delta_from_proto, result_from_proto
+from headwise.results import Answers, Delta, Result
 from headwise.sessions import AsyncSessionCalls
 from headwise.tls import Tls
 from headwise.tracing import begin_call
@@ -30,18 +31,14 @@ class AsyncGeneration:
 
     def __init__(self, call: Any) -> None:
         self._call = call
-        self._results: dict[int, Result] = {}
+        self._answers = Answers()
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
         try:
             async for response in messages(self._call):
-                # parts that only a newer client knows are passed over
-                match response.WhichOneof("part"):
-                    case "result":
-                        result = result_from_proto(response.result)
-                        self._results[result.index] = result
-                    case "delta":
-                        yield delta_from_proto(response.delta)
+                delta = self._answers.take(response)
+                if delta is not None:
+                    yield delta
         except grpc.RpcError as rpc_error:
             raise from_rpc_error(rpc_error) from rpc_error
         except asyncio.CancelledError as error:
@@ -59,16 +56,16 @@ class AsyncGeneration:
 
     async def results(self) -> tuple[Result, ...]:
         """Results of all answers, by index. Reads the rest of the stream first if need be."""
-        if not self._results:
+        if not self._answers.results:
             async for _ in self:
                 pass
-        if not self._results:
+        if not self._answers.results:
             raise InternalError("the stream ended without a result", "NO_RESULT")
-        return tuple(self._results[index] for index in sorted(self._results))
+        return self._answers.results
 
     async def text(self) -> str:
-        """Return the remaining text of the first answer."""
-        return "".join([delta.text async for delta in self if delta.index == 0])
+        """The first answer's whole text. Reads the rest of the stream first if need be."""
+        return (await self.result()).text
 
     def cancel(self) -> None:
         """Stop the generation; does nothing if it has ended."""
@@ -78,7 +75,8 @@ class AsyncGeneration:
 class AsyncClient:
     """Generates text through a Headwise decode service at `target` ("host:port").
 
-    The arguments are those of `headwise.Client`.
+    The arguments are those of `headwise.Client`. A client may be used in one event loop after
+    another: each loop gets a channel of its own.
     """
 
     def __init__(
@@ -95,7 +93,7 @@ class AsyncClient:
         connections = [
             Connection(each, tls, credentials, token, retries, tenant) for each in targets
         ]
-        channels = [connection.open_async() for connection in connections]
+        channels = [LoopChannel(connection.open_async) for connection in connections]
         if not channels:
             raise ValueError("no target")
         self._connection = connections[0]

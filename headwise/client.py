@@ -14,7 +14,7 @@ from headwise.descriptions import ServiceDescription, description_from_proto
 from headwise.errors import InternalError, from_rpc_error
 from headwise.replicas import RoutedChannel
 from headwise.requests import GenerateOptions, Prompt, generate_request
-from headwise.results import Delta, Result, delta_from_proto, result_from_proto
+from headwise.results import Answers, Delta, Result
 from headwise.sessions import SessionCalls
 from headwise.tls import Tls
 from headwise.tracing import begin_call
@@ -24,25 +24,21 @@ _GENERATE = "headwise.v1.DecodeService/Generate"
 
 
 class Generation:
-    """A running generation: iterate over its deltas, then read `result`.
+    """A running generation: iterate over its deltas, or read its `result`, which has the text.
 
     `cancel`, or the end of a `with` block, stops the work in both services.
     """
 
     def __init__(self, call: Any) -> None:
         self._call = call
-        self._results: dict[int, Result] = {}
+        self._answers = Answers()
 
     def __iter__(self) -> Iterator[Delta]:
         try:
             for response in self._call:
-                # parts that only a newer client knows are passed over
-                match response.WhichOneof("part"):
-                    case "result":
-                        result = result_from_proto(response.result)
-                        self._results[result.index] = result
-                    case "delta":
-                        yield delta_from_proto(response.delta)
+                delta = self._answers.take(response)
+                if delta is not None:
+                    yield delta
         except grpc.RpcError as rpc_error:
             raise from_rpc_error(rpc_error) from rpc_error
         finally:
@@ -56,16 +52,16 @@ class Generation:
     @property
     def results(self) -> tuple[Result, ...]:
         """Results of all answers, by index. Reads the rest of the stream first if need be."""
-        if not self._results:
+        if not self._answers.results:
             for _ in self:
                 pass
-        if not self._results:
+        if not self._answers.results:
             raise InternalError("the stream ended without a result", "NO_RESULT")
-        return tuple(self._results[index] for index in sorted(self._results))
+        return self._answers.results
 
     def text(self) -> str:
-        """Return the remaining text of the first answer."""
-        return "".join(delta.text for delta in self if delta.index == 0)
+        """The first answer's whole text. Reads the rest of the stream first if need be."""
+        return self.result.text
 
     def cancel(self) -> None:
         """Stop the generation; does nothing if it has ended."""

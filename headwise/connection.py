@@ -9,6 +9,7 @@ from collections.abc import Callable
 import grpc
 
 from headwise.channel import ChannelOptions, channel_options
+from headwise.target import target_fault
 from headwise.tls import Tls
 
 # a token, or a callable that returns one for each call, so that tokens can be renewed
@@ -25,7 +26,8 @@ TENANT_KEY = "x-headwise-tenant"
 class Connection:
     """Target, encryption and identity of a client's calls.
 
-    Raises `ValueError` for a token that would cross a network in plain text.
+    Raises `ValueError` for a target that is not HOST:PORT, and for a token that would cross a
+    network in plain text.
     """
 
     target: str
@@ -36,6 +38,9 @@ class Connection:
     tenant: str = ""
 
     def __post_init__(self) -> None:
+        fault = target_fault(self.target)
+        if fault is not None:
+            raise ValueError(f"target {self.target!r}: {fault}")
         if self.tls is not None and self.credentials is not None:
             raise ValueError("give tls or credentials, not both")
         plain_text = self.tls is None and self.credentials is None

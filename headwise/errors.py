@@ -31,6 +31,8 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 DOMAIN = "headwise"
+# how gRPC tells that something else than gRPC answers
+_OTHER_PROTOCOL = ("http1.x server", "unexpected HTTP status", "Failed parsing HTTP/2")
 _DETAILS_KEY = "grpc-status-details-bin"
 
 
@@ -170,7 +172,23 @@ def from_rpc_error(rpc_error: grpc.RpcError) -> HeadwiseError:
     if code is grpc.StatusCode.INTERNAL and reason == code.name and "RST_STREAM" in message:
         # a proxy whose server has gone away sends this; a Headwise server would give a reason
         return Unavailable("the connection was lost on the way", "STREAM_RESET")
+    if reason == code.name:
+        message, kind, reason = _in_plain_words(code, message)
+        return kind(message, reason, metadata, retry)
     return BY_CODE.get(code, HeadwiseError)(message, reason, metadata, retry)
+
+
+def _in_plain_words(code: grpc.StatusCode, message: str) -> tuple[str, type[HeadwiseError], str]:
+    """Message, class and reason of a status that no Headwise service has given."""
+    kind = BY_CODE.get(code, HeadwiseError)
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        advice = "another service answers at this address: give that of a Headwise decode"
+        return f"{advice} ({message})", kind, code.name
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
+        return f"the request is too large: {message}", InvalidRequest, "REQUEST_TOO_LARGE"
+    if any(text in message for text in _OTHER_PROTOCOL):
+        return f"no gRPC service answers at this address ({message})", kind, code.name
+    return message, kind, code.name
 
 
 def _details(trailing: Iterable[tuple[str, bytes]]) -> list[Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 
 from headwise.connection import Metadata
+from headwise.loop_channel import LoopChannel
 from headwise.v1 import replica_pb2, replica_pb2_grpc
 
 # the id of a session ends in the tag of the replica that has it
@@ -111,7 +112,7 @@ class RoutedChannel:
 class AsyncRoutedChannel:
     """The same for asyncio."""
 
-    def __init__(self, channels: Sequence[grpc.aio.Channel], metadata: _Asks) -> None:
+    def __init__(self, channels: Sequence[LoopChannel], metadata: _Asks) -> None:
         self.channels = tuple(channels)
         self._metadata = metadata
         self._turns = _Turns(len(self.channels))
@@ -152,7 +153,7 @@ class AsyncRoutedChannel:
     async def _ask_all(self) -> dict[str, int]:
         request, metadata = replica_pb2.DescribeReplicaRequest(), self._metadata()
         asked = [
-            replica_pb2_grpc.ReplicaServiceStub(channel).DescribeReplica(
+            replica_pb2_grpc.ReplicaServiceStub(channel.current()).DescribeReplica(
                 request, timeout=_ASK_SECONDS, metadata=metadata
             )
             for channel in self.channels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict, Unpack, cast
 
 from google.protobuf.json_format import ParseDict, ParseError
@@ -21,8 +21,8 @@ class Message:
     content: str
 
 
-# text, token ids, or a conversation
-Prompt = str | Sequence[int] | Sequence[Message]
+# text, token ids, or a conversation, whose messages may be dicts with role and content
+Prompt = str | Sequence[int] | Sequence[Message | Mapping[str, str]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,7 +71,8 @@ class GenerateOptions(TypedDict, total=False):
     - `policy`: a name or a `Policy`; absent means the server's default.
     - `codec`: the codec of the kept rows: "model", "fp8", "int8", "int4", or two of these for keys
       and values, as "int8/int4"; absent means "model", the model's own dtype.
-    - `sampling`: absent means greedy.
+    - `sampling`: absent means greedy. `temperature` and the other parameters of `Sampling` may be
+      given as keywords of their own in its place.
     - `max_tokens`: tokens to generate at most; absent or 0 means the server's default.
     - `stop`: a text, or several, that end the answer; the answer does not contain them.
     - `stop_token_ids`: tokens that end the answer, besides the model's own end tokens.
@@ -87,6 +88,16 @@ class GenerateOptions(TypedDict, total=False):
     policy: Policy | str
     codec: str
     sampling: Sampling
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int | None
+    min_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    n: int
+    logprobs: int
     max_tokens: int
     stop: str | Sequence[str]
     stop_token_ids: Sequence[int]
@@ -116,7 +127,7 @@ def generate_request(
     if unknown:
         raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
     policy, codec = values.pop("policy", ""), values.pop("codec", "")
-    sampling = values.pop("sampling", None) or Sampling()
+    sampling = _sampling(values)
     ttl_seconds = values.pop("session_ttl_seconds", 0.0)
     if "stop" in values:
         values["stop"] = _texts(values["stop"])
@@ -129,6 +140,16 @@ def generate_request(
     request.sampling.CopyFrom(sampling.to_proto())
     _set_prompt(request, prompt)
     return request
+
+
+def _sampling(values: dict[str, Any]) -> Sampling:
+    """Take the sampling out of `values`, given whole or by its parameters."""
+    whole: Sampling | None = values.pop("sampling", None)
+    names = {field.name for field in dataclasses.fields(Sampling)} & values.keys()
+    parameters = {name: values.pop(name) for name in names}
+    if whole is not None and parameters:
+        raise TypeError(f"give {min(parameters)} within sampling, or without sampling")
+    return whole or Sampling(**parameters)
 
 
 def keep_request(
@@ -192,13 +213,27 @@ def _set_prompt(
 ) -> None:
     if isinstance(prompt, str):
         request.text = prompt
-    elif isinstance(next(iter(prompt), None), Message):
-        messages = [
-            decode_pb2.ChatMessage(role=message.role, content=message.content)
-            for message in cast(Sequence[Message], prompt)
-        ]
+        return
+    if isinstance(prompt, Message | Mapping | bytes) or not isinstance(prompt, Iterable):
+        raise TypeError(f"a prompt is a text, a list of token ids or of messages, not {prompt!r}")
+    entries = list(prompt)
+    if entries and isinstance(entries[0], Message | Mapping):
+        messages = [_message(place, entry) for place, entry in enumerate(entries)]
         request.chat.CopyFrom(decode_pb2.ChatMessages(messages=messages))
     else:
         _require_ids("prompt", prompt)
         # protobuf refuses values that are not token ids
-        request.tokens.CopyFrom(decode_pb2.TokenIds(ids=cast(Sequence[int], prompt)))
+        request.tokens.CopyFrom(decode_pb2.TokenIds(ids=cast(Sequence[int], entries)))
+
+
+def _message(place: int, entry: object) -> decode_pb2.ChatMessage:
+    if isinstance(entry, Mapping) and entry.keys() == {"role", "content"}:
+        entry = Message(entry["role"], entry["content"])
+    if not isinstance(entry, Message):
+        raise TypeError(
+            f"messages[{place}] is a Message, or a dict with role and content alone, not {entry!r}"
+        )
+    for name in ("role", "content"):
+        if not isinstance(getattr(entry, name), str):
+            raise TypeError(f"messages[{place}].{name} is a text, not {getattr(entry, name)!r}")
+    return decode_pb2.ChatMessage(role=entry.role, content=entry.content)

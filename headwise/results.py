@@ -128,7 +128,8 @@ class Result:
     """The end of an answer, with the memory and time that it took.
 
     `session_id`: the session that a next turn can continue; empty unless one was requested.
-    `codec`: the codec of the rows, `int8`, or `int8/int4` for keys and values.
+    `codec`: the codec of the rows, `int8`, or `int8/int4` for keys and values. `text`: the whole
+    answer.
     """
 
     finish_reason: FinishReason
@@ -142,6 +143,7 @@ class Result:
     index: int = 0
     session_id: str = ""
     codec: str = "model"
+    text: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -210,8 +212,33 @@ def session_from_proto(session: decode_pb2.Session) -> SessionInfo:
     )
 
 
-def result_from_proto(result: decode_pb2.Result) -> Result:
-    """Convert the last message of an answer."""
+class Answers:
+    """Texts and results of one call's answers, as its messages arrive."""
+
+    def __init__(self) -> None:
+        self._texts: dict[int, list[str]] = {}
+        self._results: dict[int, Result] = {}
+
+    def take(self, response: decode_pb2.GenerateResponse) -> Delta | None:
+        """Take in a message; returns its delta. Parts that a newer client knows are passed over."""
+        match response.WhichOneof("part"):
+            case "result":
+                text = "".join(self._texts.pop(response.result.index, ()))
+                self._results[response.result.index] = result_from_proto(response.result, text)
+            case "delta":
+                delta = delta_from_proto(response.delta)
+                self._texts.setdefault(delta.index, []).append(delta.text)
+                return delta
+        return None
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """Results of the answers that have ended, by index."""
+        return tuple(self._results[index] for index in sorted(self._results))
+
+
+def result_from_proto(result: decode_pb2.Result, text: str = "") -> Result:
+    """Convert the last message of an answer, whose text came before it."""
     return Result(
         finish_reason=_FINISH_REASONS.get(result.finish_reason, FinishReason.OTHER),
         usage=Usage(*(getattr(result.usage, f.name) for f in dataclasses.fields(Usage))),
@@ -227,6 +254,7 @@ def result_from_proto(result: decode_pb2.Result) -> Result:
         index=result.index,
         session_id=result.session_id,
         codec=_codec(result.codec),
+        text=text,
     )
 
 

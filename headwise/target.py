@@ -14,6 +14,8 @@ def target_fault(target: str) -> str | None:
     """Return what is wrong with the spelling of a target, or None."""
     if _RESOLVED.match(target):
         return None
+    if not target.isprintable():
+        return "an address has printable characters alone: give HOST:PORT"
     if not target.strip():
         return "the address is empty: give HOST:PORT"
     scheme = _SCHEME.match(target)

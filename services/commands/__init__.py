@@ -6,14 +6,16 @@ import os
 
 import click
 
+from headwise.commands import HELP_NAMES
+from headwise.commands.cache import cache
+from headwise.commands.generate import generate
+from headwise.commands.one_line_errors import OneLineErrors
 from headwise.version import __version__
-from services.commands.cache import cache
 from services.commands.calibrate import calibrate
 from services.commands.decode import decode
 from services.commands.demo import demo
 from services.commands.doctor import doctor
 from services.commands.eval import evaluate_policies
-from services.commands.generate import generate
 from services.commands.inspect_cache import inspect_cache
 from services.commands.prefill import prefill
 from services.commands.top import top
@@ -22,7 +24,7 @@ from services.commands.variables import KNOWN_VARIABLES
 from services.runtime.process.configuration import refuse_unknown_variables
 
 
-@click.group(context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
+@click.group(cls=OneLineErrors, context_settings=HELP_NAMES)
 @click.version_option(__version__)
 def command_line() -> None:
     """Headwise: a KV cache service in which each attention head keeps only the rows it needs.

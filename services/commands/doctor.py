@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
-from services.commands.connection_options import ConnectionFlags, credential_options
+from headwise.commands.connection_options import ConnectionFlags, credential_options
 from services.doctor.machine_options import MachineOptions
 from services.runtime.process.configuration import build, options_of
 from services.runtime.process.host_address import host_and_port

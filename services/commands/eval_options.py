@@ -7,7 +7,7 @@ import pathlib
 
 import click
 
-from services.commands.grouped_options import Flag, grouped
+from headwise.commands.grouped_options import Flag, grouped
 
 _READ = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
 _PARTS = ("forced", "needles", "ruler", "conversation", "long")

@@ -7,7 +7,7 @@ import urllib.parse
 
 import click
 
-from services.commands.former_options import FormerOption, Values, renamed, renamed_flag
+from services.commands.former_options import FormerOption, Values, renamed
 from services.decode.options import DecodeOptions
 from services.prefill.options import PrefillOptions
 from services.runtime.process.trace_export import ENDPOINT, SAMPLER, SAMPLER_ARGUMENT
@@ -114,5 +114,3 @@ FORMER_DECODE = (
         lambda _, given: dict(given),
     ),
 )
-FORMER_TTL = renamed_flag("for", "ttl_seconds", "--ttl")
-FORMER_SESSION_TTL = renamed_flag("keep", "session_ttl_seconds", "--session-ttl")

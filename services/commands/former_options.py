@@ -52,17 +52,6 @@ def renamed(kind: type, former: str, present: str) -> FormerOption:
     )
 
 
-def renamed_flag(former: str, present: str, flag: str) -> FormerOption:
-    """A flag in seconds of a command without a configuration; `present` is its parameter."""
-    return FormerOption(
-        {former: float},
-        flag,
-        lambda _, given: {present: given[former]},
-        replaced=present,
-        has_variables=False,
-    )
-
-
 def former_options(*formers: FormerOption) -> Callable[[Command], Command]:
     """A decorator that adds the earlier options, hidden, and translates them before the command."""
 

@@ -8,7 +8,7 @@ import pathlib
 import click
 from rich.console import Console
 
-from services.pictures.figures import human_bytes
+from headwise.commands.figures import human_bytes
 from services.pictures.heads import HeadCell, head_map, legend
 
 

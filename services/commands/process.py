@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
@@ -14,6 +15,8 @@ from services.prefill.options import PrefillOptions
 from services.runtime.process.allocator import keep_freed_memory
 from services.runtime.process.configuration import build
 from services.runtime.process.logs import configure_logs
+
+log = logging.getLogger("headwise.server")
 
 Options = TypeVar("Options", PrefillOptions, DecodeOptions)
 
@@ -38,3 +41,7 @@ def run_process(
         asyncio.run(run())
     except (ServeError, KVStoreError) as error:
         raise click.ClickException(str(error)) from error
+    except Exception as error:
+        # a fault of a service that ran: its log is where the operator looks
+        log.exception("the service ends after an error")
+        raise click.ClickException(f"the service ends after an error: {error}") from error

@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from services.commands.connection_options import ConnectionFlags, credential_options
+from headwise.commands.connection_options import ConnectionFlags, credential_options
 
 if TYPE_CHECKING:
     from services.top.look import Look

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from headwise.commands.connection_options import CLIENT_VARIABLES
+from headwise.commands.one_line_errors import TRACEBACK_VARIABLE
 from services.commands.former_names import FORMER_DECODE, FORMER_PREFILL
 from services.decode.options import DecodeOptions
 from services.prefill.options import PrefillOptions
@@ -20,7 +22,8 @@ _FORMER = {
 
 KNOWN_VARIABLES = (
     _TESTS
-    | {CONFIG_VARIABLE}
+    | {CONFIG_VARIABLE, TRACEBACK_VARIABLE}
+    | set(CLIENT_VARIABLES.values())
     | _FORMER
     | {
         variable_of(name)

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from services.pictures.figures import human_bytes, human_seconds
+from headwise.commands.figures import human_bytes, human_seconds
 from services.top.look import Look, ServiceLook, SessionLook
 
 _NOT_KNOWN = "—"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import cast
 
 import grpc
@@ -17,7 +19,9 @@ from headwise import (
     DeadlineExceeded,
     Delta,
     FinishReason,
+    HeadwiseError,
     InternalError,
+    NotSupported,
     Overloaded,
     Unavailable,
 )
@@ -235,3 +239,75 @@ def test_a_cancelled_generation_raises_its_typed_error() -> None:
         generation.cancel()
         with pytest.raises(Cancelled):
             _ = generation.result
+
+
+def test_the_async_client_serves_one_event_loop_after_another() -> None:
+    with serving(_good) as (_, target):
+        client = AsyncClient(target)
+
+        async def ask() -> str:
+            return await client.generate("x").text()
+
+        assert asyncio.run(ask()) == asyncio.run(ask()) != ""
+
+
+def test_a_result_has_the_text_whatever_was_read_before() -> None:
+    with serving(_good) as (_, target), Client(target) as client:
+        assert client.generate("x").result.text == "ab"
+        generation = client.generate("x")
+        assert next(iter(generation)).text == "a"
+        whole = client.generate("x")
+        assert [delta.text for delta in whole] == ["a", "b"]
+        assert whole.text() == whole.result.text == "ab"
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("http://127.0.0.1:7080", "no http://"),
+        ("https://decode.example:7080/v1", "give decode.example:7080 and TLS"),
+        ("localhost", "port is missing"),
+        ("::1", "port is missing"),
+        ("127.0.0.1:http", "no port"),
+        ("127.0.0.1:70800", "no port"),
+        ("127.0.0.1:7080/generate", "no path"),
+        (":7080", "host is missing"),
+        ("", "empty"),
+    ],
+)
+def test_a_target_that_is_no_address_is_told_in_plain_words(target: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Client(target)
+    with pytest.raises(ValueError, match=words):
+        AsyncClient(target)
+
+
+@pytest.mark.parametrize(
+    "target", ["[::1]:7080", "dns:///decode:7080", "dns:decode:7080", "unix:/run/decode.sock"]
+)
+def test_every_spelling_of_an_address_is_taken(target: str) -> None:
+    Client(target).close()
+
+
+def test_another_service_is_told_in_plain_words() -> None:
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with (
+        Client(f"127.0.0.1:{port}") as client,
+        pytest.raises(NotSupported, match="another service answers"),
+    ):
+        client.generate("x").text()
+    server.stop(None)
+
+
+def test_a_web_server_is_told_in_plain_words() -> None:
+    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with (
+        Client(f"127.0.0.1:{server.server_port}", retries=False) as client,
+        pytest.raises(HeadwiseError, match="no gRPC service answers"),
+    ):
+        client.generate("x").text()
+    server.shutdown()
+    server.server_close()

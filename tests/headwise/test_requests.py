@@ -174,3 +174,35 @@ def test_a_cache_is_kept_for_a_stated_time_and_unknown_keywords_are_refused() ->
         keep_request("text", "full", "", unknown)
     with pytest.raises(TypeError, match="seconds"):
         renew_request("handle", 0.0, unknown)
+
+
+def test_messages_may_be_dicts() -> None:
+    as_messages = generate_request([Message("user", "a"), Message("assistant", "b")])
+    as_dicts = generate_request(
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    )
+    assert as_dicts == as_messages
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ([{"role": "user"}], r"messages\[0\]"),
+        ([Message("user", "a"), "b"], r"messages\[1\]"),
+        ([{"role": "user", "content": ["a"]}], r"messages\[0\]\.content"),
+        ({"role": "user", "content": "a"}, "a list of"),
+        (Message("user", "a"), "a list of"),
+        (b"text", "a list of"),
+        (7, "a list of"),
+    ],
+)
+def test_a_prompt_of_another_kind_is_named(prompt: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        generate_request(prompt)
+
+
+def test_parameters_of_sampling_may_be_keywords() -> None:
+    whole = generate_request("a", sampling=Sampling(0.5, top_k=3, seed=4, n=2))
+    assert generate_request("a", temperature=0.5, top_k=3, seed=4, n=2) == whole
+    with pytest.raises(TypeError, match="give temperature within sampling"):
+        generate_request("a", sampling=Sampling(), temperature=0.5)

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from headwise.version import __version__
+from tests.conftest import Pair
+
 _ROOT = Path(__file__).parents[2]
 _PINS = _ROOT / "constraints-cpu.txt"
 
@@ -69,7 +72,7 @@ import importlib.util
 from headwise import AsyncClient, Client, Policy, __version__
 with Client("127.0.0.1:1") as client:
     client.generate("x", policy=Policy("full", {"x": 1}), max_tokens=1).cancel()
-for absent in ("torch", "transformers", "numpy", "click"):
+for absent in ("torch", "transformers", "numpy", "rich"):
     assert importlib.util.find_spec(absent) is None, absent
 print(__version__)
 """
@@ -77,11 +80,41 @@ print(__version__)
     assert said.strip()
 
 
-@pytest.mark.parametrize("arguments", [(), ("demo",), ("--help",)])
+@pytest.mark.parametrize("command", ["demo", "prefill", "decode", "doctor", "top", "eval"])
 def test_a_command_names_the_extra_it_misses(
-    clean_python: Path, tmp_path: Path, arguments: tuple[str, ...]
+    clean_python: Path, tmp_path: Path, command: str
 ) -> None:
-    ended = _run([str(clean_python.with_name("headwise")), *arguments], tmp_path)
+    ended = _run([str(clean_python.with_name("headwise")), command], tmp_path)
     assert ended.returncode != 0
     assert "headwise[serve]" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--version",), __version__),
+        (("--help",), "headwise[serve]"),
+        (("generate", "--help"), "HEADWISE_TARGET"),
+        (("cache", "keep", "--help"), "--ttl"),
+    ],
+)
+def test_the_client_alone_has_its_commands(
+    clean_python: Path, tmp_path: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    assert says in _require_success([str(clean_python.with_name("headwise")), *arguments], tmp_path)
+
+
+@pytest.mark.processes
+def test_the_client_alone_asks_and_stores(
+    clean_python: Path, tmp_path: Path, tiny_pair: Pair
+) -> None:
+    command = [str(clean_python.with_name("headwise"))]
+    target = ["--target", tiny_pair[1].target]
+    (tmp_path / "document").write_text("one two three")
+    handle = _require_success([*command, "cache", "keep", "document", *target], tmp_path).strip()
+    asked = _require_success(
+        [*command, "generate", " four", "--cache", handle, "--quiet", *target], tmp_path
+    )
+    assert asked.strip()
+    _require_success([*command, "cache", "release", handle, *target], tmp_path)

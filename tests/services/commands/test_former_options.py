@@ -13,8 +13,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from headwise.commands.connection_options import ConnectionFlags
 from services.commands import command_line
-from services.commands.connection_options import ConnectionFlags
 from services.commands.former_names import FORMER_DECODE, FORMER_PREFILL
 
 _ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"

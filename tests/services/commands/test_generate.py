@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
+
 import click
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from click.testing import Result as Ended
 
-from headwise import Client, Message, Policy, Sampling
+from headwise import Client, Message, Policy, Result, Sampling
+from headwise.commands.parameters import parse_parameters
 from services.commands import command_line
-from services.commands.parameters import parse_parameters
 from tests.conftest import Pair
 
 _PROMPT = "The with statement is used to wrap the execution of a block. " * 4
 
 
-def _generate(target: str, *arguments: str, stdin: str = "") -> Result:
+def _generate(target: str, *arguments: str, stdin: str = "") -> Ended:
     command = ["generate", "--target", target, *arguments]
     return CliRunner().invoke(command_line, command, input=stdin, env={"COLUMNS": "200"})
 
@@ -48,6 +53,36 @@ def test_every_option_reaches_the_service(tiny_pair: Pair) -> None:
     assert result.exit_code == 0
     assert result.stdout == expected + "\n"
     assert "coverage" in result.stderr
+
+
+@pytest.mark.processes
+def test_quiet_prints_the_answer_alone(tiny_pair: Pair) -> None:
+    result = _generate(tiny_pair[1].target, _PROMPT, "--quiet", "--session-ttl", "5")
+    assert result.exit_code == 0
+    assert result.stdout.strip()
+    assert result.stderr == ""
+
+
+@pytest.mark.processes
+def test_json_has_the_text_and_every_figure(tiny_pair: Pair) -> None:
+    target = tiny_pair[1].target
+    with Client(target) as client:
+        expected = client.generate(_PROMPT, max_tokens=5, session_ttl_seconds=5, n=2).results
+    result = _generate(target, _PROMPT, "--json", "--session-ttl", "5", "--max-tokens", "5", "-n2")
+    first, second = (json.loads(line) for line in result.stdout.splitlines())
+    assert (first["text"], second["text"]) == (expected[0].text, expected[1].text)
+    assert first.keys() == {field.name for field in dataclasses.fields(Result)}
+    assert first["session_id"]
+    assert first["usage"] == dataclasses.asdict(expected[0].usage)
+    assert result.stderr == ""
+
+
+@pytest.mark.processes
+def test_no_share_of_a_dense_cache_is_above_one(tiny_pair: Pair) -> None:
+    result = _generate(tiny_pair[1].target, "two words", "--max-tokens", "1")
+    shares = re.findall(r"\((\d+)%\)", result.stderr)
+    assert all(int(share) <= 100 for share in shares)
+    assert "resident in decode" in result.stderr
 
 
 @pytest.mark.processes

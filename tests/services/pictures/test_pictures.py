@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console, RenderableType
 
-from services.pictures.figures import human_bytes, human_seconds
+from headwise.commands.figures import human_bytes, human_seconds
 from services.pictures.heads import HeadCell, colour_of, head_map, legend
 
 

@@ -10,8 +10,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from headwise.commands.cache import cache
 from services.commands import command_line
-from services.commands.cache import cache
 from services.commands.variables import KNOWN_VARIABLES
 from services.decode.options import DecodeOptions
 from services.prefill.options import PrefillOptions

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from headwise import Policy, Sampling
-from services.commands.grouped_options import Flag, grouped
-from services.commands.parameters import parse_parameters
+from headwise.commands.grouped_options import Flag, grouped
+from headwise.commands.parameters import parse_parameters
 
 # the bounds of the protocol's types; the service has narrower ones
 UINT32 = click.IntRange(0, 2**32 - 1)
@@ -95,6 +95,11 @@ _SAMPLING: tuple[Flag, ...] = (
     ),
     click.option("--seed", type=_UINT64, help="Seed that makes sampling repeatable."),
     click.option(
-        "--answers", "-n", default=1, show_default=True, help="Number of answers to the prompt."
+        "--answers",
+        "-n",
+        type=click.IntRange(1, 2**32 - 1),
+        default=1,
+        show_default=True,
+        help="Number of answers to the prompt.",
     ),
 )

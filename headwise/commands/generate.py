@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
-from rich.console import Console
 
-from headwise import Message
 from headwise.client import Generation
-from services.commands.connection_options import ConnectionFlags, connection_options
-from services.commands.former_names import FORMER_SESSION_TTL
-from services.commands.former_options import former_options
-from services.commands.request_options import (
+from headwise.commands.connection_options import ConnectionFlags, connection_options
+from headwise.commands.durations import Seconds
+from headwise.commands.former_flags import former_flag
+from headwise.commands.output_options import OutputFlags, output_options
+from headwise.commands.request_options import (
     UINT32,
     PolicyFlags,
     SamplingFlags,
     policy_options,
     sampling_options,
 )
-from services.pictures.heads import HeadCell, head_map
-from services.pictures.result import result_table
+from headwise.commands.summary import as_json, print_heads, print_summary
+from headwise.commands.texts import STANDARD_INPUT, read_text, require_text
+from headwise.requests import Message
 
 
 @click.command()
@@ -41,6 +39,7 @@ from services.pictures.result import result_table
 @click.option(
     "--session-ttl",
     "session_ttl_seconds",
+    type=Seconds(),
     default=0.0,
     show_default=True,
     help="TTL in seconds of the session that is kept of the answer; 0 keeps none.",
@@ -48,11 +47,11 @@ from services.pictures.result import result_table
 @click.option(
     "--timeout",
     "timeout_seconds",
-    type=float,
+    type=Seconds(positive=True),
     help="Most seconds for the whole call; no limit by default.",
 )
-@click.option("--heads", is_flag=True, help="Show how many rows every head keeps.")
-@former_options(FORMER_SESSION_TTL)
+@output_options
+@former_flag("keep", "session_ttl_seconds", "--session-ttl")
 @connection_options
 def generate(
     prompt: str,
@@ -65,12 +64,12 @@ def generate(
     cache_handle: str,
     session_ttl_seconds: float,
     timeout_seconds: float | None,
-    heads: bool,
+    output: OutputFlags,
     connection: ConnectionFlags,
 ) -> None:
     """Generate an answer to PROMPT; a PROMPT of - is read from standard input."""
-    text = sys.stdin.read() if prompt == "-" else prompt
-    console = Console(stderr=True)
+    from_input = prompt == STANDARD_INPUT
+    text = read_text(prompt) if from_input else require_text("PROMPT", prompt)
     with connection.client() as client:
         generation = client.generate(
             [Message("user", text)] if chat else text,
@@ -78,24 +77,30 @@ def generate(
             codec=policy.codec,
             sampling=sampling.value(),
             max_tokens=max_tokens,
-            stop=stop,
-            report_heads=heads,
-            session_id=session_id,
-            cache_handle=cache_handle,
+            stop=[require_text("--stop", each) for each in stop],
+            report_heads=output.heads,
+            session_id=require_text("--session", session_id),
+            cache_handle=require_text("--cache", cache_handle),
             session_ttl_seconds=session_ttl_seconds,
             timeout_seconds=timeout_seconds,
         )
-        _print_text(generation, sampling.answers)
-        result = generation.result
-    for answer in generation.results:
-        if answer.session_id:
-            console.print(f"continue with --session {answer.session_id}", highlight=False)
-    console.print(
-        result_table({result.policy or "no cache": result}, f"answered by {connection.target}")
-    )
+        if not output.as_json:
+            _print_text(generation, sampling.answers)
+        results = generation.results
+    if output.as_json:
+        for result in results:
+            click.echo(as_json(result))
+    elif not output.quiet:
+        _print_figures(generation, output.heads, connection.target)
+
+
+def _print_figures(generation: Generation, heads: bool, target: str) -> None:
+    for result in generation.results[1:]:
+        if result.session_id:
+            click.echo(f"continue with --session {result.session_id}", err=True)
+    print_summary(generation.result, target)
     if heads:
-        cells = [HeadCell(h.layer, h.head, h.head_class, h.rows) for h in result.heads]
-        console.print(head_map(cells, result.usage.prompt_tokens - 1))
+        print_heads(generation.result)
 
 
 def _print_text(generation: Generation, answers: int) -> None:
@@ -105,8 +110,5 @@ def _print_text(generation: Generation, answers: int) -> None:
             click.echo(delta.text, nl=False)
         click.echo()
         return
-    texts = [""] * answers
-    for delta in generation:
-        texts[delta.index] += delta.text
-    for number, text in enumerate(texts, 1):
-        click.echo(f"[{number}] {text}")
+    for number, result in enumerate(generation.results, 1):
+        click.echo(f"[{number}] {result.text}")

@@ -11,21 +11,36 @@ from typing import Any
 import click
 
 from headwise import Client, HeadwiseError, Tls
-from headwise.connection import Connection
-from services.commands.grouped_options import Flag, grouped
+from headwise.commands.grouped_options import Flag, grouped
+from headwise.connection import Connection, is_token
+from headwise.target import target_fault
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
+# the variables of this module's flags; those of certificates would be a service's own
+CLIENT_VARIABLES = {
+    name: f"HEADWISE_{name.upper()}" for name in ("target", "tenant", "tls_ca", "token_file")
+}
 _TARGET: Flag = click.option(
     "--target",
     default="127.0.0.1:7080",
     show_default=True,
+    envvar=CLIENT_VARIABLES["target"],
+    show_envvar=True,
     help="Address of the decode service, as HOST:PORT.",
 )
 _CREDENTIALS: tuple[Flag, ...] = (
-    click.option("--tenant", default="", help="Tenant to call for; empty for the default one."),
+    click.option(
+        "--tenant",
+        default="",
+        envvar=CLIENT_VARIABLES["tenant"],
+        show_envvar=True,
+        help="Tenant to call for; empty for the default one.",
+    ),
     click.option(
         "--tls-ca",
         type=_FILE,
+        envvar=CLIENT_VARIABLES["tls_ca"],
+        show_envvar=True,
         help="PEM file with the authorities that the service's certificate must come from.",
     ),
     click.option(
@@ -36,7 +51,13 @@ _CREDENTIALS: tuple[Flag, ...] = (
     click.option(
         "--tls-key", type=_FILE, help="PEM file with the private key of --tls-certificate."
     ),
-    click.option("--token-file", type=_FILE, help="File with the token to send."),
+    click.option(
+        "--token-file",
+        type=_FILE,
+        envvar=CLIENT_VARIABLES["token_file"],
+        show_envvar=True,
+        help="File with the token to send.",
+    ),
 )
 
 
@@ -54,32 +75,49 @@ class ConnectionFlags:
     @contextlib.contextmanager
     def client(self) -> Iterator[Client]:
         """A client until the block ends; an error of a call ends the command with its message."""
-        tls = self._tls()
+        tls, token = self._checked()
         with _usage_errors():
-            client = Client(self.target, tls=tls, token=self._token(), tenant=self.tenant)
+            client = Client(self.target, tls=tls, token=token, tenant=self.tenant)
         try:
             with client:
                 yield client
         except HeadwiseError as error:
             raise click.ClickException(str(error)) from error
+        except TypeError as error:
+            # a value that its field of the request cannot hold
+            raise click.UsageError(str(error)) from error
 
     def connection(self) -> Connection:
         """A connection for calls that `Client` does not make. A failed call is not repeated."""
-        tls, token = self._tls(), self._token()
+        tls, token = self._checked()
         with _usage_errors():
             if tls is not None:
                 tls.credentials()
-            connection = Connection(
-                self.target, tls=tls, token=token, retries=False, tenant=self.tenant
-            )
-        try:
-            connection.metadata()
-        except ValueError as error:
-            raise click.UsageError(f"--token-file: {error}") from error
-        return connection
+            return Connection(self.target, tls=tls, token=token, retries=False, tenant=self.tenant)
+
+    def _checked(self) -> tuple[Tls | None, str | None]:
+        """TLS and token. Raises `click.UsageError` naming the flag with an unusable value."""
+        fault = target_fault(self.target)
+        if fault:
+            raise click.UsageError(f"--target {self.target}: {fault}")
+        if not (self.tenant.isascii() and (not self.tenant or self.tenant.isprintable())):
+            raise click.UsageError("--tenant: a tenant is letters, digits, dots, dashes and _")
+        return self._tls(), self._token()
 
     def _token(self) -> str | None:
-        return None if self.token_file is None else self.token_file.read_text().strip()
+        if self.token_file is None:
+            return None
+        try:
+            token = self.token_file.read_bytes().decode("utf-8-sig").strip()
+        except OSError as error:
+            message = f"--token-file {self.token_file}: {error.strerror}"
+            raise click.UsageError(message) from error
+        except UnicodeDecodeError:
+            token = ""
+        if not is_token(token):
+            advice = "give a file with one token, of printable ASCII without spaces"
+            raise click.UsageError(f"--token-file {self.token_file} holds no token: {advice}")
+        return token
 
     def _tls(self) -> Tls | None:
         """The TLS files, or None for plain text. Raises `click.UsageError` at half a pair."""

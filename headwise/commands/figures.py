@@ -17,3 +17,11 @@ def human_bytes(count: float) -> str:
 def human_seconds(seconds: float) -> str:
     """Milliseconds below one second."""
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def share_of(part: int, whole: int) -> str:
+    """Bytes, with their share of the dense cache where it is one.
+
+    A page holds many rows, so that the pages of a very short prompt take more than its rows would.
+    """
+    return f"{human_bytes(part)} ({part / whole:.0%})" if 0 < part <= whole else human_bytes(part)

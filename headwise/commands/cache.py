@@ -8,11 +8,12 @@ from typing import TextIO
 import click
 
 from headwise import Message, StoredCache
-from services.commands.connection_options import ConnectionFlags, connection_options
-from services.commands.former_names import FORMER_TTL
-from services.commands.former_options import former_options
-from services.commands.request_options import PolicyFlags, policy_options
-from services.pictures.figures import human_bytes
+from headwise.commands.connection_options import ConnectionFlags, connection_options
+from headwise.commands.durations import Seconds
+from headwise.commands.figures import human_bytes
+from headwise.commands.former_flags import former_flag
+from headwise.commands.request_options import PolicyFlags, policy_options
+from headwise.commands.texts import read_text
 
 _handle = click.argument("handle")
 
@@ -26,10 +27,11 @@ def cache() -> None:
 
 
 @cache.command()
-@click.argument("file", type=click.File(encoding="utf-8"))
+@click.argument("file")
 @click.option(
     "--ttl",
     "ttl_seconds",
+    type=Seconds(positive=True),
     default=3600.0,
     show_default=True,
     help="TTL of the stored cache in seconds.",
@@ -38,17 +40,17 @@ def cache() -> None:
     "--system", is_flag=True, help="Put FILE into the model's chat template, as a system prompt."
 )
 @policy_options("full", "Policy that chooses the rows to keep.")
-@former_options(FORMER_TTL)
+@former_flag("for", "ttl_seconds", "--ttl")
 @connection_options
 def keep(
-    file: TextIO,
+    file: str,
     ttl_seconds: float,
     system: bool,
     policy: PolicyFlags,
     connection: ConnectionFlags,
 ) -> None:
     """Store the cache of FILE and print its handle; a FILE of - is standard input."""
-    text = file.read()
+    text = read_text(file)
     with connection.client() as client:
         stored = client.caches.keep(
             [Message("system", text)] if system else text,
@@ -74,11 +76,12 @@ def show(handle: str, connection: ConnectionFlags) -> None:
 @click.option(
     "--ttl",
     "ttl_seconds",
+    type=Seconds(),
     default=0.0,
     show_default=True,
     help="New TTL in seconds, counted from this call; 0 for the TTL at first.",
 )
-@former_options(FORMER_TTL)
+@former_flag("for", "ttl_seconds", "--ttl")
 @connection_options
 def renew(handle: str, ttl_seconds: float, connection: ConnectionFlags) -> None:
     """Renew the lease of the stored cache HANDLE."""
