@@ -87,6 +87,16 @@ MEANINGS = {
     "STORE_UNAVAILABLE": ("The store cannot be reached.", "Retry; look at the store."),
     "STREAM_RESET": ("A proxy reset the connection.", "Retry."),
     "TENANT_BYTES": ("The tenant holds as many bytes as it may.", "Release sessions or caches."),
+    "TENANT_LEASES": ("The tenant has as many leases as it may.", "Release some."),
+    "TENANT_SESSIONS": ("The tenant has as many sessions as it may.", "Release some."),
+    "TENANT_STORED_BYTES": (
+        "The tenant has leases on as many bytes as it may.",
+        "Release some.",
+    ),
+    "LEASE_EVICTED": (
+        "The tenant had more than its share of the leases, and another tenant asked for one.",
+        "Keep the cache again; release leases that are not needed.",
+    ),
     "TENANT_REFUSED": ("The token is for another tenant.", "Send that tenant's token."),
     "TENANT_STREAMS": ("The tenant runs as many calls as it may.", "Wait for one to end."),
     "TENANT_TOKENS": (
@@ -104,7 +114,10 @@ MEANINGS = {
         "The caller took nothing of the answer for `--reader-stall-seconds`.",
         "Read on, or ask again.",
     ),
-    "TOO_MANY_LEASES": ("Prefill has as many leases as it may.", "Release some."),
+    "TOO_MANY_LEASES": (
+        "Prefill has as many leases as it may, and this tenant has most of them.",
+        "Release some.",
+    ),
     "UNAVAILABLE": ("The service cannot be reached.", "Check address and port; retry."),
     "UNKNOWN": ("A peer gave no reason.", "Read the message."),
     "UNKNOWN_FIELD": ("The request has a field newer than the server.", "Upgrade the server."),

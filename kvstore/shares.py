@@ -49,6 +49,10 @@ class Shares:
     def held(self, tenant: str) -> int:
         return self._held[tenant]
 
+    def holdings(self) -> Counter[str]:
+        """Return a copy of all holdings."""
+        return self._held.copy()
+
     def has_room(self, amount: int = 1) -> bool:
         return self.total + amount <= self.capacity
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -63,16 +64,20 @@ class PagePool:
         self._metadata = PageAccounts(self.metadata_pages, self.storage.forget_metadata_pages)
         self._lock = threading.Lock()
         self._free_slots = list(range(sequences))[::-1]
+        # by slot
+        self._open: dict[int, SequencePages] = {}
 
     def open(
         self,
         length: int = 0,
         reserve: PageCount | None = None,
         codec: RowCodec = MODEL_ROWS,
+        owner: str = "",
     ) -> SequencePages:
         """Open an empty sequence that has seen `length` tokens, with reserved pages.
 
-        The rows are held under `codec`. Raises `PoolExhausted` without any change.
+        The rows are held under `codec`. `owner` names who holds the sequence. Raises
+        `PoolExhausted` without any change.
         """
         row_pages = self.storage.row_pages(codec)
         reservation = Reservation(PageReservation(self._rows), PageReservation(self._metadata))
@@ -80,13 +85,16 @@ class PagePool:
         with self._lock:
             if self._free_slots:
                 slot = self._free_slots.pop()
-                return SequencePages(self, slot, reservation, length, row_pages)
+                opened = SequencePages(self, slot, reservation, length, row_pages, owner)
+                self._open[slot] = opened
+                return opened
         reservation.release()
         raise PoolExhausted(1, 0)
 
     def close_slot(self, slot: int) -> None:
         """Free a sequence's place in the tables; `SequencePages.release` calls this."""
         with self._lock:
+            del self._open[slot]
             self._free_slots.append(slot)
 
     def new_staged_rows(self, slots: int) -> StagedRows:
@@ -101,6 +109,22 @@ class PagePool:
         return pages_bound(
             self.shapes, tokens, self.page_rows, self.storage.row_pages(codec).page_rows
         )
+
+    def bytes_of(self, pages: PageCount) -> int:
+        """Return the bytes of so many pages."""
+        metadata = pages.metadata * self.storage.metadata_page_bytes
+        return pages.rows * self.storage.row_page_bytes + metadata
+
+    def bytes_by_owner(self) -> Counter[str]:
+        """Return the bytes that each owner's open sequences use or reserve.
+
+        Shared pages count for each sequence.
+        """
+        held: Counter[str] = Counter()
+        for sequence in tuple(self._open.values()):
+            reservation = sequence.reservation
+            held[sequence.owner] += self.bytes_of(reservation.used + reservation.unused)
+        return held
 
     @property
     def free_pages(self) -> int:

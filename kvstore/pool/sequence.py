@@ -28,7 +28,11 @@ class Pool(Protocol):
     tables: HeadTables
 
     def open(
-        self, length: int = 0, reserve: PageCount | None = None, codec: RowCodec = MODEL_ROWS
+        self,
+        length: int = 0,
+        reserve: PageCount | None = None,
+        codec: RowCodec = MODEL_ROWS,
+        owner: str = "",
     ) -> SequencePages:
         """Open another sequence; raises `PoolExhausted`."""
 
@@ -57,8 +61,10 @@ class SequencePages:
         reservation: Reservation,
         length: int,
         row_pages: RowPages,
+        owner: str = "",
     ) -> None:
         self.pool = pool
+        self.owner = owner
         self.slot = slot
         self.reservation = reservation
         self.row_pages = row_pages
@@ -147,7 +153,7 @@ class SequencePages:
         """
         self.sync()
         child = self.pool.open(
-            self.length, PageCount(0, self.reservation.used.metadata), self.codec
+            self.length, PageCount(0, self.reservation.used.metadata), self.codec, self.owner
         )
         try:
             child.tables.copy_from(self.tables)

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from kvstore.errors import InvalidParameter
+from kvstore.shares import who_yields
 from kvstore.tiers.base import MissReason, PutStatus
 from kvstore.tiers.content_key import ContentKey
 
@@ -20,6 +21,8 @@ _REMEMBERED_KEYS = 4096
 @dataclasses.dataclass(frozen=True, slots=True)
 class Budget:
     """Most bytes in all, and in single namespaces; a namespace without a quota may fill it all.
+
+    Where others need room, the namespace that holds most evicts first (`kvstore.shares`).
 
     `each_bytes` is the quota of every namespace that `quota_bytes` does not name; None for none.
     """
@@ -127,6 +130,10 @@ class Ledger:
         self._pins[key] += 1
         return True
 
+    def pinned(self, key: ContentKey) -> bool:
+        """Whether an entry is held and pinned."""
+        return self._pins[key] > 0
+
     def unpin(self, key: ContentKey) -> None:
         """Take back one `pin`; nothing happens if the entry has expired or was removed since."""
         if self._pins[key] > 1:
@@ -135,7 +142,7 @@ class Ledger:
             del self._pins[key]
 
     def _victims_for(self, entry: Entry) -> tuple[PutStatus, list[Entry]]:
-        """Choose entries to evict: for the quota in its namespace, then in all namespaces."""
+        """Choose entries to evict: for the quota in its namespace, then by shares in all."""
         own, quota = entry.key.namespace, self._budget.quota_of(entry.key.namespace)
         if entry.nbytes > self._budget.total_bytes:
             return PutStatus.FULL, []
@@ -150,9 +157,28 @@ class Ledger:
             limited = self._budget.limits(own)
             return PutStatus.OVER_QUOTA if limited else PutStatus.FULL, []
         freed = sum(e.nbytes for e in victims)
-        over = self._bytes.total() - replaced + entry.nbytes - freed - self._budget.total_bytes
-        more, over = _take([e for e in evictable if e not in victims], over)
-        return (PutStatus.FULL, []) if over > 0 else (PutStatus.STORED, victims + more)
+        held = collections.Counter(self._bytes)
+        held[own] -= replaced + freed
+        left = [e for e in self._entries.values() if e.key != entry.key and e not in victims]
+        while held.total() + entry.nbytes > self._budget.total_bytes:
+            victim = self._yielded(who_yields(held, own, entry.nbytes), own, left)
+            if victim is None:
+                return PutStatus.FULL, []
+            left.remove(victim)
+            victims.append(victim)
+            held[victim.key.namespace] -= victim.nbytes
+        return PutStatus.STORED, victims
+
+    def _yielded(self, yielding: str, own: str, left: list[Entry]) -> Entry | None:
+        """Return the entry that the yielding namespace gives up; None if it has none.
+
+        A pin protects from its own namespace, and from another one while it is within its share.
+        """
+        entries = [entry for entry in left if entry.key.namespace == yielding]
+        unpinned = [entry for entry in entries if not self._pins[entry.key]]
+        if yielding == own:
+            return next(iter(unpinned), None)
+        return next(iter(unpinned or entries), None)
 
     def _drop(self, entry: Entry, reason: MissReason) -> None:
         del self._entries[entry.key]

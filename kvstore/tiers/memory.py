@@ -100,6 +100,11 @@ class MemoryTier:
         with self._lock:
             return self._ledger.pin(key, self._clock())
 
+    def pinned(self, key: ContentKey) -> bool:
+        """Whether a cache is here and pinned."""
+        with self._lock:
+            return self._ledger.pinned(key)
+
     def unpin(self, key: ContentKey) -> None:
         with self._lock:
             self._ledger.unpin(key)

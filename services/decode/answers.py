@@ -17,6 +17,7 @@ from services.decode.generation import GenerationSpec
 from services.decode.memory.arbiter import MemoryArbiter
 from services.decode.memory.size_expectation import SizeExpectation
 from services.runtime.model.tokenizer import PromptTokenizer
+from services.runtime.security.identity import current_tenant
 
 
 class RunningAnswers:
@@ -103,7 +104,9 @@ class AnswerRunner:
         def tell(event: Event) -> None:
             self._doorbell.call(functools.partial(events.put_nowait, event))
 
-        leave = functools.partial(self._leave, time.monotonic())
+        # bound here: the engine's thread runs outside of any call
+        tenant = current_tenant()
+        leave = functools.partial(self._leave, time.monotonic(), tenant)
         return RunningSequence(
             pages=pages,
             suffix=spec.suffix,
@@ -113,7 +116,8 @@ class AnswerRunner:
             on_release=functools.partial(self._doorbell.call, leave),
             keep=keep,
             forks=forks,
+            owner=tenant,
         )
 
-    def _leave(self, began: float) -> None:
-        self._arbiter.leave(stayed_seconds=time.monotonic() - began)
+    def _leave(self, began: float, tenant: str) -> None:
+        self._arbiter.leave(stayed_seconds=time.monotonic() - began, tenant=tenant)

@@ -15,6 +15,7 @@ from services.decode.memory.arbiter import MemoryArbiter
 from services.decode.memory.intake import Intake
 from services.decode.memory.size_expectation import SizeExpectation
 from services.decode.report import TransferReport
+from services.runtime.security.identity import current_tenant
 from services.runtime.serving.convert import recorded_codec
 
 
@@ -28,6 +29,7 @@ class ArrivingCache:
     policy: cache_pb2.Policy
     tokens: int
     codec: RowCodec
+    owner: str
     max_answer_tokens: int = 0
 
 
@@ -53,13 +55,18 @@ class ArrivingCaches:
         await require_policy(policy, self._source.describe)
 
     def expected_bytes(self, cache: ArrivingCache) -> int:
-        """Bytes of the pages that the cache and its answer will probably take."""
-        pages, storage = self._expected_pages(cache), self._pool.storage
-        return pages.rows * storage.row_page_bytes + pages.metadata * storage.metadata_page_bytes
+        """Bytes of the pages that the cache and its answer will probably take.
+
+        Before any answer has ended they are those of the longest answer.
+        """
+        pages = self._expectation.pages(
+            cache.policy, cache.tokens, cache.max_answer_tokens, cache.codec, unseen_is_short=False
+        )
+        return self._pool.bytes_of(pages)
 
     def open(self, cache: ArrivingCache) -> SequencePages:
         """Reserve the expected pages. Raises `PoolExhausted`."""
-        return self._pool.open(cache.tokens, self._expected_pages(cache), cache.codec)
+        return self._pool.open(cache.tokens, self._expected_pages(cache), cache.codec, cache.owner)
 
     async def pull(
         self,
@@ -83,8 +90,9 @@ class ArrivingCaches:
         The load waits for room in the admission queue, as a generation does. Raises what admission
         and the fetch raise.
         """
-        cache = ArrivingCache(stored.policy, stored.tokens, recorded_codec(stored.codec))
-        pages = await self._arbiter.admit(1, None, lambda: self.open(cache))
+        codec, tenant = recorded_codec(stored.codec), current_tenant()
+        cache = ArrivingCache(stored.policy, stored.tokens, codec, tenant)
+        pages = await self._arbiter.admit(1, None, lambda: self.open(cache), tenant)
         try:
             transfer = self._source.fetch(handle, stored, pages, namespace, self._intake)
             report = await self._fill(cache, pages, transfer)
@@ -92,7 +100,7 @@ class ArrivingCaches:
             pages.release()
             raise
         finally:
-            self._arbiter.leave()
+            self._arbiter.leave(tenant=tenant)
         return pages, report
 
     def _expected_pages(self, cache: ArrivingCache) -> PageCount:

@@ -10,7 +10,7 @@ from headwise.errors import NotSupported
 from headwise.v1 import store_pb2, store_pb2_grpc
 from services.decode.link.prefill_source import PrefillSource
 from services.decode.memory.resident_caches import ResidentCaches
-from services.runtime.security.identity import current_namespace
+from services.runtime.security.identity import current_allowance, current_namespace
 from services.runtime.serving.handles import Handle
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -26,7 +26,12 @@ class CacheForwarder(store_pb2_grpc.CacheServiceServicer):
     async def KeepCache(  # noqa: N802
         self, request: store_pb2.KeepCacheRequest, context: _Context
     ) -> store_pb2.KeepCacheResponse:
-        return await self._calls.keep(request, current_namespace(), context.time_remaining())
+        allowance = current_allowance()
+        # decode does not know the tokens before prefill has answered
+        allowance.take_prompt(0)
+        answer = await self._calls.keep(request, current_namespace(), context.time_remaining())
+        allowance.take_answer(answer.cache.tokens)
+        return answer
 
     async def DescribeCache(  # noqa: N802
         self, request: store_pb2.DescribeCacheRequest, context: _Context

@@ -56,14 +56,17 @@ class GenerateCall:
     async def run(self) -> None:
         """Answer the request; raises a typed error."""
         # checked before any work is done, so that a refusal comes at once
-        self._arbiter.require_place()
+        self._arbiter.require_place(current_tenant())
         require_known(self._request)
         timeout_seconds = self._context.time_remaining()
         async with self._origins.find(self._request, timeout_seconds) as origin:
             spec = self._reader.read(self._request, origin)
             allowance = current_allowance()
-            held_bytes = self._sessions.held_bytes(current_tenant())
-            with allowance.hold(held_bytes, origin.expected_bytes(spec)):
+            held = self._sessions.holdings(current_tenant())
+            with (
+                allowance.hold("bytes", held.nbytes, origin.expected_bytes(spec)),
+                allowance.hold("sessions", held.count, spec.new_sessions),
+            ):
                 allowance.take_prompt(spec.prompt_tokens)
                 await self._generate(spec, origin)
 
@@ -78,7 +81,7 @@ class GenerateCall:
             answers = self._runner.start(spec, pages, keep_first, as_new_session)
         except BaseException:
             pages.release()
-            self._arbiter.leave(spec.answers)
+            self._arbiter.leave(spec.answers, tenant=current_tenant())
             raise
         try:
             with span("answer"):
@@ -88,7 +91,9 @@ class GenerateCall:
 
     async def _admit(self, answers: int, open_pages: OpenPages) -> SequencePages:
         with self._clock.queueing(), span("admit", answers=answers):
-            pages = await self._arbiter.admit(answers, self._context.time_remaining(), open_pages)
+            pages = await self._arbiter.admit(
+                answers, self._context.time_remaining(), open_pages, current_tenant()
+            )
         metrics.STAGE_SECONDS.labels("admission").observe(self._clock.queue_seconds)
         return pages
 
@@ -102,6 +107,7 @@ class GenerateCall:
             report=report,
             keep_seconds=spec.keep_session_seconds,
             owner=current_tenant(),
+            limits=current_allowance().limits,
         )
 
     async def _write(

@@ -49,6 +49,13 @@ class GenerationSpec:
         return len(self.token_ids) - self.session_tokens
 
     @property
+    def new_sessions(self) -> int:
+        """The sessions that the answers add; the first answer on a session replaces it."""
+        if not self.keep_session_seconds:
+            return 0
+        return self.answers - (self.session_tokens > 0)
+
+    @property
     def final_tokens(self) -> int:
         """Tokens of the cache after the longest answer, whose last token is never fed."""
         return self.context_tokens + len(self.token_ids) + self.ends.max_tokens - 1

@@ -47,7 +47,7 @@ class OriginLookup:
         elif request.session_id:
             session = self._sessions.borrow(request.session_id, current_tenant())
             try:
-                yield SessionTurn(self._sessions, session)
+                yield SessionTurn(self._sessions, session, self._arrivals)
             finally:
                 self._sessions.give_back(session)
         else:

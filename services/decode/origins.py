@@ -16,6 +16,7 @@ from services.decode.memory.sessions import Session, Sessions
 from services.decode.observations import observe_cache
 from services.decode.origin import Admit
 from services.decode.report import TransferReport
+from services.runtime.security.identity import current_tenant
 from services.runtime.serving.convert import recorded_codec
 
 
@@ -31,7 +32,8 @@ class NewPrompt:
         return spec.codec
 
     def expected_bytes(self, spec: GenerationSpec) -> int:
-        return self._arrivals.expected_bytes(_prompt_cache(spec))
+        # each answer may become a session, whose bytes count in full
+        return spec.answers * self._arrivals.expected_bytes(_prompt_cache(spec))
 
     async def open(self, spec: GenerationSpec, admit: Admit) -> SequencePages:
         if len(spec.token_ids) == 1:
@@ -60,8 +62,9 @@ class NewPrompt:
 class SessionTurn:
     """The cache of a session, which the caller has borrowed; the first answer replaces it."""
 
-    def __init__(self, sessions: Sessions, session: Session) -> None:
+    def __init__(self, sessions: Sessions, session: Session, arrivals: ArrivingCaches) -> None:
         self._sessions = sessions
+        self._arrivals = arrivals
         self._session = session
         self._turn = session.turn
         self.held = HeldTokens(session.tokens, session.report.context_tokens)
@@ -70,8 +73,13 @@ class SessionTurn:
         return self._session.pages.codec
 
     def expected_bytes(self, spec: GenerationSpec) -> int:
-        """Return 0: the turn shares the pages of its session, whose bytes are counted."""
-        return 0
+        """Return the bytes of prompt and answers.
+
+        The first answer shares the pages of its session, which are counted. Each other one may
+        become a session of its own.
+        """
+        turn = self._arrivals.expected_bytes(_prompt_cache(spec))
+        return spec.answers * turn + (spec.answers - 1) * self._session.pages.resident_bytes
 
     async def open(self, spec: GenerationSpec, admit: Admit) -> SequencePages:
         return await admit(self._session.pages.fork)
@@ -111,8 +119,8 @@ class StoredContext:
         return recorded_codec(self._stored.codec)
 
     def expected_bytes(self, spec: GenerationSpec) -> int:
-        """Return the bytes of prompt and answer; those of the stored cache are shared."""
-        return self._arrivals.expected_bytes(_prompt_cache(spec))
+        """Return the bytes of prompt and answers; those of the stored cache are shared."""
+        return spec.answers * self._arrivals.expected_bytes(_prompt_cache(spec))
 
     async def open(self, spec: GenerationSpec, admit: Admit) -> SequencePages:
         load = functools.partial(
@@ -135,4 +143,6 @@ class StoredContext:
 
 def _prompt_cache(spec: GenerationSpec) -> ArrivingCache:
     """The cache of a request's prompt without its last token, which the engine feeds."""
-    return ArrivingCache(spec.policy, spec.prompt_tokens - 1, spec.codec, spec.ends.max_tokens)
+    return ArrivingCache(
+        spec.policy, spec.prompt_tokens - 1, spec.codec, current_tenant(), spec.ends.max_tokens
+    )

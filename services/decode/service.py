@@ -80,7 +80,11 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
     ) -> decode_pb2.ForkSessionResponse:
         sessions, tenant = self._parts.sessions, current_tenant()
         fork_bytes = sessions.describe(request.session_id, tenant).pages.resident_bytes
-        with current_allowance().hold(sessions.held_bytes(tenant), fork_bytes):
+        held, allowance = sessions.holdings(tenant), current_allowance()
+        with (
+            allowance.hold("bytes", held.nbytes, fork_bytes),
+            allowance.hold("sessions", held.count, 1),
+        ):
             session = sessions.fork(request.session_id, tenant)
         return decode_pb2.ForkSessionResponse(session=session_to_proto(session))
 

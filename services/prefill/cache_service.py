@@ -14,6 +14,7 @@ from services.prefill.messages import found_to_proto, lease_to_proto
 from services.prefill.options import PrefillOptions
 from services.prefill.parts import PrefillParts
 from services.prefill.sharing.held_messages import HeldMessages
+from services.prefill.store.tenant_limits import new_lease, stored_bytes
 from services.runtime.model.model_options import allowed_codecs
 from services.runtime.model.served_model import ServedModel
 from services.runtime.process import metrics
@@ -49,13 +50,16 @@ class CacheServicer(store_pb2_grpc.CacheServiceServicer):
             message = "keep_for_seconds: must be more than 0"
             field = {"field": "keep_for_seconds"}
             raise InvalidRequest(message, "PARAMETER_OUT_OF_RANGE", field)
-        self._store.require_lease_available()
-        job, namespace = self._job(request), current_namespace()
-        current_allowance().take_prompt(len(job.token_ids))
-        opened = self._parts.caches.open(job, namespace, context.time_remaining())
-        async with opened as (key, shared, subscriber):
-            cache = await shared.finished(subscriber)
-            kept = await self._store.keep(key, cache, seconds)
+        namespace = current_namespace()
+        self._store.require_lease_available(namespace)
+        with new_lease(self._store, namespace):
+            job = self._job(request)
+            current_allowance().take_prompt(len(job.token_ids))
+            opened = self._parts.caches.open(job, namespace, context.time_remaining())
+            async with opened as (key, shared, subscriber):
+                cache = await shared.finished(subscriber)
+                with stored_bytes(self._store, namespace, cache.nbytes):
+                    kept = await self._store.keep(key, cache, seconds)
         if isinstance(kept, PutStatus):
             raise _refusal(kept)
         return store_pb2.KeepCacheResponse(

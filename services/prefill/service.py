@@ -15,6 +15,7 @@ from services.prefill.messages import kept_to_proto
 from services.prefill.options import PrefillOptions
 from services.prefill.parts import PrefillParts
 from services.prefill.sharing.stream import prefill_messages
+from services.prefill.store.tenant_limits import new_lease, stored_bytes
 from services.runtime.model.model_options import allowed_codecs
 from services.runtime.model.served_model import ServedModel
 from services.runtime.security.identity import current_allowance, current_namespace
@@ -52,7 +53,8 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
 
             async def keep(cache: CompactCache) -> prefill_pb2.KeptCache:
                 try:
-                    return kept_to_proto(await store.keep(key, cache, seconds), store)
+                    with new_lease(store, namespace), stored_bytes(store, namespace, cache.nbytes):
+                        return kept_to_proto(await store.keep(key, cache, seconds), store)
                 except Overloaded as error:
                     # the refusal is part of the answer: the receiver gets the cache in any case
                     return prefill_pb2.KeptCache(refusal=error.reason.lower())

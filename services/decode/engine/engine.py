@@ -108,7 +108,7 @@ class Engine:
                     self._wake.wait()
                     self._progressed = time.monotonic()
                     continue
-            self._memory.restore(self._running)
+            self._memory.restore(self._running, self._close_chunk)
             self._running.sort(key=lambda sequence: sequence.arrival)
             if any(sequence.cancelled for sequence in self._running):
                 continue

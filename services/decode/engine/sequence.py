@@ -40,6 +40,7 @@ class SwappedOut:
     length: int
     need: PageCount
     codec: RowCodec
+    owner: str
 
     @property
     def nbytes(self) -> int:
@@ -69,7 +70,9 @@ class RunningSequence:
         on_release: Callable[[], None],
         keep: Keep | None = None,
         forks: tuple[RunningSequence, ...] = (),
+        owner: str = "",
     ) -> None:
+        self.owner = owner
         self.pages = pages
         self.suffix = list(suffix)
         self.done = 0
@@ -139,7 +142,7 @@ class RunningSequence:
         """Move the cache to host memory; an incomplete chunk is fed again from its beginning."""
         assert self.pages is not None, "only sequences in the pool are swapped out"
         layers, used = self.pages.export(), self.pages.reservation.used
-        self.swapped = SwappedOut(layers, self.pages.length, used, self.pages.codec)
+        self.swapped = SwappedOut(layers, self.pages.length, used, self.pages.codec, self.owner)
         self.chunk = None
         self.pages.release()
         self.pages = None
@@ -148,7 +151,7 @@ class RunningSequence:
         """Load the cache again, with `spare` pages to grow into; raises `PoolExhausted`."""
         assert self.swapped is not None, "only swapped sequences are swapped in"
         swapped = self.swapped
-        self.pages = pool.open(swapped.length, swapped.need + spare, swapped.codec)
+        self.pages = pool.open(swapped.length, swapped.need + spare, swapped.codec, swapped.owner)
         layers, self.swapped = self.swapped.layers, None
         for index, layer in enumerate(layers):
             self.pages.load(index, layer)

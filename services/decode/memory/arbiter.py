@@ -14,6 +14,8 @@ from headwise.errors import Overloaded
 from kvstore.errors import PoolExhausted
 from kvstore.pool import PageCount, PagePool, SequencePages
 from services.decode.memory.freed_pages import FreedPages
+from services.decode.memory.places import Places
+from services.decode.memory.pool_shares import Evictable, PoolShares
 from services.decode.memory.waiting_line import OpenPages, Waiter, WaitingLine
 from services.runtime.process import metrics
 from services.runtime.serving.status import RETRY_AFTER_SECONDS
@@ -29,15 +31,12 @@ _NEWEST = 0.3
 _Opened = TypeVar("_Opened")
 
 
-class Evictable(Protocol):
-    """Caches that nothing runs on."""
-
-    def evict(self) -> bool:
-        """Drop the least recently used idle cache; False if there is none. From any thread."""
-
-
 class Preemptible(Protocol):
     """A running sequence that can be moved to host memory and back."""
+
+    @property
+    def owner(self) -> str:
+        """The tenant of the sequence."""
 
     @property
     def pages(self) -> SequencePages | None:
@@ -76,14 +75,15 @@ class MemoryLimits:
 class MemoryArbiter(Generic[_Sequence]):
     """Gives out the pages of the pool.
 
-    Pages are freed in this order:
+    The tenant that holds more than its share and most of the pages gives them up, in this order:
 
     1. resident caches, the least recently used first: they can be fetched again;
     2. idle sessions, the least recently used first;
-    3. the youngest running sequences, which move to host memory; only for older running sequences.
+    3. the youngest running sequences, which move to host memory; for running sequences, and for
+       waiting generations of tenants with fewer sequences.
 
-    Preempted sequences return before any new generation starts. New generations wait in a bounded
-    line, the nearest deadline first; an arriving cache waits for a limited time.
+    A preempted sequence returns before any new generation starts, but for one of a tenant that runs
+    fewer. New generations wait in a bounded line; an arriving cache waits for a limited time.
 
     `reserve_for_step` and `restore` belong to the engine's thread, all else to the event loop.
     """
@@ -97,20 +97,27 @@ class MemoryArbiter(Generic[_Sequence]):
         limits: MemoryLimits,
     ) -> None:
         self._pool = pool
-        self._resident_caches = resident_caches
-        self._sessions = sessions
+        self._shares = PoolShares(pool, resident_caches, sessions)
         self._freed = freed
         self._limits = limits
-        self._line = WaitingLine()
+        self._places = Places(limits.max_sequences)
+        self._line = WaitingLine(limits.max_queued, self._places.admitted_of)
+        # the first waiter, if places or pages have to come free for it
+        self._blocked: Waiter | None = None
+        self._lacks_pages = False
         self._freed_event = asyncio.Event()
         self._stay_seconds = _RETRY_SECONDS[0]
         self._progressed = time.monotonic()
         # a page for every head: a restored sequence can go on for a while
         heads = sum(shape.kv_heads for shape in pool.shapes)
         self._spare = PageCount(heads, heads)
-        self.sequences = 0
         self.preempted: list[_Sequence] = []
         freed.connect(self.advance)
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that were admitted and have not ended."""
+        return self._places.admitted
 
     @property
     def queued(self) -> int:
@@ -122,24 +129,26 @@ class MemoryArbiter(Generic[_Sequence]):
         """Host memory that preempted sequences occupy. From any thread."""
         return sum(sequence.swapped_bytes for sequence in tuple(self.preempted))
 
-    def require_place(self) -> None:
+    def require_place(self, tenant: str = "") -> None:
         """Raise `Overloaded` if the line is full; called before any work for a request."""
-        if len(self._line) >= self._limits.max_queued and (self._line or not self._fits(1)):
+        if self._line.full_for(tenant) and (self._line or not self._fits(tenant, 1)):
             raise self._full()
 
     async def admit(
-        self, answers: int, timeout_seconds: float | None, open_pages: OpenPages
+        self,
+        answers: int,
+        timeout_seconds: float | None,
+        open_pages: OpenPages,
+        tenant: str = "",
     ) -> SequencePages:
         """Wait until there is room for `answers` answers and `open_pages` finds its pages.
 
         `leave` must follow for each answer. Raises `Overloaded` if the line is full.
         """
-        self.require_place()
-        waiter = self._line.join(answers, open_pages, timeout_seconds)
+        self.require_place(tenant)
+        waiter = self._line.join(tenant, answers, open_pages, timeout_seconds)
         self.advance()
-        if not waiter.opened.done() and len(self._line) > self._limits.max_queued:
-            self._leave_line(waiter)
-            raise self._full()
+        self._shorten_line(waiter)
         try:
             return await waiter.opened
         except asyncio.CancelledError:
@@ -147,14 +156,16 @@ class MemoryArbiter(Generic[_Sequence]):
             opened = waiter.opened
             if opened.done() and not opened.cancelled() and not opened.exception():
                 opened.result().release()
-                self.leave(answers)
+                self.leave(answers, tenant=tenant)
             else:
                 self._leave_line(waiter)
             raise
 
-    def leave(self, answers: int = 1, stayed_seconds: float | None = None) -> None:
+    def leave(
+        self, answers: int = 1, stayed_seconds: float | None = None, tenant: str = ""
+    ) -> None:
         """Count out answers that have ended and whose pages have been released."""
-        self.sequences -= answers
+        self._places.give_back(tenant, answers)
         if stayed_seconds is not None:
             self._stay_seconds += _NEWEST * (stayed_seconds - self._stay_seconds)
         self.advance()
@@ -162,11 +173,16 @@ class MemoryArbiter(Generic[_Sequence]):
     def advance(self) -> None:
         """Admit waiters as long as there is room, and wake arriving caches that wait for pages."""
         self._freed_event.set()
-        while (waiter := self._line.head()) is not None and self._fits(waiter.answers):
+        self._blocked, self._lacks_pages = None, False
+        while (waiter := self._line.head()) is not None:
+            if not self._fits(waiter.tenant, waiter.answers):
+                self._blocked = waiter
+                return
             try:
                 self._open(waiter)
             except PoolExhausted:
                 if self.sequences or not self._admit_another(waiter):
+                    self._blocked, self._lacks_pages = waiter, True
                     return
             else:
                 self._line.remove(waiter)
@@ -193,7 +209,9 @@ class MemoryArbiter(Generic[_Sequence]):
         while True:
             self._freed_event.clear()
             try:
-                return self._make_room(functools.partial(pages.reservation.ensure, need))
+                return self._make_room(
+                    pages.owner, functools.partial(pages.reservation.ensure, need)
+                )
             except PoolExhausted as error:
                 if not waited:
                     # one count per wait, however often it tries in vain
@@ -216,37 +234,79 @@ class MemoryArbiter(Generic[_Sequence]):
         while sequence.pages is not None:
             reservation = sequence.pages.reservation
             try:
-                self._make_room(functools.partial(reservation.ensure, need))
+                self._make_room(sequence.owner, functools.partial(reservation.ensure, need))
             except PoolExhausted:
                 if len(running) == 1:
                     return False
-                youngest = running.pop()
-                on_preempt(youngest)
-                self._preempt(youngest)
+                owner = self._shares.yielding(sequence.owner, (one.owner for one in running))
+                self._preempt_youngest(owner, running, on_preempt)
             else:
                 return True
         return False
 
-    def restore(self, running: list[_Sequence]) -> None:
-        """Move preempted sequences back into the pool, the oldest first, while there is room."""
+    def restore(self, running: list[_Sequence], on_preempt: Callable[[_Sequence], None]) -> None:
+        """Move preempted sequences back into the pool, the oldest first, while there is room.
+
+        First the youngest sequences of tenants that run most make room for a waiting generation.
+        """
+        while self._yields_for_waiter(running, on_preempt):
+            pass
         while self.preempted:
             sequence, spare = self.preempted[0], self._spare if running else PageCount()
+            if not self._may_return(sequence):
+                return
             try:
-                self._make_room(functools.partial(sequence.swap_in, self._pool, spare))
+                self._make_room(
+                    sequence.owner, functools.partial(sequence.swap_in, self._pool, spare)
+                )
             except PoolExhausted:
                 return
             running.append(self.preempted.pop(0))
             if not self.preempted:
                 self._freed.notify()
 
-    def _make_room(self, take: Callable[[], _Opened]) -> _Opened:
-        """Call `take`, which raises `PoolExhausted`, until it succeeds or nothing idle is left."""
+    def _make_room(self, owner: str, take: Callable[[], _Opened]) -> _Opened:
+        """Call `take`, which raises `PoolExhausted`, until it succeeds or nothing idle may go."""
         while True:
             try:
                 return take()
-            except PoolExhausted:
-                if not (self._resident_caches.evict() or self._sessions.evict()):
+            except PoolExhausted as refused:
+                if not self._shares.free_idle(owner, refused):
                     raise
+
+    def _yields_for_waiter(
+        self, running: list[_Sequence], on_preempt: Callable[[_Sequence], None]
+    ) -> bool:
+        """Preempt a sequence for the first waiter, where its tenant runs fewer; False if none."""
+        waiter = self._blocked
+        if waiter is None or waiter.opened.done():
+            return False
+        owner = self._places.yielding(waiter.tenant, waiter.answers, self.preempted)
+        if owner is None and self._lacks_pages:
+            owner = self._shares.yielding(waiter.tenant, (one.owner for one in running))
+        if owner in (None, waiter.tenant) or all(one.owner != owner for one in running):
+            return False
+        metrics.SHARES_YIELDED.labels("sequences").inc()
+        self._preempt_youngest(owner, running, on_preempt)
+        self._freed.notify()
+        return True
+
+    def _preempt_youngest(
+        self, owner: str, running: list[_Sequence], on_preempt: Callable[[_Sequence], None]
+    ) -> None:
+        youngest = next(one for one in reversed(running) if one.owner == owner)
+        running.remove(youngest)
+        on_preempt(youngest)
+        self._preempt(youngest)
+
+    def _may_return(self, sequence: _Sequence) -> bool:
+        """Whether there is a place, and no waiting generation comes first."""
+        waiter, preempted = self._blocked, tuple(self.preempted)
+        if self._places.free(preempted) < 1:
+            return False
+        return waiter is None or not self._places.comes_first(
+            waiter.tenant, waiter.answers, preempted
+        )
 
     def _preempt(self, sequence: _Sequence) -> None:
         sequence.swap_out()
@@ -269,7 +329,9 @@ class MemoryArbiter(Generic[_Sequence]):
         Turns in the line hold their sessions busy, so that these cannot be evicted for `head`.
         """
         for waiter in self._line:
-            if waiter is head or waiter.opened.done() or not self._fits(waiter.answers):
+            if waiter is head or waiter.opened.done():
+                continue
+            if not self._fits(waiter.tenant, waiter.answers):
                 continue
             try:
                 self._open(waiter)
@@ -282,13 +344,13 @@ class MemoryArbiter(Generic[_Sequence]):
     def _open(self, waiter: Waiter) -> None:
         """Open a waiter's pages; raises `PoolExhausted`. Any other error is the waiter's."""
         try:
-            pages = self._make_room(waiter.open_pages)
+            pages = self._make_room(waiter.tenant, waiter.open_pages)
         except PoolExhausted:
             raise
         except Exception as error:
             waiter.opened.set_exception(error)
         else:
-            self.sequences += waiter.answers
+            self._places.take(waiter.tenant, waiter.answers)
             self._progressed = time.monotonic()
             waiter.opened.set_result(pages)
 
@@ -304,9 +366,24 @@ class MemoryArbiter(Generic[_Sequence]):
                 retry_after_seconds=self._stay_seconds,
             ) from error
 
-    def _fits(self, answers: int) -> bool:
-        fits = self.sequences + answers <= self._limits.max_sequences
-        return fits and not self.preempted
+    def _fits(self, tenant: str, answers: int) -> bool:
+        preempted = tuple(self.preempted)
+        free = self._places.free(preempted) >= answers
+        return free and self._places.comes_first(tenant, answers, preempted)
+
+    def _shorten_line(self, newest: Waiter) -> None:
+        """Refuse a waiter of the tenant with most places if the line became too long.
+
+        Raises `Overloaded` if that is the newest one.
+        """
+        if newest.opened.done() or (surplus := self._line.surplus(newest)) is None:
+            return
+        self._leave_line(surplus)
+        if surplus is newest:
+            raise self._full()
+        metrics.SHARES_YIELDED.labels("decode_queue").inc()
+        if not surplus.opened.done():
+            surplus.opened.set_exception(self._full())
 
     def _leave_line(self, waiter: Waiter) -> None:
         if self._line.remove(waiter):

@@ -7,12 +7,13 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from headwise.errors import NotFound
 from headwise.v1 import cache_pb2
 from kvstore.pool import SequencePages
+from kvstore.shares import who_yields
 from services.decode.report import TransferReport
 from services.runtime.process import metrics
 
@@ -73,12 +74,13 @@ class ResidentCaches:
         finally:
             with self._lock:
                 context.uses -= 1
-            self._make_place()
+            self._make_place(context.pages.owner)
 
-    def evict(self) -> bool:
-        """Drop the least recently used cache without uses; False if there is none."""
+    def evict(self, owner: str = "") -> bool:
+        """Drop the owner's least recently used cache without uses; False if it has none."""
         with self._lock:
-            idle = next((key for key, one in self._contexts.items() if not one.uses), None)
+            owned = (pair for pair in self._contexts.items() if pair[1].pages.owner == owner)
+            idle = next((key for key, one in owned if not one.uses), None)
             if idle is not None:
                 self._drop(idle, "evicted")
         if idle is not None:
@@ -178,9 +180,18 @@ class ResidentCaches:
             self._contexts[key] = context
         return context
 
-    def _make_place(self) -> None:
-        while len(self._contexts) > self._max_caches and self.evict():
-            pass
+    def _make_place(self, owner: str) -> None:
+        """Evict caches of the owner with most of them, while there are more than `max_caches`."""
+        while True:
+            with self._lock:
+                held = Counter(one.pages.owner for one in self._contexts.values())
+            if held.total() <= self._max_caches:
+                return
+            yielding = who_yields(held, owner, 0)
+            if yielding != owner and self.evict(yielding):
+                metrics.SHARES_YIELDED.labels("resident_caches").inc()
+            elif not self.evict(owner):
+                return
 
     def _drop(self, key: ResidentCacheKey, reason: str) -> None:
         self._contexts.pop(key).pages.release()

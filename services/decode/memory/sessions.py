@@ -10,13 +10,24 @@ from collections.abc import Callable, Sequence
 
 from headwise.errors import NotFound, Refused
 from kvstore.pool import PageCount, SequencePages
+from kvstore.shares import Shares
 from services.decode.report import TransferReport
 from services.runtime.process import metrics
 from services.runtime.replicas.tag import foreign_session_tag, new_session_id
+from services.runtime.security.tenants_file import TenantLimits
 
 # reasons of sessions that are gone, the last so many
 _REMEMBERED = 4096
 _NOTHING = PageCount()
+_NO_LIMITS = TenantLimits()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Holdings:
+    """The sessions of one owner."""
+
+    count: int
+    nbytes: int
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -51,7 +62,7 @@ class Sessions:
     """
 
     def __init__(self, *, max_sessions: int, on_freed: Callable[[], None]) -> None:
-        self._max_sessions = max_sessions
+        self._shares = Shares(max_sessions)
         self._on_freed = on_freed
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         # owner and reason
@@ -68,16 +79,23 @@ class Sessions:
         report: TransferReport,
         keep_seconds: float,
         owner: str = "",
+        limits: TenantLimits = _NO_LIMITS,
     ) -> str:
-        """Take over a sequence as a new session; returns its id."""
+        """Take over a sequence as a new session; returns its id.
+
+        The owner's idle sessions are evicted while it holds more than its limits allow. Beyond
+        `max_sessions` those of the owner with most sessions are.
+        """
         pages.reservation.trim_to(_NOTHING)
         session_id = new_session_id()
         expires = time.monotonic() + keep_seconds
         session = Session(session_id, pages, tuple(tokens), report, keep_seconds, expires, owner)
         with self._lock:
             self._sessions[session_id] = session
-        while len(self._sessions) > self._max_sessions and self.evict():
+            self._shares.take(owner)
+        while _exceeds(self.holdings(owner), limits) and self.evict(owner):
             pass
+        self._make_place(owner)
         return session_id
 
     def borrow(self, session_id: str, owner: str = "") -> Session:
@@ -140,11 +158,11 @@ class Sessions:
         with self._lock:
             return [session for session in self._sessions.values() if session.owner == owner]
 
-    def held_bytes(self, owner: str) -> int:
-        """Return the bytes of the owner's sessions; shared pages count in full."""
+    def holdings(self, owner: str) -> Holdings:
+        """Return the number and the bytes of the owner's sessions; shared pages count in full."""
         with self._lock:
-            owned = (one for one in self._sessions.values() if one.owner == owner)
-            return sum(session.pages.resident_bytes for session in owned)
+            owned = [one for one in self._sessions.values() if one.owner == owner]
+            return Holdings(len(owned), sum(session.pages.resident_bytes for session in owned))
 
     def release(self, session_id: str, owner: str = "") -> None:
         """Drop a session. Raises `NotFound`, or `Refused` while it is busy."""
@@ -152,10 +170,11 @@ class Sessions:
             self._drop(self._idle(session_id, owner), "SESSION_RELEASED")
         self._on_freed()
 
-    def evict(self) -> bool:
-        """Drop the least recently used idle session; False if there is none."""
+    def evict(self, owner: str = "") -> bool:
+        """Drop the owner's least recently used idle session; False if there is none."""
         with self._lock:
-            idle = next((one for one in self._sessions.values() if not one.busy), None)
+            owned = (one for one in self._sessions.values() if one.owner == owner)
+            idle = next((one for one in owned if not one.busy), None)
             if idle is not None:
                 self._drop(idle, "SESSION_EVICTED")
         if idle is not None:
@@ -177,6 +196,18 @@ class Sessions:
         with self._lock:
             for session in list(self._sessions.values()):
                 self._drop(session, "SESSION_RELEASED")
+
+    def _make_place(self, owner: str) -> None:
+        """Evict until there are no more than `max_sessions`, or no one can yield another."""
+        while True:
+            with self._lock:
+                yielding = self._shares.who_yields(owner, 0)
+            if yielding is None:
+                return
+            if yielding != owner and self.evict(yielding):
+                metrics.SHARES_YIELDED.labels("sessions").inc()
+            elif not self.evict(owner):
+                return
 
     def _find(self, session_id: str, owner: str) -> Session:
         session = self._sessions.get(session_id)
@@ -201,6 +232,7 @@ class Sessions:
 
     def _drop(self, session: Session, reason: str) -> None:
         del self._sessions[session.session_id]
+        self._shares.give_back(session.owner)
         session.pages.release()
         metrics.SESSIONS_GONE.labels(reason).inc()
         self._gone[session.session_id] = session.owner, reason
@@ -215,3 +247,8 @@ def _elsewhere() -> NotFound:
         "SESSION_ELSEWHERE",
         {"field": "session_id"},
     )
+
+
+def _exceeds(held: Holdings, limits: TenantLimits) -> bool:
+    too_many = 0 < limits.sessions < held.count
+    return too_many or 0 < limits.bytes < held.nbytes

@@ -24,10 +24,20 @@ class SizeExpectation:
         self._answer_tokens = 0.0
 
     def pages(
-        self, policy: cache_pb2.Policy, prompt_tokens: int, max_tokens: int, codec: RowCodec
+        self,
+        policy: cache_pb2.Policy,
+        prompt_tokens: int,
+        max_tokens: int,
+        codec: RowCodec,
+        *,
+        unseen_is_short: bool = True,
     ) -> PageCount:
-        """Estimate the pages of prompt and answer; those of a dense cache for a new policy."""
-        answer = min(max_tokens, int(self._answer_tokens * _MARGIN) + 1)
+        """Estimate the pages of prompt and answer; those of a dense cache for a new policy.
+
+        `unseen_is_short`: before any answer has ended, an answer counts one token.
+        """
+        seen = self._answer_tokens or unseen_is_short
+        answer = min(max_tokens, int(self._answer_tokens * _MARGIN) + 1) if seen else max_tokens
         dense = self._pool.bound(prompt_tokens + answer, codec)
         ratio = min(1.0, self._ratios.get(_key(policy), 1.0) * _MARGIN)
         return PageCount(int(dense.rows * ratio), int(dense.metadata * ratio))

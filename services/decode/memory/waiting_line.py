@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import heapq
 import itertools
 import time
 from collections.abc import Callable, Iterator
 
 from kvstore.pool import SequencePages
+from kvstore.shares import Shares
 
 OpenPages = Callable[[], SequencePages]
 # a request without a deadline waits in line as if it had this one
@@ -18,46 +18,75 @@ _DEFAULT_PATIENCE_SECONDS = 60.0
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Waiter:
-    """A generation that waits for pages for `answers` answers; `opened` receives the pages."""
+    """A tenant's generation that waits for pages for `answers` answers; `opened` receives them."""
 
+    tenant: str
     answers: int
     open_pages: OpenPages
     opened: asyncio.Future[SequencePages]
+    deadline: float
+    number: int
 
 
 class WaitingLine:
-    """Waiters by deadline, the nearest first. Used on the event loop alone."""
+    """Waiters in the order in which they are admitted. Used on the event loop alone.
 
-    def __init__(self) -> None:
-        self._entries: list[tuple[float, int, Waiter]] = []
-        self._order = itertools.count()
+    The tenant with the fewest running sequences, by `running`, comes first; within a tenant the
+    nearest deadline does. A full line is decided by the tenants' shares of its places.
+    """
+
+    def __init__(self, places: int, running: Callable[[str], int]) -> None:
+        self._running = running
+        self._shares = Shares(places)
+        self._waiters: list[Waiter] = []
+        self._numbers = itertools.count()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._waiters)
 
     def __iter__(self) -> Iterator[Waiter]:
         """Iterate over a copy of the line in order; waiters may be removed meanwhile."""
-        return (waiter for _, _, waiter in sorted(self._entries))
+        return iter(sorted(self._waiters, key=self._order))
 
-    def join(self, answers: int, open_pages: OpenPages, timeout_seconds: float | None) -> Waiter:
+    def full_for(self, tenant: str) -> bool:
+        """Whether the line has no place for this tenant."""
+        return self._shares.who_yields(tenant) == tenant
+
+    def join(
+        self, tenant: str, answers: int, open_pages: OpenPages, timeout_seconds: float | None
+    ) -> Waiter:
         """Add a waiter whose deadline is `timeout_seconds` from this moment."""
         patience = _DEFAULT_PATIENCE_SECONDS if timeout_seconds is None else timeout_seconds
-        waiter = Waiter(answers, open_pages, asyncio.get_running_loop().create_future())
-        heapq.heappush(self._entries, (time.monotonic() + patience, next(self._order), waiter))
+        opened: asyncio.Future[SequencePages] = asyncio.get_running_loop().create_future()
+        deadline = time.monotonic() + patience
+        waiter = Waiter(tenant, answers, open_pages, opened, deadline, next(self._numbers))
+        self._waiters.append(waiter)
+        self._shares.take(tenant)
         return waiter
 
+    def surplus(self, newest: Waiter) -> Waiter | None:
+        """Return the waiter that has to leave a line that `newest` made too long, or None."""
+        yielding = self._shares.who_yields(newest.tenant, 0)
+        if yielding is None:
+            return None
+        if yielding == newest.tenant:
+            return newest
+        return max((w for w in self._waiters if w.tenant == yielding), key=lambda w: w.number)
+
     def head(self) -> Waiter | None:
-        """Return the waiter with the nearest deadline; waiters that are done are dropped."""
-        while self._entries and self._entries[0][2].opened.done():
+        """Return the first waiter; waiters that are done are dropped."""
+        for waiter in [waiter for waiter in self._waiters if waiter.opened.done()]:
             # cancelled, and the waiter's task has not left the line yet
-            heapq.heappop(self._entries)
-        return self._entries[0][2] if self._entries else None
+            self.remove(waiter)
+        return min(self._waiters, key=self._order, default=None)
 
     def remove(self, waiter: Waiter) -> bool:
         """Take a waiter out of the line; False if it is not there."""
-        left = [entry for entry in self._entries if entry[2] is not waiter]
-        removed = len(left) < len(self._entries)
-        if removed:
-            self._entries = left
-            heapq.heapify(self._entries)
-        return removed
+        if waiter not in self._waiters:
+            return False
+        self._waiters.remove(waiter)
+        self._shares.give_back(waiter.tenant)
+        return True
+
+    def _order(self, waiter: Waiter) -> tuple[int, float, int]:
+        return self._running(waiter.tenant), waiter.deadline, waiter.number

@@ -129,7 +129,7 @@ class CacheStore:
     async def keep(self, key: ContentKey, cache: CompactCache, seconds: float) -> Lease | PutStatus:
         """Store a cache and return a lease on it, or the reason why no tier stored it.
 
-        Raises `Overloaded` where `max_leases` are running.
+        Raises `Overloaded` where the tenant can have no further lease.
         """
         # granted before the put, so that the end of another lease does not remove the cache
         lease = self._leases.grant(key, cache, seconds)
@@ -141,7 +141,9 @@ class CacheStore:
 
     def keep_later(self, key: ContentKey, cache: CompactCache) -> None:
         """Store a cache without a lease in the background; the caller does not wait."""
-        self._in_background(lambda: self._put(key, cache, None, self._deadline()))
+        # tenants that are gone must not keep their share for ever
+        lifetime = _LIFETIMES * self.max_keep_seconds
+        self._in_background(lambda: self._put(key, cache, lifetime, self._deadline()))
 
     async def find(self, handle: str, namespace: str, within_seconds: float | None) -> Found:
         """Find a cache by its handle or content key.
@@ -203,9 +205,17 @@ class CacheStore:
         key_of(handle, namespace)
         self._leases.release(handle, namespace)
 
-    def require_lease_available(self) -> None:
-        """Raise `Overloaded` if no further lease can be granted."""
-        self._leases.require_place()
+    def require_lease_available(self, namespace: str) -> None:
+        """Raise `Overloaded` if the tenant can have no further lease."""
+        self._leases.require_place(namespace)
+
+    def leases_of(self, namespace: str) -> int:
+        """Return the number of a tenant's leases."""
+        return self._leases.held_by(namespace)
+
+    def leased_bytes(self, namespace: str) -> int:
+        """Return the bytes of the caches that a tenant has leases on."""
+        return self._leases.bytes_of(namespace)
 
     def expires_in_seconds(self, lease: Lease) -> float:
         """Return the seconds that a lease still runs."""
@@ -237,7 +247,8 @@ class CacheStore:
         return PutStatus.STORED
 
     def _pin(self, key: ContentKey) -> None:
-        if key not in self._pinned and self._leases.held(key) and self._memory.pin(key):
+        # a pinned cache may have been evicted, where its tenant held more than its share
+        if self._leases.held(key) and not self._memory.pinned(key) and self._memory.pin(key):
             self._pinned.add(key)
 
     def _end_last_lease(self, key: ContentKey) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 
 from headwise.errors import NotFound, Overloaded
 from kvstore.cache import CompactCache, Fingerprint
+from kvstore.shares import Shares
 from kvstore.tiers.content_key import ContentKey
 from services.runtime.process import metrics
 from services.runtime.serving.handles import Handle
@@ -45,27 +46,45 @@ class Leases:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._on_last = on_last
-        self._max_leases = max_leases
+        self._shares = Shares(max_leases)
         self._clock = clock
         self._leases: dict[str, Lease] = {}
+        # the handles of each tenant, the oldest first
+        self._of_tenant: defaultdict[str, OrderedDict[str, None]] = defaultdict(OrderedDict)
+        self._bytes: Counter[str] = Counter()
         self._of_key: Counter[ContentKey] = Counter()
         self._gone: OrderedDict[tuple[str, str], str] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._leases)
 
-    def require_place(self) -> None:
-        """Raise `Overloaded` if there can be no further lease."""
-        if len(self._leases) >= self._max_leases:
+    def held_by(self, namespace: str) -> int:
+        """Return the number of a tenant's leases."""
+        return self._shares.held(namespace)
+
+    def bytes_of(self, namespace: str) -> int:
+        """Return the bytes of the caches that a tenant has leases on, each cache once."""
+        return self._bytes[namespace]
+
+    def require_place(self, namespace: str) -> None:
+        """Raise `Overloaded` if the tenant can have no further lease."""
+        if self._shares.who_yields(namespace) == namespace:
             raise Overloaded(
-                f"{self._max_leases} leases are running",
+                f"{self._shares.total} leases are running, and this tenant has most of them",
                 "TOO_MANY_LEASES",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
 
     def grant(self, key: ContentKey, cache: CompactCache, seconds: float) -> Lease:
-        """Return a new lease. Raises `Overloaded` where `max_leases` are running."""
-        self.require_place()
+        """Return a new lease; the oldest of the tenant that has most may end for it.
+
+        Raises `Overloaded` where that is the tenant itself.
+        """
+        self.require_place(key.namespace)
+        yielding = self._shares.who_yields(key.namespace)
+        if yielding is not None:
+            metrics.SHARES_YIELDED.labels("leases").inc()
+            self._end(self._leases[next(iter(self._of_tenant[yielding]))], "LEASE_EVICTED")
         lease = Lease(
             handle=str(Handle.of_new_lease(key.digest)),
             key=key,
@@ -76,6 +95,10 @@ class Leases:
             expires=self._clock() + seconds,
         )
         self._leases[lease.handle] = lease
+        self._of_tenant[key.namespace][lease.handle] = None
+        self._shares.take(key.namespace)
+        if not self._of_key[key]:
+            self._bytes[key.namespace] += lease.cache_bytes
         self._of_key[key] += 1
         return lease
 
@@ -134,7 +157,12 @@ class Leases:
         return lease
 
     def _end(self, lease: Lease, reason: str) -> None:
+        tenant = lease.key.namespace
         del self._leases[lease.handle]
+        del self._of_tenant[tenant][lease.handle]
+        if not self._of_tenant[tenant]:
+            del self._of_tenant[tenant]
+        self._shares.give_back(tenant)
         metrics.LEASES_ENDED.labels(reason).inc()
         self._gone[lease.key.namespace, lease.handle] = reason
         while len(self._gone) > _REMEMBERED:
@@ -142,6 +170,9 @@ class Leases:
         self._of_key[lease.key] -= 1
         if not self._of_key[lease.key]:
             del self._of_key[lease.key]
+            self._bytes[tenant] -= lease.cache_bytes
+            if not self._bytes[tenant]:
+                del self._bytes[tenant]
             self._on_last(lease.key)
 
 

@@ -139,6 +139,10 @@ SHARES_YIELDED = Counter(
     "Times the tenant with most of a shared thing made room for another tenant",
     ["shared"],
 )
+# of the file of --tokens, by the name of the limit
+TENANT_LIMITS_REACHED = Counter(
+    "headwise_tenant_limits_reached", "Calls refused at a limit of their tenant", ["limit"]
+)
 
 
 class FailureReasons:

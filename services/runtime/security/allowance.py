@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Literal
 
 from headwise.errors import Overloaded
+from services.runtime.process import metrics
 from services.runtime.security.tenants_file import TenantLimits
 
 # streams and bytes become free at the end of a call, whose time is unknown
 _RETRY_SECONDS = 1.0
 _MAX_TENANTS = 4096
+# limits of what is held, which is given back some time
+Held = Literal["streams", "bytes", "sessions", "leases", "stored_bytes"]
+_REASONS = {
+    "streams": "TENANT_STREAMS",
+    "tokens_per_minute": "TENANT_TOKENS",
+    "bytes": "TENANT_BYTES",
+    "sessions": "TENANT_SESSIONS",
+    "leases": "TENANT_LEASES",
+    "stored_bytes": "TENANT_STORED_BYTES",
+}
 
 
 class Allowance:
-    """The streams, bytes and tokens of one tenant. Tokens are a bucket that fills in one minute.
+    """The limits of one tenant and its use of them. Tokens are a bucket that fills in a minute.
 
     A prompt needs as many tokens in the bucket as it has, or a full bucket. Generated tokens are
     charged as they come and may make the bucket negative, so that no running answer is cut and the
@@ -26,27 +39,36 @@ class Allowance:
     def __init__(self, limits: TenantLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
         self._clock = clock
-        self._streams = 0
-        self._bytes = 0
+        # by limit, what running calls take
+        self._running: Counter[str] = Counter()
         self._tokens = float(limits.tokens_per_minute)
         self._filled = clock()
 
     @property
     def idle(self) -> bool:
         """Whether this allowance equals a new one and can be dropped."""
-        return not self._streams and self._fill() >= self.limits.tokens_per_minute
+        return not self._running.total() and self._fill() >= self.limits.tokens_per_minute
+
+    def stream(self) -> AbstractContextManager[None]:
+        """Count a call until the block ends. Raises `Overloaded` at the limit."""
+        return self.hold("streams", 0, 1)
 
     @contextlib.contextmanager
-    def stream(self) -> Iterator[None]:
-        """Count a streaming call until the block ends. Raises `Overloaded` at the limit."""
-        max_streams = self.limits.streams
-        if max_streams and self._streams >= max_streams:
-            raise _spent(f"{max_streams} calls of this tenant are running", "TENANT_STREAMS")
-        self._streams += 1
+    def hold(self, limit: Held, kept: int, more: int) -> Iterator[None]:
+        """Count `more` until the block ends, beside what is `kept` and what other calls take.
+
+        Raises `Overloaded` if the sum exceeds the limit, with the reason `TENANT_…`.
+        """
+        most, held = getattr(self.limits, limit), kept + self._running[limit]
+        if most and more and held + more > most:
+            what = limit.replace("_", " ")
+            text = f"this tenant may hold {most} {what}: it holds {held}, and asks for {more} more"
+            raise _spent(text, limit)
+        self._running[limit] += more
         try:
             yield
         finally:
-            self._streams -= 1
+            self._running[limit] -= more
 
     def take_prompt(self, tokens: int) -> None:
         """Charge a prompt. Raises `Overloaded` with the time until the bucket has enough tokens."""
@@ -56,31 +78,13 @@ class Allowance:
         missing = min(tokens, rate) - self._fill()
         if missing > 0:
             text = f"this tenant may use {rate} tokens a minute"
-            raise _spent(text, "TENANT_TOKENS", missing * 60 / rate)
+            raise _spent(text, "tokens_per_minute", missing * 60 / rate)
         self._tokens -= tokens
 
     def take_answer(self, tokens: int) -> None:
         """Charge generated tokens; the bucket may go negative."""
         if self.limits.tokens_per_minute:
             self._tokens -= tokens
-
-    @contextlib.contextmanager
-    def hold(self, kept: int, more: int) -> Iterator[None]:
-        """Count `more` bytes until the block ends, beside `kept` bytes and those of other calls.
-
-        Raises `Overloaded` if the sum exceeds the limit.
-        """
-        max_bytes, held = self.limits.bytes, kept + self._bytes
-        if max_bytes and held + more > max_bytes:
-            text = (
-                f"this tenant may hold {max_bytes} bytes: it holds {held}, and asks for {more} more"
-            )
-            raise _spent(text, "TENANT_BYTES")
-        self._bytes += more
-        try:
-            yield
-        finally:
-            self._bytes -= more
 
     def _fill(self) -> float:
         """Fill the bucket for the time passed and return its tokens."""
@@ -117,5 +121,6 @@ class Allowances:
                 del self._by_tenant[name]
 
 
-def _spent(text: str, reason: str, retry_seconds: float = _RETRY_SECONDS) -> Overloaded:
-    return Overloaded(text, reason, retry_after_seconds=retry_seconds)
+def _spent(text: str, limit: str, retry_seconds: float = _RETRY_SECONDS) -> Overloaded:
+    metrics.TENANT_LIMITS_REACHED.labels(limit).inc()
+    return Overloaded(text, _REASONS[limit], retry_after_seconds=retry_seconds)

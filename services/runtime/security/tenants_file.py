@@ -42,6 +42,9 @@ class TenantLimits:
     streams: int = 0
     tokens_per_minute: int = 0
     bytes: int = 0
+    sessions: int = 0
+    leases: int = 0
+    stored_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

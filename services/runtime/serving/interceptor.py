@@ -25,6 +25,14 @@ from services.runtime.serving.status import to_headwise_error
 # longer ids are cut, because every log line contains the id
 _REQUEST_ID_LENGTH = 64
 
+# the calls that compute or send a cache, or generate: those that `streams` of a tenant limits
+_COUNTED = {
+    "/headwise.v1.DecodeService/Generate",
+    "/headwise.v1.PrefillService/Prefill",
+    "/headwise.v1.CacheService/FetchCache",
+    "/headwise.v1.CacheService/KeepCache",
+}
+
 Handler = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
 
 log = logging.getLogger("headwise.calls")
@@ -80,19 +88,19 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         return getattr(grpc, f"{kind}_rpc_method_handler")(
             self._guarded(
                 method[1:],
-                self._identified(self._routed(method, getattr(handler, kind), kind), kind),
+                self._identified(self._routed(method, getattr(handler, kind), method), kind),
             ),
             handler.request_deserializer,
             _serialize(handler.response_serializer),
         )
 
-    def _identified(self, handler: Handler, kind: str) -> Handler:
+    def _identified(self, handler: Handler, method: str) -> Handler:
         """Return a handler that sets the caller's identity, or raises a typed error."""
 
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             identity = self._authentication.identify(context.invocation_metadata() or ())
             set_identity(identity)
-            if kind == "unary_unary":
+            if method not in _COUNTED:
                 return await handler(request, context)
             with identity.allowance.stream():
                 return await handler(request, context)

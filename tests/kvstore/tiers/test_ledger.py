@@ -40,22 +40,37 @@ class SlowLedger:
             if entry.expires_at is not None and entry.expires_at <= now:
                 self.drop(entry, MissReason.EXPIRED)
 
+    def yielded(self, own: str, asked: int, counted: list[Entry]) -> list[Entry]:
+        """Return what the namespace with most bytes may lose, what goes first in front."""
+        spaces = {key.namespace for key in KEYS}
+        held = {s: sum(e.nbytes for e in counted if e.key.namespace == s) for s in spaces}
+        held[own] += asked
+        most = own if held[own] == max(held.values()) else max(spaces, key=lambda s: held[s])
+        there = [e for e in counted if e.key.namespace == most]
+        free = [e for e in there if e.key not in self.pins]
+        return free if most == own else free + [e for e in there if e.key in self.pins]
+
     def admit(self, entry: Entry, now: float) -> bool:
         self.expire(now)
         others = [e for e in self.entries if e.key != entry.key]
         victims: list[Entry] = []
-        for spaces, limit in (
-            ({entry.key.namespace}, BUDGET.quota_of(entry.key.namespace)),
-            ({key.namespace for key in KEYS}, BUDGET.total_bytes),
-        ):
-            while True:
-                counted = [e for e in others if e.key.namespace in spaces and e not in victims]
-                if sum(e.nbytes for e in counted) + entry.nbytes <= limit:
-                    break
-                free = [e for e in counted if e.key not in self.pins]
-                if not free:
-                    return False
-                victims.append(free[0])
+        own = entry.key.namespace
+        while True:
+            counted = [e for e in others if e.key.namespace == own and e not in victims]
+            if sum(e.nbytes for e in counted) + entry.nbytes <= BUDGET.quota_of(own):
+                break
+            free = [e for e in counted if e.key not in self.pins]
+            if not free:
+                return False
+            victims.append(free[0])
+        while True:
+            counted = [e for e in others if e not in victims]
+            if sum(e.nbytes for e in counted) + entry.nbytes <= BUDGET.total_bytes:
+                break
+            free = self.yielded(own, entry.nbytes, counted)
+            if not free:
+                return False
+            victims.append(free[0])
         for victim in victims:
             self.drop(victim, MissReason.EVICTED)
         self.entries = [e for e in self.entries if e.key != entry.key] + [entry]
@@ -144,3 +159,29 @@ def test_the_memory_of_what_is_gone_is_bounded(monkeypatch: pytest.MonkeyPatch) 
 def test_negative_budgets_are_refused(budget: tuple[int, dict[str, int]]) -> None:
     with pytest.raises(InvalidParameter):
         Budget(*budget)
+
+
+def test_a_namespace_within_its_share_loses_nothing_to_one_that_floods() -> None:
+    ledger = Ledger(Budget(100))
+    few, many = KEYS[0], [ContentKey("large", f"{n:064x}") for n in range(50)]
+    # the least recently used of all
+    ledger.admit(Entry(few, 30, None), 0)
+    for key in many:
+        assert ledger.admit(Entry(key, 10, None), 0)[0] is PutStatus.STORED
+    assert ledger.peek(few, 0) is not None
+    assert ledger.bytes_in_use("large") == 70
+
+
+def test_pins_of_a_namespace_beyond_its_share_do_not_hold_against_another() -> None:
+    ledger = Ledger(Budget(100))
+    many = [ContentKey("large", f"{n:064x}") for n in range(10)]
+    for key in many:
+        ledger.admit(Entry(key, 10, None), 0)
+        ledger.pin(key, 0)
+    assert ledger.admit(Entry(ContentKey("large", "f" * 64), 10, None), 0) == (PutStatus.FULL, [])
+    for number in range(6):
+        status, gone = ledger.admit(Entry(ContentKey("small", f"{number:064x}"), 10, None), 0)
+        if number < 5:
+            assert (status, [entry.key for entry in gone]) == (PutStatus.STORED, [many[number]])
+    # half of the budget each
+    assert ledger.bytes_in_use("large") == ledger.bytes_in_use("small") == 50

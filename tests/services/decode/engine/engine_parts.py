@@ -21,7 +21,7 @@ from services.decode.engine.engine import Engine
 from services.decode.engine.sampling import Sampler, SamplingParameters
 from services.decode.engine.schedule import Scheduler
 from services.decode.engine.sequence import Event, Finished, RunningSequence
-from services.decode.memory.arbiter import Evictable
+from services.decode.memory.pool_shares import Evictable
 from services.decode.report import Memory
 from services.prefill.compute.prefiller import Prefiller
 from services.runtime.model.served_model import ServedModel, load_model

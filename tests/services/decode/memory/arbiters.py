@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from kvstore.pool import PagePool
-from services.decode.memory.arbiter import Evictable, MemoryArbiter, MemoryLimits
+from services.decode.memory.arbiter import MemoryArbiter, MemoryLimits
 from services.decode.memory.freed_pages import FreedPages
+from services.decode.memory.pool_shares import Evictable
 
 
 class NothingIdle:
     """No cache can be evicted."""
 
-    def evict(self) -> bool:
+    def evict(self, owner: str = "") -> bool:
         return False
 
 
@@ -25,13 +26,14 @@ def new_arbiter(
     swap_bytes: int = 1 << 30,
     sessions: Evictable | None = None,
     resident_caches: Evictable | None = None,
+    freed: FreedPages | None = None,
 ) -> MemoryArbiter[Any]:
-    """Build an arbiter whose freed pages wake nothing; tests call `advance` or `leave`."""
+    """Build an arbiter; without `freed` tests call `advance` or `leave` where pages come free."""
     return MemoryArbiter(
         pool,
         resident_caches or NothingIdle(),
         sessions or NothingIdle(),
-        FreedPages(lambda handler: None),
+        freed or FreedPages(lambda handler: None),
         MemoryLimits(
             max_sequences=sequences,
             max_queued=queued,

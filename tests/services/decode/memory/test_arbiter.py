@@ -136,7 +136,7 @@ class _Idle:
         self._caches = [(name, pool.open(0, PageCount(10, 10))) for name in names]
         self._evicted = evicted
 
-    def evict(self) -> bool:
+    def evict(self, owner: str = "") -> bool:
         if not self._caches:
             return False
         name, pages = self._caches.pop(0)
@@ -156,9 +156,17 @@ async def test_resident_caches_are_evicted_before_sessions_and_no_more_than_need
     _leave(arbiter, pages)
 
 
+class Preempted:
+    """A sequence of a tenant in host memory."""
+
+    def __init__(self, owner: str = "") -> None:
+        self.owner = owner
+        self.swapped_bytes = 0
+
+
 async def test_preempted_sequences_come_before_new_generations(pool: PagePool) -> None:
     arbiter = new_arbiter(pool)
-    arbiter.preempted.append(object())
+    arbiter.preempted.append(Preempted())
     waiting = asyncio.create_task(arbiter.admit(1, None, _room(pool, 10)))
     await asyncio.sleep(0.01)
     assert not waiting.done()
@@ -261,3 +269,106 @@ async def test_the_first_waiter_is_refused_if_nothing_can_free_pages(
     held.release()
     arbiter.tick()
     _leave(arbiter, await asyncio.wait_for(second, 1.0))
+
+
+async def _admit(arbiter: MemoryArbiter[Any], pool: PagePool, tenant: str) -> SequencePages:
+    return await arbiter.admit(1, None, lambda: pool.open(0, PageCount(1, 1), owner=tenant), tenant)
+
+
+async def test_the_tenant_with_fewest_sequences_comes_first_whatever_the_deadlines(
+    pool: PagePool,
+) -> None:
+    arbiter, order = new_arbiter(pool, sequences=2), list[str]()
+    running = [await _admit(arbiter, pool, "many") for _ in "12"]
+
+    async def ask(tenant: str, seconds: float) -> None:
+        await arbiter.admit(1, seconds, _room(pool, 1), tenant)
+        order.append(tenant)
+
+    tasks = [asyncio.create_task(ask("many", 1.0 + n)) for n in range(3)]
+    tasks.append(asyncio.create_task(ask("few", 900.0)))
+    await asyncio.sleep(0.01)
+    running[0].release()
+    arbiter.leave(tenant="many")
+    await asyncio.sleep(0.01)
+    assert order == ["few"]
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+async def test_in_a_full_line_the_tenant_with_most_places_makes_room(pool: PagePool) -> None:
+    arbiter = new_arbiter(pool, sequences=1, queued=3)
+    await _admit(arbiter, pool, "many")
+    flood = [asyncio.create_task(_admit(arbiter, pool, "many")) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    with pytest.raises(Overloaded):
+        arbiter.require_place("many")
+    arbiter.require_place("few")
+    other = asyncio.create_task(_admit(arbiter, pool, "few"))
+    await asyncio.sleep(0.01)
+    # the newest
+    assert [task.done() for task in flood] == [False, False, True]
+    with pytest.raises(Overloaded) as caught:
+        await flood.pop()
+    assert (caught.value.reason, other.done()) == ("DECODE_FULL", False)
+    for task in (*flood, other):
+        task.cancel()
+    await asyncio.wait((*flood, other))
+    assert arbiter.queued == 0
+
+
+async def test_a_tenant_that_runs_fewer_does_not_wait_for_preempted_sequences_of_another(
+    pool: PagePool,
+) -> None:
+    arbiter = new_arbiter(pool, sequences=3)
+    for _ in range(3):
+        await _admit(arbiter, pool, "many")
+    other = asyncio.create_task(_admit(arbiter, pool, "few"))
+    again = asyncio.create_task(_admit(arbiter, pool, "many"))
+    await asyncio.sleep(0.01)
+    # the engine moves one of them to host memory
+    arbiter.preempted.append(Preempted("many"))
+    arbiter.advance()
+    await asyncio.wait_for(other, 1.0)
+    await asyncio.sleep(0.01)
+    assert not again.done()
+    again.cancel()
+    await asyncio.wait((again,))
+
+
+async def test_idle_caches_of_a_tenant_within_its_share_stay(pool: PagePool) -> None:
+    evicted: list[str] = []
+    idle = OwnedIdle(pool, ["few", "many", "many"], evicted)
+    arbiter = new_arbiter(pool, sessions=idle)
+
+    async def ask(tenant: str, pages: int) -> None:
+        need = PageCount(pages, pages)
+        await arbiter.admit(1, None, lambda: pool.open(0, need, owner=tenant), tenant)
+
+    await ask("few", 5)
+    await ask("many", 5)
+    assert evicted == ["many"]
+    # both hold their half: the one that asks goes on with what it has
+    await ask("many", 10)
+    assert evicted == ["many", "many"]
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(ask("many", 10), 0.05)
+    assert evicted == ["many", "many"]
+
+
+class OwnedIdle:
+    """Idle caches of ten pages, each of a tenant; owners of evicted ones are added to `evicted`."""
+
+    def __init__(self, pool: PagePool, owners: list[str], evicted: list[str]) -> None:
+        self._caches = [pool.open(0, PageCount(10, 10), owner=owner) for owner in owners]
+        self._evicted = evicted
+
+    def evict(self, owner: str = "") -> bool:
+        pages = next((one for one in self._caches if one.owner == owner), None)
+        if pages is None:
+            return False
+        self._caches.remove(pages)
+        self._evicted.append(owner)
+        pages.release()
+        return True

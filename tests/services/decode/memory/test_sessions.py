@@ -11,8 +11,9 @@ from headwise import NotFound, Refused
 from kvstore.cache import LayerShape
 from kvstore.pool import PageCount, PagePool, SequencePages
 from services.decode.memory import sessions as module
-from services.decode.memory.sessions import Sessions
+from services.decode.memory.sessions import Holdings, Sessions
 from services.decode.report import TransferReport
+from services.runtime.security.tenants_file import TenantLimits
 
 
 @pytest.fixture
@@ -83,8 +84,8 @@ def test_another_owners_session_is_unknown_whatever_became_of_it(
     mine = sessions.keep(pages, [7, 8], TransferReport(), 60.0, "acme")
     fork = sessions.fork(mine, "acme").session_id
     assert [one.session_id for one in sessions.all("acme")] == [mine, fork]
-    assert sessions.held_bytes("acme") == 2 * pages.resident_bytes
-    assert sessions.held_bytes("globex") == 0
+    assert sessions.holdings("acme") == Holdings(2, 2 * pages.resident_bytes)
+    assert sessions.holdings("globex") == Holdings(0, 0)
     for other in ("globex", ""):
         assert sessions.all(other) == []
         for call in (sessions.borrow, sessions.fork, sessions.describe, sessions.release):
@@ -158,3 +159,36 @@ def test_a_fork_lives_on_without_its_origin(sessions: Sessions, pool: PagePool) 
 
 def test_an_unknown_session_is_not_found(sessions: Sessions) -> None:
     assert _reason(lambda: sessions.describe("nonsense")) == "SESSION_UNKNOWN"
+
+
+def _owned(
+    sessions: Sessions, pool: PagePool, owner: str, limits: TenantLimits | None = None
+) -> str:
+    pages = pool.open(1, PageCount(1, 1), owner=owner)
+    pages.reservation.rows.take(1)
+    return sessions.keep(pages, [7, 8], TransferReport(), 60.0, owner, limits or TenantLimits())
+
+
+def test_a_flood_of_sessions_evicts_its_own_tenants(sessions: Sessions, pool: PagePool) -> None:
+    # the least recently used of all
+    mine = _owned(sessions, pool, "few")
+    flood = [_owned(sessions, pool, "many") for _ in range(8)]
+    assert sessions.describe(mine, "few").session_id == mine
+    assert len(sessions) == 3
+    assert _reason(lambda: sessions.describe(flood[0], "many")) == "SESSION_EVICTED"
+    # within its share of one: those of the other tenant make room
+    sessions.release(mine, "few")
+    _owned(sessions, pool, "many")
+    mine = _owned(sessions, pool, "few")
+    assert len(sessions.all("few")) == 1
+    assert len(sessions.all("many")) == 2
+
+
+def test_what_a_tenant_may_keep_is_bounded_by_its_limits(
+    sessions: Sessions, pool: PagePool
+) -> None:
+    one = pool.bytes_of(PageCount(1, 0))
+    for limits in (TenantLimits(sessions=1), TenantLimits(bytes=one)):
+        first, second = (_owned(sessions, pool, "acme", limits) for _ in "12")
+        assert _reason(lambda s=first: sessions.describe(s, "acme")) == "SESSION_EVICTED"
+        sessions.release(second, "acme")

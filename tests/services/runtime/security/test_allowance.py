@@ -78,13 +78,13 @@ def test_the_tokens_of_any_run_are_bounded_by_bucket_rate_and_one_request(
 
 def test_bytes_of_sessions_and_of_running_calls_count_together() -> None:
     allowance = Allowance(TenantLimits(bytes=100))
-    with allowance.hold(kept=30, more=50):
-        with pytest.raises(Overloaded) as caught, allowance.hold(kept=30, more=21):
+    with allowance.hold("bytes", kept=30, more=50):
+        with pytest.raises(Overloaded) as caught, allowance.hold("bytes", kept=30, more=21):
             pass
         assert caught.value.reason == "TENANT_BYTES"
-        with allowance.hold(kept=30, more=20):
+        with allowance.hold("bytes", kept=30, more=20):
             pass
-    with allowance.hold(kept=0, more=100):
+    with allowance.hold("bytes", kept=0, more=100):
         pass
 
 
