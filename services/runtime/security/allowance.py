@@ -19,12 +19,12 @@ _MAX_TENANTS = 4096
 # limits of what is held, which is given back some time
 Held = Literal["streams", "bytes", "sessions", "leases", "stored_bytes"]
 _REASONS = {
-    "streams": "TENANT_STREAMS",
-    "tokens_per_minute": "TENANT_TOKENS",
-    "bytes": "TENANT_BYTES",
-    "sessions": "TENANT_SESSIONS",
-    "leases": "TENANT_LEASES",
-    "stored_bytes": "TENANT_STORED_BYTES",
+    "streams": (Overloaded, "TENANT_STREAMS"),
+    "tokens_per_minute": (Overloaded, "TENANT_TOKENS"),
+    "bytes": (Overloaded, "TENANT_BYTES"),
+    "sessions": (Overloaded, "TENANT_SESSIONS"),
+    "leases": (Overloaded, "TENANT_LEASES"),
+    "stored_bytes": (Overloaded, "TENANT_STORED_BYTES"),
 }
 
 
@@ -123,4 +123,5 @@ class Allowances:
 
 def _spent(text: str, limit: str, retry_seconds: float = _RETRY_SECONDS) -> Overloaded:
     metrics.TENANT_LIMITS_REACHED.labels(limit).inc()
-    return Overloaded(text, _REASONS[limit], retry_after_seconds=retry_seconds)
+    kind, reason = _REASONS[limit]
+    return kind(text, reason, retry_after_seconds=retry_seconds)
