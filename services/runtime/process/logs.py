@@ -7,6 +7,10 @@ import json
 import logging
 import sys
 
+import grpc
+
+GRPC_LOGGER = "grpc._cython.cygrpc"
+
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
 
@@ -30,6 +34,16 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
+class NoClosedCalls(logging.Filter):
+    """Drops gRPC's report, with a traceback, that a status found its call closed by the client.
+
+    The call has its own line, and nothing went wrong.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
+
+
 def configure_logs(level: str, form: str) -> None:
     """Send all log lines to standard error in one form."""
     handler = logging.StreamHandler(sys.stderr)
@@ -40,5 +54,6 @@ def configure_logs(level: str, form: str) -> None:
         else logging.Formatter("%(asctime)s %(levelname)-7s %(request_id)s %(name)s: %(message)s")
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger(GRPC_LOGGER).addFilter(NoClosedCalls())
     # its notices about GGUF and generation defaults do not concern the operator
     logging.getLogger("transformers").setLevel(logging.ERROR)

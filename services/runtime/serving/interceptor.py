@@ -8,12 +8,12 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 
 from headwise.connection import REQUEST_ID_KEY
-from headwise.errors import InternalError, to_trailing_metadata
+from headwise.errors import HeadwiseError, InternalError, to_trailing_metadata
 from headwise.tracing import annotate, server_span
 from services.runtime.process import metrics
 from services.runtime.process.logs import request_id
@@ -151,17 +151,26 @@ async def _answer(
         code, reason = "CANCELLED", "CANCELLED"
         raise
     except Exception as error:
-        # a write to a cancelled call raises an internal error of gRPC
-        if context.cancelled():
+        # a write to a call that the client has closed raises an internal error of gRPC, also
+        # before the event loop has learned of it
+        if context.cancelled() or isinstance(error, grpc.aio.InternalError):
             code, reason = "CANCELLED", "CANCELLED"
             raise asyncio.CancelledError from error
         typed = to_headwise_error(error)
         code, reason = typed.code.name, typed.reason
         if isinstance(typed, InternalError):
             log.exception("%s failed", method)
-        await context.abort(typed.code, typed.message, to_trailing_metadata(typed))
+        await _abort(context, typed)
     finally:
         _count(method, code, reason, time.perf_counter() - began)
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: HeadwiseError) -> NoReturn:
+    """End the call with the error's status; a call that the client has closed ends without."""
+    try:
+        await context.abort(error.code, error.message, to_trailing_metadata(error))
+    except grpc.aio.InternalError as closed:
+        raise asyncio.CancelledError from closed
 
 
 def _count(method: str, code: str, reason: str, seconds: float) -> None:
