@@ -105,19 +105,24 @@ class RedisTier:
         lifetime = longest if lifetime_seconds is None else min(lifetime_seconds, longest)
         if lifetime <= 0:
             return STORED
+        put_id, sizes = secrets.token_hex(8), list[int]()
         try:
             if self._over_quota(key, writer.head_bytes + writer.body_bytes):
                 return PutResult(PutStatus.OVER_QUOTA)
-            put_id = secrets.token_hex(8)
-            sizes = self._write_chunks(key, put_id, writer, deadline)
-            manifest = Manifest(put_id, self._clock() + lifetime, writer.head_bytes, sizes)
+            self._write_chunks(key, put_id, writer, sizes, deadline)
+            expires_at = self._clock() + lifetime
+            manifest = Manifest(put_id, expires_at, writer.head_bytes, tuple(sizes))
             # nothing may come up that the caller was told is not stored
             deadline.require()
-            return self._publish(key, manifest, writer.head(), lifetime)
+            result = self._publish(key, manifest, writer.head(), lifetime)
         except ValueError as error:
-            return PutResult(PutStatus.UNAVAILABLE, f"the index is not ours: {error}")
+            result = PutResult(PutStatus.UNAVAILABLE, f"the index is not ours: {error}")
         except self._errors as error:
-            return failed_put(error)
+            result = failed_put(error)
+        if not result.stored:
+            # what cannot be reached expires within `_UNFINISHED_SECONDS`
+            self._unlink(self._chunk_name(key, put_id, n) for n in range(len(sizes) + 1))
+        return result
 
     def get(self, key: ContentKey, expected: Expected, deadline: Deadline) -> Lookup:
         try:
@@ -168,10 +173,14 @@ class RedisTier:
             return None
 
     def _write_chunks(
-        self, key: ContentKey, put_id: str, writer: CacheWriter, deadline: Deadline
-    ) -> tuple[int, ...]:
-        """The body's; returns their sizes."""
-        sizes: list[int] = []
+        self,
+        key: ContentKey,
+        put_id: str,
+        writer: CacheWriter,
+        sizes: list[int],
+        deadline: Deadline,
+    ) -> None:
+        """The body's; appends their sizes."""
         chunks = _chunks(writer, self._options.chunk_bytes)
         for batch in _batches(chunks, self._options.batch_chunks):
             deadline.require()
@@ -181,29 +190,60 @@ class RedisTier:
                 name = self._chunk_name(key, put_id, len(sizes))
                 pipeline.set(name, chunk, ex=_UNFINISHED_SECONDS)
             pipeline.execute()
-        return tuple(sizes)
 
     def _publish(
         self, key: ContentKey, manifest: Manifest, head: bytes, lifetime: float
     ) -> PutResult:
-        """Let the chunks live, then show them; what they replace goes."""
+        """Show the chunks, then let them live; what they replace goes.
+
+        Chunks get their lifetime last, so that no fault leaves any that nothing names or counts.
+        """
         names = self._chunk_names(key, manifest)
         pipeline = self._client.pipeline(transaction=False)
         pipeline.set(names[0], head, ex=_UNFINISHED_SECONDS)
-        for name in names:
-            pipeline.pexpire(name, int(lifetime * 1000))
-        if not all(pipeline.execute()):
-            return PutResult(PutStatus.FULL, "chunks were evicted before the last was written")
+        pipeline.execute()
         name, kept = _manifest_name(key), int((lifetime + _REMEMBERED_SECONDS) * 1000)
+        # the option `get` is what asks for Redis 6.2 or Valkey
         previous = self._client.set(name, manifest.encode(), px=kept, get=True)
         self._enter(key, manifest)
-        if isinstance(previous, bytes):
-            try:
-                self._forget(key, Manifest.parse(previous))
-            except CorruptCache:
-                # garbage names no chunks
-                return STORED
+        try:
+            lives = self._let_live(names, lifetime)
+        except self._errors:
+            self._withdraw(key, manifest)
+            raise
+        finally:
+            self._forget_text(key, previous)
+        if not lives:
+            self._withdraw(key, manifest)
+            return PutResult(PutStatus.FULL, "chunks were evicted before the last was written")
         return STORED
+
+    def _let_live(self, names: Sequence[str], lifetime: float) -> bool:
+        """Return whether every chunk is there and lives as long as the cache."""
+        pipeline = self._client.pipeline(transaction=False)
+        for name in names:
+            pipeline.pexpire(name, int(lifetime * 1000))
+        return all(pipeline.execute())
+
+    def _withdraw(self, key: ContentKey, manifest: Manifest) -> None:
+        """Take back a cache that was shown, unless another writer has replaced it."""
+        with contextlib.suppress(*self._errors):
+            if self._client.get(_manifest_name(key)) == manifest.encode():
+                self._unlink((_manifest_name(key),))
+        self._forget(key, manifest)
+
+    def _forget_text(self, key: ContentKey, text: object) -> None:
+        """Forget the cache of a manifest that was replaced; garbage names no chunks."""
+        if isinstance(text, bytes):
+            with contextlib.suppress(CorruptCache):
+                self._forget(key, Manifest.parse(text))
+
+    def _unlink(self, names: Iterable[str]) -> None:
+        pipeline = self._client.pipeline(transaction=False)
+        for name in names:
+            pipeline.unlink(name)
+        with contextlib.suppress(*self._errors):
+            pipeline.execute()
 
     def _read(
         self, key: ContentKey, manifest: Manifest, expected: Expected, deadline: Deadline

@@ -17,6 +17,9 @@ def failed_put(error: Exception) -> PutResult:
     """`FULL` where the server has no memory left and may evict nothing."""
     if _is_timeout(error):
         return PutResult(PutStatus.TIMEOUT, _detail(error))
+    if "syntax error" in str(error):
+        # an option of SET that this tier uses
+        return PutResult(PutStatus.UNAVAILABLE, f"Redis 6.2 or Valkey is needed: {error}")
     # the class is lost where a pipeline wraps the server's error
     status = PutStatus.FULL if "maxmemory" in str(error) else PutStatus.UNAVAILABLE
     return PutResult(status, _detail(error))

@@ -23,6 +23,7 @@ from kvstore.tiers.manifest import Manifest
 from kvstore.tiers.mooncake import MooncakeTier
 from kvstore.tiers.redis import RedisOptions, RedisTier
 from kvstore.tiers.redis_client import RedisAddress, RedisClient
+from kvstore.tiers.redis_faults import failed_put
 from kvstore.tiers.stored_form import CacheWriter
 from tests.kvstore.tiers.conftest import SMALL_CHUNKS, Mooncake
 from tests.kvstore.tiers.servers import (
@@ -226,6 +227,61 @@ def test_everything_has_a_time_to_live(own_valkey: RedisServer) -> None:
         # the first put's chunks went when the second replaced it
         names = {name.rsplit(b":", 1)[0] for name in client.keys(f"{MANIFEST}:*")}
         assert len(names) == 1
+
+
+# commands that a put uses, in their order, and one that gives chunks back
+_REFUSALS = (
+    "-set",
+    # chunks may be written, and the manifest, which has a colon less, may not
+    "resetkeys ~headwise:*:*:*",
+    "-zadd",
+    "-pexpire",
+    "-pexpire -unlink",
+    "-unlink resetkeys ~headwise:*:*:*",
+)
+
+
+@pytest.mark.parametrize("refusal", _REFUSALS)
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_put_that_fails_midway_leaves_nothing_for_long(
+    own_valkey: RedisServer, refusal: str, replaces: bool
+) -> None:
+    with redis_tier(own_valkey.address) as (tier, client):
+        if replaces:
+            tier.put(KEY, CACHE, 500.0, due())
+        before = set(client.keys("*"))
+        client.execute_command("ACL", "SETUSER", "default", *refusal.split())
+        stored = [tier.put(KEY, CACHE, 500.0, due()).stored for _ in range(5)]
+        assert stored == [refusal == "-zadd"] * 5
+        client.execute_command("ACL", "SETUSER", "default", "+@all", "allkeys")
+        left = set(client.keys("*")) - before
+        if refusal == "-zadd":
+            # the index counts it no longer, and it is stored all the same
+            assert reason(tier) is None
+            return
+        lasting = [name for name in left if client.ttl(name) > 60]
+        held = {key for key in lasting if not key.endswith((b":index", b":namespaces"))}
+        # where nothing can be given back, the manifest stays, and is counted
+        assert held <= {MANIFEST.encode()}
+        if "-unlink" not in refusal:
+            assert not held
+            assert tier.bytes_in_use("faults", due()) in (0, _stored_bytes())
+        assert reason(tier) in (None, MissReason.ABSENT, MissReason.EVICTED)
+        assert tier.put(KEY, CACHE, 500.0, due()).stored
+        assert reason(tier) is None
+        assert tier.bytes_in_use("faults", due()) == _stored_bytes()
+
+
+def _stored_bytes() -> int:
+    writer = CacheWriter(CACHE)
+    return writer.head_bytes + writer.body_bytes
+
+
+def test_an_old_server_is_named() -> None:
+    from redis.exceptions import ResponseError
+
+    told = failed_put(ResponseError("syntax error")).detail
+    assert "Redis 6.2 or Valkey" in told
 
 
 def test_eviction_and_expiry_by_the_server_are_told_apart(own_valkey: RedisServer) -> None:
