@@ -88,7 +88,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         return getattr(grpc, f"{kind}_rpc_method_handler")(
             self._guarded(
                 method[1:],
-                self._identified(self._routed(method, getattr(handler, kind), method), kind),
+                self._identified(self._routed(method, getattr(handler, kind), kind), method),
             ),
             handler.request_deserializer,
             _serialize(handler.response_serializer),
