@@ -81,7 +81,7 @@ class MemoryReport:
 
     @property
     def rows_kept_ratio(self) -> float:
-        """Rows kept, as a share of the rows of a dense cache."""
+        """Rows kept, as a share of a dense cache's, in which sliding layers hold their window."""
         return self.rows_kept / self.rows_dense if self.rows_dense else 1.0
 
     @property

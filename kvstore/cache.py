@@ -53,6 +53,11 @@ class LayerShape:
         """G: query heads per KV head."""
         return self.query_heads // self.kv_heads
 
+    def dense_rows(self, tokens: int) -> int:
+        """Return the rows that all KV heads hold in a dense cache, where windows still slide."""
+        window = self.sliding_window
+        return self.kv_heads * (tokens if window is None else min(tokens, window))
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelFingerprint:
@@ -206,6 +211,10 @@ class RaggedLayer:
     def rows(self) -> int:
         return self.head_offsets[-1]
 
+    def dense_rows(self, tokens: int) -> int:
+        """Return the rows of a dense cache: of each head all, or those in its layer's window."""
+        return sum(min(tokens, rule.horizon or tokens) for rule in self.rules)
+
     def head_row_counts(self) -> tuple[int, ...]:
         """Rows per KV head, `[H]`."""
         return tuple(b - a for a, b in zip(self.head_offsets, self.head_offsets[1:], strict=False))
@@ -250,13 +259,12 @@ class CompactCache:
 
     @property
     def dense_nbytes(self) -> int:
-        """Bytes of keys and values if every head kept every token, in the model's dtype."""
-        return sum(
-            layer.kv_heads * self.next_position * layer.dense_row_bytes for layer in self.layers
-        )
+        """Bytes of keys and values of the dense cache, in the model's dtype."""
+        tokens = self.next_position
+        return sum(layer.dense_rows(tokens) * layer.dense_row_bytes for layer in self.layers)
 
     @property
     def rows_kept_ratio(self) -> float:
         """Rows kept over the rows of the dense cache; 1.0 for an empty cache."""
-        dense = sum(layer.kv_heads for layer in self.layers) * self.next_position
+        dense = sum(layer.dense_rows(self.next_position) for layer in self.layers)
         return sum(layer.rows for layer in self.layers) / dense if dense else 1.0

@@ -181,8 +181,9 @@ class PagePool:
     @property
     def dense_bytes(self) -> int:
         """Bytes of keys and values of dense caches of the same sequences."""
-        row = self.storage.unquantized.layout.row_bytes
-        return int(self.tables.lengths.sum()) * sum(s.kv_heads for s in self.shapes) * row
+        lengths = self.tables.lengths.tolist()
+        rows = sum(shape.dense_rows(length) for length in lengths for shape in self.shapes)
+        return rows * self.storage.unquantized.layout.row_bytes
 
     def _most_pages(self, tokens: int) -> int:
         """Return the pages that a head of `tokens` tokens may take under any codec."""

@@ -195,10 +195,14 @@ class SequencePages:
         return used.rows * storage.row_page_bytes + used.metadata * storage.metadata_page_bytes
 
     @property
+    def dense_rows(self) -> int:
+        """Rows of a dense cache of as many tokens; a sliding layer holds its window."""
+        return sum(shape.dense_rows(self.length) for shape in self.shapes)
+
+    @property
     def dense_bytes(self) -> int:
         """Bytes of keys and values of a dense cache of as many tokens."""
-        row = self.pool.storage.unquantized.layout.row_bytes
-        return sum(shape.kv_heads for shape in self.shapes) * self.length * row
+        return self.dense_rows * self.pool.storage.unquantized.layout.row_bytes
 
     def pages_bound(self, final_length: int) -> PageCount:
         """Return the pages that suffice up to `final_length` tokens; see `rows_bound`."""

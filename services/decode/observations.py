@@ -51,7 +51,9 @@ def observe_cache(report: TransferReport, pages: SequencePages) -> None:
         by_layer = f"{head.layer:02d}", head.head_class
         metrics.HEADS_RECEIVED.labels(head.head_class).inc()
         metrics.ROWS_RECEIVED.labels(*by_layer).inc(head.rows)
-        metrics.DENSE_ROWS_RECEIVED.labels(*by_layer).inc(pages.length)
+        shape = pages.shapes[head.layer]
+        dense = shape.dense_rows(pages.length) // shape.kv_heads
+        metrics.DENSE_ROWS_RECEIVED.labels(*by_layer).inc(dense)
     metrics.WIRE_DENSE_EQUIVALENT_BYTES.inc(pages.dense_bytes)
     if report.profiled:
         metrics.RECOVERED_MASS.observe(report.recovered_mass)

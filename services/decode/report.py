@@ -27,12 +27,11 @@ class Memory:
 def measure(pages: SequencePages) -> Memory:
     """Sync the sequence, and return the bytes and rows that it holds."""
     pages.sync()
-    heads = sum(shape.kv_heads for shape in pages.shapes)
     return Memory(
         dense_bytes=pages.dense_bytes,
         resident_bytes=pages.resident_bytes,
         rows_kept=sum(map(sum, pages.row_counts())),
-        rows_dense=heads * pages.length,
+        rows_dense=pages.dense_rows,
     )
 
 

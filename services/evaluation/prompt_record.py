@@ -182,12 +182,12 @@ class PromptRecord:
 
 def rows_kept(layers: list[RaggedLayer], tokens: int) -> float:
     """Rows kept over those of the dense cache of `tokens`."""
-    return sum(layer.rows for layer in layers) / sum(layer.kv_heads * tokens for layer in layers)
+    return sum(layer.rows for layer in layers) / sum(layer.dense_rows(tokens) for layer in layers)
 
 
 def bytes_kept(layers: list[RaggedLayer], tokens: int) -> float:
     """Real bytes, positions, scores and flags included, over dense keys and values."""
-    dense = sum(layer.kv_heads * tokens * layer.dense_row_bytes for layer in layers)
+    dense = sum(layer.dense_rows(tokens) * layer.dense_row_bytes for layer in layers)
     return sum(layer.nbytes for layer in layers) / dense
 
 
@@ -196,7 +196,7 @@ def fp16_bytes_kept(layers: list[RaggedLayer], tokens: int) -> float:
 
     Coded rows count as they are, uncoded ones as if they were of 16 bits; all else is counted.
     """
-    dense = sum(2 * 2 * layer.kv_heads * tokens * layer.head_size for layer in layers)
+    dense = sum(2 * 2 * layer.dense_rows(tokens) * layer.head_size for layer in layers)
     return sum(_fp16_bytes(layer) for layer in layers) / dense
 
 

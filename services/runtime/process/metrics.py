@@ -93,7 +93,8 @@ WIRE_SECONDS = Counter(
     ["direction"],
 )
 WIRE_DENSE_EQUIVALENT_BYTES = Counter(
-    "headwise_wire_dense_equivalent_bytes", "Bytes the received caches would have, were they dense"
+    "headwise_wire_dense_equivalent_bytes",
+    "Bytes the received caches would have, were they dense (sliding layers: their window)",
 )
 TRANSFERS = Counter(
     "headwise_transfers", "Caches asked of prefill, by the status it ended with", ["outcome"]
@@ -105,7 +106,8 @@ PREFILL_REACHABLE = Gauge(
 )
 
 DENSE_EQUIVALENT_BYTES = Gauge(
-    "headwise_kv_dense_equivalent_bytes", "Bytes dense caches of the held tokens would occupy"
+    "headwise_kv_dense_equivalent_bytes",
+    "Bytes dense caches of the held tokens would occupy (sliding layers: their window)",
 )
 RESIDENT_BYTES = Gauge(
     "headwise_kv_resident_bytes", "Bytes really resident, metadata and slack included", ["tier"]
@@ -123,7 +125,7 @@ ROWS_RECEIVED = Counter(
 )
 DENSE_ROWS_RECEIVED = Counter(
     "headwise_dense_rows_received",
-    "Rows the received heads would have, were they dense",
+    "Rows the received heads would have, were they dense (sliding layers: their window)",
     ["layer", "head_class"],
 )
 RECOVERED_MASS = Histogram(
