@@ -61,6 +61,10 @@ MEANINGS = {
     "PREFILL_REFUSES_DECODE": ("Prefill refuses decode's credentials.", "Check decode's token."),
     "PREFILL_STALLED": ("Prefill sent no sign of life.", "See `--prefill-stall-seconds`."),
     "PREFILL_UNAVAILABLE": ("Prefill cannot be reached.", "Retry; check `--prefill`."),
+    "PROMPTS_WAITING": (
+        "Too many long prompts of the tenant wait to be tokenized.",
+        "Retry after `retry_after_seconds`.",
+    ),
     "PROMPT_TOO_LONG": ("The prompt has more tokens than are served.", "Shorten it."),
     "QUEUE_FULL": ("Prefill's queue is full.", "Retry after `retry_after_seconds`."),
     "REPLICA_UNREACHABLE": ("Another replica, which is needed, does not answer.", "Retry."),

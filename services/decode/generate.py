@@ -25,7 +25,6 @@ from services.decode.request_reader import RequestReader
 from services.runtime.process import metrics
 from services.runtime.security.identity import current_allowance, current_tenant
 from services.runtime.serving.reader_limit import ReaderLimit
-from services.runtime.serving.unknown_fields import require_known
 
 
 class GenerateCall:
@@ -57,11 +56,11 @@ class GenerateCall:
         """Answer the request; raises a typed error."""
         # checked before any work is done, so that a refusal comes at once
         self._arbiter.require_place(current_tenant())
-        require_known(self._request)
+        size, allowance = self._reader.count(self._request), current_allowance()
+        allowance.require_tokens(size.least_tokens)
         timeout_seconds = self._context.time_remaining()
         async with self._origins.find(self._request, timeout_seconds) as origin:
-            spec = self._reader.read(self._request, origin)
-            allowance = current_allowance()
+            spec = await self._reader.read(self._request, size, origin)
             held = self._sessions.holdings(current_tenant())
             with (
                 allowance.hold("bytes", held.nbytes, origin.expected_bytes(spec)),

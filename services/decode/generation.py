@@ -16,6 +16,8 @@ from services.runtime.serving.convert import codec_from_proto
 from services.runtime.serving.prompt import Messages, check_tokens, prompt_tokens
 
 MAX_STOP_TEXTS = 16
+# the end of an answer is compared with every beginning of a stop text at each token
+_MAX_STOP_CHARACTERS = 1024
 MAX_STOP_TOKEN_IDS = 64
 MAX_ANSWERS = 16
 MAX_LOGPROBS = 20
@@ -194,6 +196,9 @@ def _stop_texts(request: decode_pb2.GenerateRequest) -> tuple[str, ...]:
     for index, text in enumerate(request.stop):
         if not text:
             raise _invalid(f"stop[{index}]", "a stop text cannot be empty")
+        if len(text) > _MAX_STOP_CHARACTERS:
+            long = f"{len(text)} characters, at most {_MAX_STOP_CHARACTERS}"
+            raise _invalid(f"stop[{index}]", long)
     return tuple(request.stop)
 
 

@@ -8,6 +8,10 @@ from kvstore.pool import PagePool
 from services.decode.generation import GenerationLimits, GenerationSpec, parse_generation
 from services.decode.origin import Origin
 from services.runtime.model.served_model import ServedModel
+from services.runtime.security.identity import current_tenant
+from services.runtime.serving.fair_threads import FairThreads
+from services.runtime.serving.prompt_size import PromptSize, count_prompt
+from services.runtime.serving.unknown_fields import require_known
 
 
 class RequestReader:
@@ -17,9 +21,26 @@ class RequestReader:
         self._served = served
         self._limits = limits
         self._pool = pool
+        self._threads = FairThreads()
 
-    def read(self, request: decode_pb2.GenerateRequest, origin: Origin) -> GenerationSpec:
-        """Return what the request asks for. Raises the typed error of its first fault."""
+    def count(self, request: decode_pb2.GenerateRequest) -> PromptSize:
+        """Return the size of the prompt. Raises `InvalidRequest` if it cannot fit."""
+        longest, most = self._served.tokenizer.longest_token, self._limits.max_sequence_tokens - 1
+        return count_prompt(request, longest, most)
+
+    async def read(
+        self, request: decode_pb2.GenerateRequest, size: PromptSize, origin: Origin
+    ) -> GenerationSpec:
+        """Return what the request asks for. Raises the typed error of its first fault.
+
+        A prompt that is not small is rendered and tokenized in a thread.
+        """
+        if size.small:
+            return self._read(request, origin)
+        return await self._threads.run(current_tenant(), lambda: self._read(request, origin))
+
+    def _read(self, request: decode_pb2.GenerateRequest, origin: Origin) -> GenerationSpec:
+        require_known(request)
         spec = parse_generation(request, self._served, self._limits, origin.held)
         self._require_fit(spec, origin)
         return spec

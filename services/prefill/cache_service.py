@@ -21,7 +21,9 @@ from services.runtime.process import metrics
 from services.runtime.security.identity import current_allowance, current_namespace
 from services.runtime.serving.cache_formats import require_read
 from services.runtime.serving.convert import codec_from_proto, policy_from_proto
+from services.runtime.serving.fair_threads import FairThreads
 from services.runtime.serving.prompt import check_tokens, context_tokens
+from services.runtime.serving.prompt_size import PromptSize, count_prompt
 from services.runtime.serving.reader_limit import ReaderLimit
 from services.runtime.serving.status import RETRY_AFTER_SECONDS
 from services.runtime.serving.unknown_fields import require_known
@@ -40,11 +42,13 @@ class CacheServicer(store_pb2_grpc.CacheServiceServicer):
         self._stall_seconds = options.server.reader_stall_seconds
         self._messages = HeldMessages(served.shapes)
         self._codecs = allowed_codecs(options.model.codecs)
+        self._threads = FairThreads()
 
     async def KeepCache(  # noqa: N802
         self, request: store_pb2.KeepCacheRequest, context: _Context
     ) -> store_pb2.KeepCacheResponse:
-        require_known(request)
+        size, allowance = self._count(request), current_allowance()
+        allowance.require_tokens(size.least_tokens)
         seconds = self._store.checked_seconds(request.keep_for_seconds)
         if not seconds:
             message = "keep_for_seconds: must be more than 0"
@@ -53,8 +57,8 @@ class CacheServicer(store_pb2_grpc.CacheServiceServicer):
         namespace = current_namespace()
         self._store.require_lease_available(namespace)
         with new_lease(self._store, namespace):
-            job = self._job(request)
-            current_allowance().take_prompt(len(job.token_ids))
+            job = await self._read(request, size)
+            allowance.take_prompt(len(job.token_ids))
             opened = self._parts.caches.open(job, namespace, context.time_remaining())
             async with opened as (key, shared, subscriber):
                 cache = await shared.finished(subscriber)
@@ -106,7 +110,18 @@ class CacheServicer(store_pb2_grpc.CacheServiceServicer):
         self._store.release(request.handle, current_namespace())
         return store_pb2.ReleaseLeaseResponse()
 
+    def _count(self, request: store_pb2.KeepCacheRequest) -> PromptSize:
+        longest = self._served.tokenizer.longest_token
+        return count_prompt(request, longest, self._parts.max_prompt_tokens)
+
+    async def _read(self, request: store_pb2.KeepCacheRequest, size: PromptSize) -> PrefillJob:
+        """Return the checked job; a prompt that is not small is tokenized in a thread."""
+        if size.small:
+            return self._job(request)
+        return await self._threads.run(current_namespace(), lambda: self._job(request))
+
     def _job(self, request: store_pb2.KeepCacheRequest) -> PrefillJob:
+        require_known(request)
         tokens, field = context_tokens(request, self._served.tokenizer)
         limit = self._parts.max_prompt_tokens
         check_tokens(tokens, field, self._served.vocabulary_size, limit)

@@ -15,6 +15,7 @@ from services.runtime.model.served_model import ServedModel
 from services.runtime.serving.cache_formats import require_read
 from services.runtime.serving.convert import codec_from_proto, model_from_proto, policy_from_proto
 from services.runtime.serving.prompt import check_tokens
+from services.runtime.serving.prompt_size import require_fit, require_small_policy
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,6 +54,8 @@ def parse_job(
     """Return the checked job. Raises the typed error of the first invalid field."""
     if request.HasField("expected_model"):
         model_from_proto(request.expected_model).require_same(served.fingerprint)
+    require_fit(len(request.token_ids), "token_ids", max_prompt_tokens)
+    require_small_policy(request.policy)
     token_ids = tuple(request.token_ids)
     if not token_ids:
         raise InvalidRequest("the prompt has no tokens", "EMPTY_PROMPT", {"field": "token_ids"})

@@ -35,6 +35,7 @@ class TokenClasses:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, vocabulary_size: int) -> None:
         special = special_ids(tokenizer)
         self._texts = _texts(tokenizer, vocabulary_size)
+        self.longest = max(1, *map(len, self._texts))
         self.table = torch.zeros(len(self._texts), dtype=torch.uint8)
         for token_id, text in enumerate(self._texts):
             if token_id in special:

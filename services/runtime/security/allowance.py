@@ -70,8 +70,8 @@ class Allowance:
         finally:
             self._running[limit] -= more
 
-    def take_prompt(self, tokens: int) -> None:
-        """Charge a prompt. Raises `Overloaded` with the time until the bucket has enough tokens."""
+    def require_tokens(self, tokens: int) -> None:
+        """Raise `Overloaded`, with the time until the bucket has enough tokens for a prompt."""
         rate = self.limits.tokens_per_minute
         if not rate:
             return
@@ -79,7 +79,12 @@ class Allowance:
         if missing > 0:
             text = f"this tenant may use {rate} tokens a minute"
             raise _spent(text, "tokens_per_minute", missing * 60 / rate)
-        self._tokens -= tokens
+
+    def take_prompt(self, tokens: int) -> None:
+        """Charge a prompt. Raises what `require_tokens` raises."""
+        self.require_tokens(tokens)
+        if self.limits.tokens_per_minute:
+            self._tokens -= tokens
 
     def take_answer(self, tokens: int) -> None:
         """Charge generated tokens; the bucket may go negative."""

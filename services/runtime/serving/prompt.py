@@ -8,6 +8,7 @@ from headwise.errors import InvalidRequest
 from headwise.v1 import decode_pb2, store_pb2
 from kvstore.errors import InvalidParameter
 from services.runtime.model.tokenizer import PromptTokenizer
+from services.runtime.serving.prompt_size import require_fit
 
 Messages = Sequence[tuple[str, str]]
 
@@ -44,12 +45,7 @@ def check_tokens(
     token_ids: Sequence[int], field: str, vocabulary_size: int, max_tokens: int
 ) -> None:
     """Raise `InvalidRequest` for too many tokens or an id outside the vocabulary."""
-    if len(token_ids) > max_tokens:
-        raise InvalidRequest(
-            f"{len(token_ids)} tokens, the longest prompt served has {max_tokens}",
-            "PROMPT_TOO_LONG",
-            {"field": field, "limit": str(max_tokens)},
-        )
+    require_fit(len(token_ids), field, max_tokens)
     for place, token in enumerate(token_ids):
         if token >= vocabulary_size:
             raise InvalidRequest(
