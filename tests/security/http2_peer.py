@@ -37,7 +37,7 @@ class _Kind(enum.IntEnum):
 
 @dataclasses.dataclass(slots=True)
 class Answer:
-    """What has arrived of one call: headers and trailers together, bytes, and whether it ended."""
+    """The arrived part of an answer: headers and trailers together, bytes, and whether it ended."""
 
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
     data: bytes = b""
