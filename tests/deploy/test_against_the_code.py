@@ -14,7 +14,7 @@ import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deploy.observe.__main__ import declared_metrics
-from headwise.v1 import decode_pb2
+from headwise.v1 import decode_pb2, store_pb2
 from headwise.version import __version__
 from services.commands.decode import decode
 from services.commands.prefill import prefill
@@ -24,7 +24,7 @@ from services.prefill.options import PrefillOptions
 from services.runtime.process.configuration import build
 from services.runtime.serving.server import LIVE
 from tests.conftest import Pair
-from tests.deploy.rendered import OVERLAYS, ROOT, SERVICES, container, one, resources
+from tests.deploy.rendered import OVERLAYS, ROOT, SERVICES, arguments, container, one, resources
 
 _COMMANDS: dict[str, click.Command] = {"prefill": prefill, "decode": decode}
 _KINDS = {"prefill": PrefillOptions, "decode": DecodeOptions}
@@ -47,13 +47,13 @@ def _compose() -> dict[str, Any]:
 @pytest.mark.parametrize(("overlay", "service"), _EACH)
 def test_flags_ports_and_probes(overlay: str, service: str) -> None:
     spec = container(overlay, service)
-    options = parsed(service, spec["args"])
+    options = parsed(service, arguments(spec))
     ports = {port["name"]: port["containerPort"] for port in spec["ports"]}
     assert options.server.host == "0.0.0.0"
     assert ports["grpc"] == options.port == _default_port(service)
     assert ports["metrics"] == options.server.metrics_port
     probed = options.port
-    if "--health-port=7090" in spec["args"]:
+    if "--health-port=7090" in arguments(spec):
         probed = ports["health"] = options.security.health_port
     for probe in ("startupProbe", "livenessProbe"):
         assert spec[probe]["grpc"] == {"port": probed, "service": LIVE}
@@ -72,14 +72,14 @@ def test_a_pod_has_time_for_its_drain(overlay: str, service: str) -> None:
     spec = container(overlay, service)
     pause = int(spec["lifecycle"]["preStop"]["exec"]["command"][1])
     pod = one(overlay, "Deployment", f"headwise-{service}")["spec"]["template"]["spec"]
-    drain = parsed(service, spec["args"]).server.drain_seconds
+    drain = parsed(service, arguments(spec)).server.drain_seconds
     assert pod["terminationGracePeriodSeconds"] >= pause + drain + 5
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_decode_fits_its_memory_and_finds_prefill(overlay: str) -> None:
     spec = container(overlay, "decode")
-    options = parsed("decode", spec["args"])
+    options = parsed("decode", arguments(spec))
     limit = int(spec["resources"]["limits"]["memory"].removesuffix("Gi")) << 30
     on_host = options.pool_bytes if options.model.device == "cpu" else 0
     assert on_host + options.swap_bytes < limit * 0.75
@@ -92,7 +92,7 @@ def test_decode_fits_its_memory_and_finds_prefill(overlay: str) -> None:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_prefill_keeps_caches_within_its_memory_and_in_the_valkey_beside_it(overlay: str) -> None:
     spec = container(overlay, "prefill")
-    store = parsed("prefill", spec["args"]).store
+    store = parsed("prefill", arguments(spec)).store
     limit = int(spec["resources"]["limits"]["memory"].removesuffix("Gi")) << 30
     assert store.store_memory_bytes < limit * 0.25
     valkeys = [
@@ -143,14 +143,16 @@ def test_network_policies_open_the_ports_that_are_served(overlay: str) -> None:
         name = resource["metadata"]["name"]
         if resource["kind"] != "NetworkPolicy" or "valkey" in name or name == "headwise-default":
             continue
-        served = ports["prefill"] if name == "headwise-prefill" else ports["decode"]
+        open_ports = ports["prefill"] if name == "headwise-prefill" else ports["decode"]
         opened = {p["port"] for rule in resource["spec"]["ingress"] for p in rule["ports"]}
-        assert opened <= served
+        assert opened <= open_ports
     route = [r for r in resources(overlay) if r["kind"] == "GRPCRoute"]
+    served = [
+        contract.DESCRIPTOR.services_by_name[name].full_name
+        for contract, name in ((decode_pb2, "DecodeService"), (store_pb2, "CacheService"))
+    ]
     for rule in (rule for one_route in route for rule in one_route["spec"]["rules"]):
-        [match] = rule["matches"]
-        full_name = decode_pb2.DESCRIPTOR.services_by_name["DecodeService"].full_name
-        assert match["method"]["service"] == full_name
+        assert [match["method"]["service"] for match in rule["matches"]] == served
         assert {ref["port"] for ref in rule["backendRefs"]} <= ports["decode"]
 
 

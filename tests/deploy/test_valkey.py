@@ -20,7 +20,7 @@ from kvstore.tiers.content_key import ContentKey
 from kvstore.tiers.deadline import Deadline
 from kvstore.wire import DEFAULT_LIMITS
 from services.prefill.store.stores import tiers_below
-from tests.deploy.rendered import container, one, resources
+from tests.deploy.rendered import arguments, container, one, resources
 from tests.deploy.test_against_the_code import parsed
 from tests.kvstore.tiers.servers import free_port, running_valkey
 from tests.kvstore.wire.caches import same, two_layers
@@ -172,7 +172,7 @@ def test_the_job_joins_the_nodes_and_prefill_keeps_caches_in_them(
     answered = machine.run([*probe[:-1], "-p", str(first), probe[-1]])
     assert (answered.returncode, answered.stdout.strip()) == (0, "PONG")
 
-    store = parsed("prefill", container("production", "prefill")["args"]).store
+    store = parsed("prefill", arguments(container("production", "prefill"))).store
     pair, folder = authority.issue("prefill"), machine._folder
     query = {
         "cluster": "true",
