@@ -1,4 +1,4 @@
-"""What a stranger could reach in rendered manifests, by which way."""
+"""Names the ways by which a stranger could reach something, in rendered manifests."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def _problems(schemas: Path, among: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _unknown_fields(schemas: Path, among: Sequence[dict[str, Any]]) -> list[str]:
-    """What the compiler says of the resources as literals of their types."""
+    """Return the complaints of the compiler about the resources as literals of their types."""
     lines = []
     for number, each in enumerate(among):
         kind, package = each["kind"], f"@kubernetes-models/{_PACKAGES[_group(each)]}"
