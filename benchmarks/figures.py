@@ -17,12 +17,16 @@ from rich.table import Table
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Figure:
-    """A measured value, what it is held against, and the target where there is one."""
+    """A measured value, what it is held against, and the target where there is one.
+
+    The target is not to be exceeded, or with `at_least` to be reached.
+    """
 
     value: float
     unit: str
     against: str
     target: float | None = None
+    at_least: bool = False
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -13,17 +13,23 @@ import pytest
 
 # before torch is loaded, as in services/cli.py: tests share their cores with the services
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# cuBLAS reads it when it is loaded: without it its products warn where a test asks for
+# deterministic algorithms, and warnings are errors
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
 
 # before Triton is loaded, which transformers does: without a GPU its kernels are interpreted
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
+from benchmarks.gpu.interpreted import fit_interpreter_to_numpy
 from services.demo.processes import Service, running_service
 from tests.parts import require_package
 from tests.tiny_model import save_tiny_model
 
 _NATIVE = torch.cuda.is_available()
+if not _NATIVE:
+    fit_interpreter_to_numpy()
 # prefill and decode, connected
 Pair: TypeAlias = tuple[Service, Service]
 

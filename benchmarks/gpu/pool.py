@@ -30,11 +30,21 @@ class Pool:
         """Rows there is room for."""
         return self.free.ring.numel() * self.batch.row_pages.page_rows
 
+    def check(self) -> None:
+        """Raise `AssertionError` if a head outgrew its table or pages ran out."""
+        room = self.batch.pages.shape[3] * self.batch.row_pages.page_rows
+        assert int(self.rows.max()) <= room, "a head's table has a column for each of its pages"
+        assert not int(self.free.exhausted), "there are pages for all rows"
+
 
 def fill(
-    rows: torch.Tensor, sizes: Sizes, spare_pages: int = 0, codec: RowCodec = MODEL_ROWS
+    rows: torch.Tensor,
+    sizes: Sizes,
+    spare_pages: int = 0,
+    codec: RowCodec = MODEL_ROWS,
+    growth_rows: int = 1,
 ) -> Pool:
-    """`rows` int32 `[B, L, H]` on the device; every head's table has one page to grow into."""
+    """`rows` int32 `[B, L, H]` on the device; every head's table has columns for its growth."""
     sequences, layers, heads = rows.shape
     device, page_bytes = rows.device, sizes.page_rows * sizes.row_bytes
     page_layout = PageLayout.of(KeyValueLayout(codec, sizes.head_size, sizes.dtype), page_bytes)
@@ -42,7 +52,8 @@ def fill(
     ends = counts.flatten().cumsum(0)
     held = int(ends[-1])
     order = torch.randperm(held + spare_pages, device=device).int()
-    number = torch.arange(int(counts.max()) + 1, device=device)
+    columns = -(-(int(rows.max()) + growth_rows) // page_layout.rows)
+    number = torch.arange(columns, device=device)
     begins = (ends.view(rows.shape) - counts)[..., None]
     place = (begins + number).clamp_(max=order.numel() - 1)
     pages = torch.where(number < counts[..., None], order[place], -1).int().contiguous()

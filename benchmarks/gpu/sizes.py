@@ -28,6 +28,10 @@ class Sizes:
     hidden: int
     intermediate: int
     vocabulary: int
+    # of a lone sequence's heads: where partial results are few, and where they are many
+    lone_rows: tuple[int, int] = (4096, 131_072)
+    # layers that are measured together, since one alone pays for what a step does once
+    measured_layers: int = 8
     dtype: torch.dtype = torch.bfloat16
 
     @property
@@ -79,4 +83,6 @@ TINY = Sizes(
     hidden=64,
     intermediate=64,
     vocabulary=64,
+    lone_rows=(16, 64),
+    measured_layers=2,
 )

@@ -23,6 +23,11 @@ class Timer:
         self._repeats = repeats
         self._other = torch.zeros(flush_bytes // 4, device=device)
 
+    @property
+    def calls(self) -> int:
+        """How often `seconds` calls."""
+        return self._repeats + self._repeats // 10
+
     def seconds(self, call: Callable[[], object]) -> float:
         """The median over the repeats, after calls to compile and settle."""
         for _ in range(self._repeats // 10):
