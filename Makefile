@@ -13,7 +13,7 @@ CONSTRAINTS ?= constraints-cpu.txt
 # further arguments for pip, such as an index with builds of torch for CPU, which are some GB smaller
 PIP_ARGS ?=
 
-.PHONY: help demo observe test lowest lint format soak bench gpu gpu-sanitize clients stubs verify-stubs docs dashboards release-record image-environment image-hashes image-check manifests checkov clean
+.PHONY: help demo observe test lowest lint format soak bench gpu gpu-sanitize gpu-wheels gpu-dry clients stubs verify-stubs docs dashboards release-record image-environment image-hashes image-check manifests checkov clean
 
 help:  ## list the recipes
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-18s %s\n", $$1, $$2}'
@@ -81,16 +81,41 @@ bench: $(READY)  ## run the benchmarks of profiling, policies, decode and the ti
 	$(BIN)/python -m benchmarks.arrivals
 	$(BIN)/python -m benchmarks.overload
 
-gpu: $(READY)  ## on a machine with an NVIDIA GPU: its tests, then the benchmark of the kernels
-	$(BIN)/python -m pytest -m gpu $(ARGS)
-	$(BIN)/python -m benchmarks.gpu --json benchmarks/results/gpu.json
+# these two install nothing: the machine's own torch is to be measured
+gpu:  ## on a machine with an NVIDIA GPU: correctness, kernels' figures, whole steps; ARGS='--run 1'
+	PYTHONPATH=$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON) -m benchmarks.gpu.first_run $(ARGS)
 
 # an allocator that keeps memory would hide what is read beyond the end of a tensor
-gpu-sanitize: $(READY)  ## on such a machine: the kernels' tests under CUDA's compute-sanitizer
-	for tool in memcheck racecheck synccheck; do \
+gpu-sanitize:  ## on such a machine, in an hour: all kernels' tests under CUDA's compute-sanitizer
+	for tool in memcheck initcheck synccheck; do \
 		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
-			$(BIN)/python -m pytest -m gpu tests/kvstore/kernels $(ARGS) || exit 1; \
+			$(PYTHON) -m pytest -m gpu -W default tests/kvstore/kernels $(ARGS) || exit 1; \
 	done
+
+GPU_MACHINE := benchmarks/gpu/machine
+# wheels for a machine with glibc 2.34 or later
+WHEEL_PLATFORMS := $(foreach tag,manylinux_2_34 manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manylinux1 linux,--platform $(tag)_x86_64)
+GPU_DRY := build/gpu-dry
+# Python 3.12 as that machine has it, where there is one; Python's version managers keep theirs under HOME
+PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12) $(shell command -v python3.12) $(PYTHON))
+
+gpu-wheels:  ## fetch what such a machine lacks into build/gpu-wheels; SPARE='numba==…' fetches more
+	rm -rf build/gpu-wheels
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary :all: --python-version 3.12 --implementation cp \
+		$(WHEEL_PLATFORMS) -d build/gpu-wheels -r $(GPU_MACHINE)/wheels.txt $(SPARE)
+	du -ch build/gpu-wheels/*.whl
+
+$(GPU_DRY)/.ready: $(GPU_MACHINE)/versions.txt $(GPU_MACHINE)/wheels.txt
+	rm -rf $(GPU_DRY)/venv $(GPU_DRY)/site
+	@echo "installing that machine's versions for $(PYTHON312) (once; 2.6 GB of wheels, 5.1 GB installed)"
+	$(PYTHON312) -m venv $(GPU_DRY)/venv
+	$(GPU_DRY)/venv/bin/pip install --quiet --only-binary :all: -r $(GPU_MACHINE)/versions.txt
+	$(MAKE) gpu-wheels PYTHON=$(GPU_DRY)/venv/bin/python
+	$(GPU_DRY)/venv/bin/pip install --quiet --no-index --no-deps --target $(GPU_DRY)/site build/gpu-wheels/*.whl
+	@touch $@
+
+gpu-dry: $(GPU_DRY)/.ready  ## the same commands on a CPU with that machine's versions, on toy shapes
+	PYTHONPATH=$(CURDIR)/$(GPU_DRY)/site $(MAKE) gpu PYTHON=$(GPU_DRY)/venv/bin/python ARGS='--tiny $(ARGS)'
 
 # Go's compiler and grpcurl, in an environment of their own
 PEERS := build/peers/bin

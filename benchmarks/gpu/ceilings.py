@@ -39,7 +39,7 @@ class Ceilings:
 
     @property
     def copying(self) -> str:
-        """What a share of the copy bandwidth is held against."""
+        """The name of the bandwidth that shares are held against."""
         return "copy bandwidth" if self.measured else f"an assumed {_ASSUMED[0]} TB/s"
 
 

@@ -69,9 +69,7 @@ def measure_one(sizes: Sizes, timer: Timer, ceilings: Ceilings) -> Figures:
         yield f"one_sequence_seconds_{name}", Figure(seconds, "seconds", against)
 
 
-def _share(
-    rows: torch.Tensor, sizes: Sizes, timer: Timer, ceilings: Ceilings, codec: str
-) -> float:
+def _share(rows: torch.Tensor, sizes: Sizes, timer: Timer, ceilings: Ceilings, codec: str) -> float:
     """Return the share of the copy bandwidth at which rows of a codec are read."""
     pool = fill(rows, sizes, codec=RowCodec.parse(codec))
     read = int(rows.sum()) * pool.batch.row_pages.layout.row_bytes

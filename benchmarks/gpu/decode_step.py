@@ -184,12 +184,9 @@ def _dense_seconds(served: ServedModel, sizes: Sizes, timer: Timer, kind: str) -
     tokens = torch.zeros(sizes.sequences, 1, dtype=torch.int64, device=here)
     try:
         cache = _dense_cache(served, sizes, here, kind, sizes.context + timer.calls)
-        seconds = timer.seconds(lambda: model(input_ids=tokens, past_key_values=cache))
+        return timer.seconds(lambda: model(input_ids=tokens, past_key_values=cache))
     except torch.OutOfMemoryError:
         return 0.0
-    del cache
-    gc.collect()
-    return seconds
 
 
 def _dense_cache(

@@ -11,6 +11,7 @@ from benchmarks.gpu.figures import Recorder
 from benchmarks.gpu.parts import IMPORTS
 from benchmarks.gpu.requirements import NEEDED, missing
 
+
 def check(folder: Path, *, tiny: bool) -> int:
     """Import everything and ask for the device; 1 if anything is not as it must be."""
     wrong = missing()

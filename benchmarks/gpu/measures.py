@@ -1,4 +1,4 @@
-"""What each part measures, imported only where the part runs."""
+"""The measurement of each part, imported only where the part runs."""
 
 from __future__ import annotations
 

@@ -41,7 +41,9 @@ def run_memcheck(folder: Path, *, tiny: bool) -> int:
     # an allocator that keeps memory would hide what is read beyond the end of a tensor
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     code = subprocess.run(command, env=environment, check=False).returncode
-    recorder = Recorder(folder / "memcheck.json", "memcheck", "see the part imports", {"tiny": tiny})
+    recorder = Recorder(
+        folder / "memcheck.json", "memcheck", "see the part imports", {"tiny": tiny}
+    )
     figure = Figure(code, "tests", "exit code of pytest, or 9 for what the tool finds", 0)
     recorder.add("memcheck_exit_code", figure)
     return WRONG if code else 0

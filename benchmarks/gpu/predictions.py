@@ -12,6 +12,10 @@ class Prediction:
     low: float
     high: float
 
+    @property
+    def told(self) -> str:
+        return f"{self.low:.4g} to {self.high:.4g}"
+
 
 PREDICTED = {
     "copy_bandwidth": Prediction(4.2, 4.4),

@@ -1,4 +1,4 @@
-"""What the parts need, found by metadata alone and without an import from elsewhere."""
+"""Libraries that the parts need, found by metadata and without an import from elsewhere."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class Timer:
 
     @property
     def calls(self) -> int:
-        """How often `seconds` calls."""
+        """The number of calls that `seconds` makes."""
         return self._repeats + self._repeats // 10
 
     def seconds(self, call: Callable[[], object]) -> float:

@@ -29,7 +29,7 @@ class Outcome:
 
 
 class Outcomes:
-    """What is known so far, in a folder; parts of earlier runs in it count, too."""
+    """Outcomes and figures in a folder; parts of earlier runs in it count, too."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -31,9 +31,7 @@ class Plan:
         """Run them, those of a run within its seconds; none after `imports` if that fails."""
         if lacking := missing():
             print("\n".join(lacking), flush=True)
-        for number, of_run in itertools.groupby(
-            self._with_ceilings(parts), lambda part: part.run
-        ):
+        for number, of_run in itertools.groupby(self._with_ceilings(parts), lambda part: part.run):
             ends = time.monotonic() + RUN_SECONDS[number] * self._slower
             print(f"run {number}: {RUN_SECONDS[number] * self._slower:.0f} s at most", flush=True)
             for group in _groups(of_run):

@@ -38,12 +38,12 @@ class Row:
         """The predicted range, and on which side of it the figure lies."""
         if self.name not in PREDICTED:
             return "-"
-        low, high = PREDICTED[self.name].low, PREDICTED[self.name].high
-        told = f"{low:.4g} to {high:.4g}"
+        predicted = PREDICTED[self.name]
         if not self.judged:
-            return told
-        side = "as predicted" if low <= self.value <= high else "above" if self.value > high else "below"
-        return f"{told}: {side}"
+            return predicted.told
+        if self.value < predicted.low:
+            return f"{predicted.told}: below"
+        return f"{predicted.told}: {'above' if self.value > predicted.high else 'as predicted'}"
 
 
 def lines(rows: Sequence[Row]) -> list[str]:

@@ -1,4 +1,4 @@
-"""How far a result lies from what it should be."""
+"""The distance of a result from what it should be."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def error(found: torch.Tensor, expected: torch.Tensor, absolute: float, relative
     return worst if math.isfinite(worst) else NOT_FINITE
 
 
-def twice(part: str, compute: Callable[[], Sequence[torch.Tensor]]) -> tuple[list[torch.Tensor], bool]:
+def twice(
+    part: str, compute: Callable[[], Sequence[torch.Tensor]]
+) -> tuple[list[torch.Tensor], bool]:
     """Return what is computed, and whether the same bits come again."""
     first, again = compute(), compute()
     same = all(

@@ -37,20 +37,19 @@ def check(here: Setting) -> Figures:
 
         found, same = twice(here.part, gather)
         worst = max(
-            _error(*each)
-            for each in zip(found, exact, (coding.keys, coding.values), strict=True)
+            _error(*each) for each in zip(found, exact, (coding.keys, coding.values), strict=True)
         )
         yield f"smoke_gather_{name}", figure(worst, same, "the rows, or half a step of the codec")
 
 
 def _error(found: torch.Tensor, exact: torch.Tensor, layout: RowLayout) -> float:
-    """Return the error in half steps, which are a share of a row's greatest element or its range."""
+    """Return the error in half steps, a share of a row's greatest element or of its range."""
     if layout.codec is ElementCodec.MODEL:
         return 0.0 if torch.equal(found, exact) else NOT_FINITE
     rows = exact.double()
     if layout.rotated:
         rows = rows @ hadamard(_SIZE).to(rows)
-    decoded = decode_rows(found, layout, turned=True).double()
+    decoded = decode_rows(found, layout, keep_rotated=True).double()
     if not decoded.isfinite().all():
         return NOT_FINITE
     if layout.codec is ElementCodec.FP8:

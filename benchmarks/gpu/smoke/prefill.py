@@ -1,4 +1,4 @@
-"""What prefill launches for a layer: attention with its log-sum-exp, column mass, column peaks."""
+"""Kernels of prefill for a layer: attention with its log-sum-exp, column mass, column peaks."""
 
 from __future__ import annotations
 

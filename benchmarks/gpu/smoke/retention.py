@@ -24,9 +24,7 @@ _RULES = (
     FULL_RULE,
     RetentionRule(window=40, sinks=4),
     RetentionRule(window=20, budget_rows=30, budget_beyond=True, score_update=ScoreUpdate.SUM),
-    RetentionRule(
-        window=16, budget_ratio=0.01, score_update=ScoreUpdate.DECAYED, score_decay=0.9
-    ),
+    RetentionRule(window=16, budget_ratio=0.01, score_update=ScoreUpdate.DECAYED, score_decay=0.9),
 )
 _ROWS = ((0, 1, 63, 257), (64, 130, 1500, 17))
 _FEW_ROWS = ((0, 1, 63, 70), (64, 50, 33, 17))

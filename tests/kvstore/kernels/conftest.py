@@ -13,7 +13,10 @@ from kvstore.kernels.paged_batch import PagedBatch
 _NATIVE = torch.cuda.is_available()
 
 
-@pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.gpu) if _NATIVE else "cpu"])
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param("cuda", marks=pytest.mark.gpu) if _NATIVE else "cpu"],
+)
 def device(request: pytest.FixtureRequest) -> torch.device:
     """A device that can run kernels in this test run."""
     return torch.device(request.param)

@@ -146,9 +146,8 @@ def test_heads_of_several_tiles(
 
 @settings(max_examples=4, deadline=None)
 @given(data=st.data())
-def test_any_rule_in_any_head(data: st.DataObject) -> None:
+def test_any_rule_in_any_head(device: torch.device, data: st.DataObject) -> None:
     """Several sequences and layers, one with fewer heads, every field of the rules in play."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(data.draw(st.integers(0, 99)))
     shapes = (2, 1)
     counts = [
