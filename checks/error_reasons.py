@@ -114,6 +114,10 @@ MEANINGS = {
         "The tenant's computed caches wait for their readers, and others need the room.",
         "Read faster, or ask for fewer at once.",
     ),
+    "REQUEST_TOO_LARGE": (
+        "The request has more than 4 MiB.",
+        "Shorten the prompt, or store its beginning as a cache.",
+    ),
     "READER_STALLED": (
         "The caller took nothing of the answer for `--reader-stall-seconds`.",
         "Read on, or ask again.",

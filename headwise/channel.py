@@ -66,4 +66,6 @@ def server_options() -> ChannelOptions:
         ("grpc.http2.min_ping_interval_without_data_ms", 4_000),
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.so_reuseport", 0),
+        # above the limit of a request, so that the server itself can say that it is too large
+        ("grpc.max_receive_message_length", 16 << 20),
     )

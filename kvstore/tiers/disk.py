@@ -178,8 +178,9 @@ class DiskTier:
             self._ledger.touch(entry.key)
         try:
             os.utime(self._path(entry), (now, now))
-        except FileNotFoundError:
-            # evicted while it was read: the cache in hand is whole all the same
+        except OSError:
+            # evicted while it was read, or on a disk that has become read-only: the cache in hand
+            # is whole all the same
             return
 
     def _expire(self) -> None:

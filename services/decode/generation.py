@@ -109,6 +109,8 @@ def parse_generation(
     prompt, field = _prompt(request, served.tokenizer, held)
     # at least one token of an answer must fit after the prompt
     max_prompt_tokens = limits.max_sequence_tokens - context_tokens - len(session_ids) - 1
+    if max_prompt_tokens < 1:
+        raise _full(held, limits)
     check_tokens(prompt, field, served.vocabulary_size, max_prompt_tokens)
     free_tokens = max_prompt_tokens + 1 - len(prompt)
     if request.max_tokens > free_tokens:
@@ -143,6 +145,18 @@ def parse_generation(
         context_tokens=context_tokens,
         answers=answers,
         keep_session_seconds=keep,
+    )
+
+
+def _full(held: HeldTokens, limits: GenerationLimits) -> InvalidRequest:
+    """The error of a session, or of a stored cache, that leaves no room for a prompt."""
+    name, field = ("session", "session_id") if held.token_ids else ("stored cache", "cache_handle")
+    tokens = held.context_tokens + len(held.token_ids)
+    return _invalid(
+        field,
+        f"the {name} has {tokens} tokens, and prompt and answer would make more than the "
+        f"{limits.max_sequence_tokens} of a sequence; begin a new one with fewer tokens",
+        "SEQUENCE_TOO_LONG",
     )
 
 
@@ -207,7 +221,11 @@ def _stop_token_ids(request: decode_pb2.GenerateRequest, served: ServedModel) ->
     if len(ids) > MAX_STOP_TOKEN_IDS:
         raise _invalid("stop_token_ids", f"{len(ids)} ids, at most {MAX_STOP_TOKEN_IDS}")
     check_tokens(ids, "stop_token_ids", served.vocabulary_size, MAX_STOP_TOKEN_IDS)
-    return frozenset(ids) | (frozenset() if request.ignore_eos else served.eos_token_ids)
+    # special tokens have no text that an answer could be searched for
+    named = (served.tokenizer.special_token_id(text) for text in request.stop)
+    special = frozenset(token_id for token_id in named if token_id is not None)
+    own = frozenset[int]() if request.ignore_eos else served.eos_token_ids
+    return frozenset(ids) | special | own
 
 
 def _require_within(field: str, value: float, minimum: float, maximum: float) -> None:

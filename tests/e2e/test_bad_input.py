@@ -321,3 +321,14 @@ def test_describe_takes_no_parameters_and_never_fails(tiny_pair: Pair) -> None:
             prefill_pb2.PrefillServiceDescribeRequest(), timeout=10
         )
     assert described.limits.max_prompt_tokens == CONTEXT
+
+
+@pytest.mark.parametrize("mebibytes", [5, 15, 40])
+def test_a_request_of_too_many_bytes_is_no_overload(tiny_pair: Pair, mebibytes: int) -> None:
+    with Client(tiny_pair[1].target) as client, pytest.raises(InvalidRequest) as caught:
+        client.generate("a" * (mebibytes << 20)).text()
+    assert caught.value.reason == "REQUEST_TOO_LARGE"
+    assert caught.value.retry_after_seconds is None
+    with Client(tiny_pair[1].target) as client, pytest.raises(InvalidRequest) as caught:
+        client.caches.keep("a" * (mebibytes << 20), ttl_seconds=5)
+    assert caught.value.reason == "REQUEST_TOO_LARGE"

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from headwise import AsyncClient, Client, FinishReason, Message, Policy, Sampling
+from services.runtime.model.served_model import load_tokenizer
 from tests.conftest import Pair
 from tests.observe import scrape, wait_until
 
@@ -135,3 +136,22 @@ def test_penalised_greedy_tokens_are_those_of_transformers(
         answer = client.generate(prompt, policy="full", sampling=sampling, max_tokens=24)
         tokens = [t for delta in answer for t in delta.token_ids]
     assert tokens == whole[0, len(prompt) :].tolist() != plain[0, len(prompt) :].tolist()
+
+
+def test_a_stop_text_that_is_a_special_token_ends_the_answer(
+    tiny_pair: Pair, tiny_model: Path
+) -> None:
+    end = load_tokenizer(str(tiny_model)).special_token_id("<|im_end|>")
+    assert end is not None
+    with Client(tiny_pair[1].target) as client:
+        # a seed whose answer holds the token somewhere within
+        for seed in range(100):
+            sampled = {"temperature": 3.0, "seed": seed, "max_tokens": 64, "ignore_eos": True}
+            tokens = [t for d in client.generate(_PROMPT, **sampled) for t in d.token_ids]
+            if end in tokens[1:-1]:
+                break
+        generation = client.generate(_PROMPT, **sampled, stop=["<|im_end|>"])
+        stopped = [token for delta in generation for token in delta.token_ids]
+    assert stopped == tokens[: tokens.index(end) + 1]
+    assert generation.result.finish_reason is FinishReason.STOP
+    assert "<|im_end|>" not in generation.result.text

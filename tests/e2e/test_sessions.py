@@ -20,7 +20,7 @@ from headwise import (
     Sampling,
 )
 from services.runtime.model.served_model import load_tokenizer
-from tests.conftest import Pair
+from tests.conftest import Pair, running_pair
 from tests.observe import scrape, wait_until
 
 pytestmark = pytest.mark.processes
@@ -183,3 +183,18 @@ def test_a_session_expires_and_leaves_nothing(tiny_pair: Pair) -> None:
             client.sessions.describe(result.session_id)
         assert caught.value.reason == "SESSION_EXPIRED"
         assert scrape(url)["headwise_pool_pages{state=used}"] == 0
+
+
+def test_a_full_session_says_that_it_is_full(tiny_model: Path) -> None:
+    with (
+        running_pair(str(tiny_model), decode_arguments=("--max-sequence-tokens", "24")) as pair,
+        Client(pair[1].target) as client,
+    ):
+        prompt = list(range(2, 18))
+        first = client.generate(
+            prompt, max_tokens=8, ignore_eos=True, session_ttl_seconds=60
+        ).result
+        with pytest.raises(InvalidRequest, match="the session has 24 tokens") as caught:
+            client.generate([5], session_id=first.session_id).text()
+        assert (caught.value.reason, caught.value.field) == ("SEQUENCE_TOO_LONG", "session_id")
+        assert "-1" not in str(caught.value)

@@ -41,7 +41,10 @@ class ChatFormat:
         self._mark = f"headwise{secrets.token_hex(8)}"
 
     def chat(self, messages: Messages) -> str:
-        """Return the messages, ready for the model's answer."""
+        """Return the messages, ready for the model's answer.
+
+        If the last message is the assistant's, the answer continues it.
+        """
         text = self._render(messages)
         self._require_complete([role for role, _ in messages], text_after=())
         return text
@@ -133,6 +136,18 @@ class ChatFormat:
         return f"{self._mark}x{number}x"
 
     def _render(self, messages: Messages, *, answer: bool = True) -> str:
+        """Render messages, ready for an answer; an answer that has begun is left open."""
+        role, content = messages[-1] if messages else ("", "")
+        if not (answer and role == "assistant"):
+            return self._apply(messages, answer=answer)
+        # the template's end of an answer comes after the mark
+        marked = [*messages[:-1], (role, f"{content}{self._mark}")]
+        text, found, _ = self._apply(marked, answer=False).rpartition(self._mark)
+        if not found:
+            raise InvalidParameter("messages", "this model's template leaves answers out")
+        return text
+
+    def _apply(self, messages: Messages, *, answer: bool) -> str:
         if not self._tokenizer.chat_template:
             raise ChatTemplateMissing
         turns = [{"role": role, "content": content} for role, content in messages]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kvstore.cache import canonical_json
+from kvstore.errors import InvalidParameter
 from services.runtime.model.chat_format import ChatFormat, Messages
 from services.runtime.model.model_errors import ModelRefused
 from services.runtime.model.text_stream import TextStream
@@ -28,6 +29,9 @@ class PromptTokenizer:
     `vocabulary_size` is the model's, which may be larger than the tokenizer's own. The
     tokenizer's padding and truncation are switched off. `ModelRefused` if it is not backed
     by the tokenizers library.
+
+    `refuses_control_tokens`: whether chat messages that spell a special token are refused, which
+    would otherwise begin or end a turn.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, vocabulary_size: int) -> None:
@@ -40,6 +44,10 @@ class PromptTokenizer:
         self._backend.no_truncation()
         self._classes = TokenClasses(tokenizer, vocabulary_size)
         self._format = ChatFormat(tokenizer)
+        self._special = {
+            self._backend.id_to_token(token_id): token_id for token_id in special_ids(tokenizer)
+        }
+        self.refuses_control_tokens = False
 
     @property
     def eos_token_id(self) -> int | None:
@@ -74,6 +82,7 @@ class PromptTokenizer:
         `ChatTemplateMissing`, or `InvalidParameter` if the template rejects a message or leaves it
         out.
         """
+        self._require_text(messages)
         # the template writes the BOS itself
         return self.encode(self._format.chat(messages), begins=False)
 
@@ -83,6 +92,7 @@ class PromptTokenizer:
         The template's end of an answer comes first, without the token `after` itself. Raises what
         `encode_chat` raises.
         """
+        self._require_text(messages)
         ids = self.encode(self._format.turn(messages), begins=False)
         return ids[1:] if ids[:1] == [after] else ids
 
@@ -92,6 +102,7 @@ class PromptTokenizer:
         Raises what `encode_chat` raises, and `InvalidParameter` where the template writes them in
         another way if messages follow.
         """
+        self._require_text(messages)
         return self.encode(self._format.context(messages), begins=False)
 
     def encode_question(self, messages: Messages) -> list[int]:
@@ -99,6 +110,7 @@ class PromptTokenizer:
 
         Raises what `encode_context` raises.
         """
+        self._require_text(messages)
         question, before = self._format.question(messages), self._format.boundary
         head = self.encode(before, begins=False)
         ids = self.encode(before + question, begins=False)
@@ -106,6 +118,19 @@ class PromptTokenizer:
         if ids[: len(head)] == head:
             return ids[len(head) :]
         return self.encode(question, begins=False)
+
+    def special_token_id(self, text: str) -> int | None:
+        """The id of the special token that is spelled like this; None if there is none."""
+        return self._special.get(text)
+
+    def _require_text(self, messages: Messages) -> None:
+        if not self.refuses_control_tokens:
+            return
+        for place, (_, content) in enumerate(messages):
+            held = next((text for text in self._special if text in content), None)
+            if held is not None:
+                reason = f"message {place} holds the control token {held!r}"
+                raise InvalidParameter("messages", f"{reason}, which --control-tokens refuses")
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of the tokens; special tokens have none."""

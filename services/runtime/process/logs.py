@@ -57,3 +57,10 @@ def configure_logs(level: str, form: str) -> None:
     logging.getLogger(GRPC_LOGGER).addFilter(NoClosedCalls())
     # its notices about GGUF and generation defaults do not concern the operator
     logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def progress_bars_fit() -> bool:
+    """Whether libraries may draw progress bars between log lines: on a terminal, not in JSON."""
+    handlers = logging.getLogger().handlers
+    as_json = any(isinstance(handler.formatter, _JsonFormatter) for handler in handlers)
+    return sys.stderr.isatty() and not as_json

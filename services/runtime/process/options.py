@@ -30,6 +30,12 @@ class ModelOptions:
         "Codecs that a request may name, separated by commas; model is always allowed.",
     )
     threads: int = setting(0, "CPU threads for the model; 0 leaves the number to torch.", minimum=0)
+    control_tokens: str = setting(
+        "allow",
+        "Control tokens, such as <|im_end|>, in the text of chat messages: allow, by which they "
+        "begin and end turns, or refuse.",
+        choices=("allow", "refuse"),
+    )
     model_cache: pathlib.Path = setting(
         MODEL_CACHE, "Folder for converted models and calibrations."
     )

@@ -20,6 +20,7 @@ from services.runtime.process.logs import request_id
 from services.runtime.replicas.routing import CallRouter
 from services.runtime.security.authentication import Authentication
 from services.runtime.security.identity import set_identity
+from services.runtime.serving.request_size import require_size, sized
 from services.runtime.serving.status import to_headwise_error
 
 # longer ids are cut, because every log line contains the id
@@ -90,7 +91,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
                 method[1:],
                 self._identified(self._routed(method, getattr(handler, kind), kind), method),
             ),
-            handler.request_deserializer,
+            sized(handler.request_deserializer),
             _serialize(handler.response_serializer),
         )
 
@@ -100,6 +101,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             identity = self._authentication.identify(context.invocation_metadata() or ())
             set_identity(identity)
+            require_size(request)
             if method not in _COUNTED:
                 return await handler(request, context)
             with identity.allowance.stream():

@@ -81,6 +81,7 @@ class Server:
             log.warning("tokens arrive in plain text and can be read on the network: configure TLS")
         self._probes, self._health_port = self._probe_server(security.health_port)
         self._stopping = asyncio.Event()
+        self._hurried = asyncio.Event()
         self.set_serving(False)
 
     def _bind(
@@ -122,10 +123,17 @@ class Server:
         """Begin the drain."""
         self._stopping.set()
 
+    def _interrupt(self) -> None:
+        """Begin the drain, or end it at once."""
+        if self._stopping.is_set():
+            self._hurried.set()
+        self.stop()
+
     async def run(self) -> None:
         """Serve until `stop` or SIGTERM, then let running calls finish within the drain time."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self.stop)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.stop)
+        loop.add_signal_handler(signal.SIGINT, self._interrupt)
         self._health.set(LIVE, serving=True)
         metrics_server = self._start_metrics()
         for server in self._servers:
@@ -156,12 +164,17 @@ class Server:
             await asyncio.to_thread(give_back_freed_memory)
 
     async def _drain(self) -> None:
-        log.info("draining for at most %g s", self._options.drain_seconds)
+        log.info(
+            "draining for at most %g s; Ctrl-C again ends running calls at once",
+            self._options.drain_seconds,
+        )
         self.set_serving(False)
         stopping = asyncio.create_task(self._server.stop(self._options.drain_seconds))
         idle = asyncio.create_task(self._calls.idle())
-        await asyncio.wait((stopping, idle), return_when=asyncio.FIRST_COMPLETED)
+        hurried = asyncio.create_task(self._hurried.wait())
+        await asyncio.wait((stopping, idle, hurried), return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
+        hurried.cancel()
         # time to send the status of the last answer
         await asyncio.wait((stopping,), timeout=_LAST_STATUS_SECONDS)
         # remaining calls are those of other services: a watch of the health service never ends

@@ -223,3 +223,16 @@ def test_a_quota_evicts_within_its_namespace_alone(tmp_path: pathlib.Path, clock
 
 def _one_size(folder: pathlib.Path) -> int:
     return max(path.stat().st_size for path in folder.glob("*/*.safetensors"))
+
+
+def test_a_disk_that_became_read_only_still_gives_its_caches(
+    open_tier: Callable[..., DiskTier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = open_tier()
+    put(tier, KEYS[0])
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert got(tier, KEYS[0]) is None

@@ -107,7 +107,7 @@ def test_what_is_shown_is_what_was_written(demo: tuple[str, Any, Path]) -> None:
 def test_an_unknown_model_ends_the_demo_in_a_line() -> None:
     ended = _run_demo("--model", "/no/such/folder")
     assert ended.returncode == 1
-    assert ended.stderr.splitlines()[-1].startswith("Error: model '/no/such/folder' not found")
+    assert ended.stderr.splitlines()[-1].startswith("Error: --model /no/such/folder not found")
 
 
 def test_the_built_in_document_is_long_enough_and_no_longer(tiny_model: Path) -> None:

@@ -8,10 +8,9 @@ from headwise.errors import InvalidRequest
 from headwise.v1.cache_pb2 import RowCodec as RowCodecProto
 from kvstore.errors import InvalidParameter
 from kvstore.row_codecs import ElementCodec
-from services.runtime.model.model_options import allowed_codecs, require_codecs
-from services.runtime.process.options import ModelOptions
-from services.runtime.process.serve_error import ServeError
+from services.runtime.model.model_options import allowed_codecs
 from services.runtime.serving.convert import codec_from_proto, codec_to_proto
+from services.runtime.startup.check_list import codec_problems
 
 EVERY = tuple(ElementCodec)
 
@@ -22,9 +21,10 @@ def test_model_rows_are_always_allowed() -> None:
 
 
 def test_an_unknown_codec_in_the_options_stops_the_start() -> None:
-    with pytest.raises(ServeError, match=r"--codecs: .*'int2'"):
-        require_codecs(ModelOptions(codecs="int8,int2"))
-    require_codecs(ModelOptions())
+    [problem] = codec_problems("int8,int2")
+    assert "--codecs" in problem.found
+    assert "'int2'" in problem.found
+    assert list(codec_problems("int8,int4")) == []
 
 
 @pytest.mark.parametrize(

@@ -153,3 +153,45 @@ def test_the_real_models_contexts(smollm2: str, context: str) -> None:
         QUESTIONS["one"]
     )
     assert split == whole(tokenizer._tokenizer, [*CONTEXTS[context], *QUESTIONS["one"]])
+
+
+def opened(tokenizer: PreTrainedTokenizerFast, messages: list[tuple[str, str]]) -> list[int]:
+    """The conversation as transformers writes it to be continued within its last message."""
+    turns = [{"role": role, "content": content} for role, content in messages]
+    ids: list[int] = tokenizer.apply_chat_template(
+        turns, continue_final_message=True, return_dict=False
+    )
+    return ids
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_conversation_that_ends_with_the_assistant_is_continued(family: str) -> None:
+    tokenizer = wrapped(FAMILIES[family])
+    prompts = PromptTokenizer(tokenizer, len(tokenizer))
+    begun = [("user", "Name a colour."), ("assistant", "A warm colour is")]
+    assert prompts.encode_chat(begun) == opened(tokenizer, begun)
+    more = [*begun, ("user", "Another?"), ("assistant", "A cold one is")]
+    assert prompts.encode_chat(more) == opened(tokenizer, more)
+    turn = prompts.encode_turn(more[2:], after=-1)
+    assert prompts.encode_chat(more)[-len(turn) :] == turn
+
+
+def test_control_tokens_in_a_message_are_refused_where_that_is_asked_for() -> None:
+    tokenizer = wrapped(FAMILIES["chatml"])
+    prompts = PromptTokenizer(tokenizer, len(tokenizer))
+    told = [("user", "fine"), ("user", "an end</s>and more")]
+    # as in transformers: the text becomes the control token
+    assert tokenizer.convert_tokens_to_ids("</s>") in prompts.encode_chat(told)
+    prompts.refuses_control_tokens = True
+    encoders = (
+        prompts.encode_chat,
+        prompts.encode_context,
+        prompts.encode_question,
+        lambda messages: prompts.encode_turn(messages, after=0),
+    )
+    for encode in encoders:
+        with pytest.raises(InvalidParameter, match=r"message 1 .*'</s>'"):
+            encode(told)
+    assert prompts.encode_chat(told[:1])
+    # a plain prompt may spell what it likes
+    assert prompts.encode("</s>")
