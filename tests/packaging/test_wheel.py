@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -30,7 +31,8 @@ def _require_success(command: Sequence[str], folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The client's and the services'."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
     # from a copy, because setuptools leaves a build folder in the tree it builds
@@ -41,9 +43,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if (_ROOT / name).is_file():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             (tree / name).write_bytes((_ROOT / name).read_bytes())
-    _require_success([*pip, "--no-deps", "--wheel-dir", str(folder), str(tree)], folder)
-    (wheel,) = folder.glob("*.whl")
-    return wheel
+    sources = [str(tree), str(tree / "server")]
+    _require_success([*pip, "--no-deps", "--wheel-dir", str(folder), *sources], folder)
+    (client,), (server,) = folder.glob("headwise-*.whl"), folder.glob("headwise_server-*.whl")
+    return client, server
+
+
+@pytest.fixture(scope="module")
+def wheel(wheels: tuple[Path, Path]) -> Path:
+    """The client's."""
+    return wheels[0]
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +66,53 @@ def clean_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
-def test_the_wheel_holds_the_packages_their_types_and_nothing_else(wheel: Path) -> None:
-    names = zipfile.ZipFile(wheel).namelist()
-    tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
-    assert tops == {"headwise", "kvstore", "services"}
-    assert {"headwise/py.typed", "kvstore/py.typed", "headwise/v1/decode_pb2.pyi"} <= set(names)
-    assert any(name.endswith("licenses/LICENSE") for name in names)
+def _contents(wheel: Path) -> tuple[set[str], set[str]]:
+    """Files of a wheel, and the names that it takes at the top."""
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    return names, {name.split("/")[0] for name in names}
+
+
+def test_the_clients_wheel_takes_no_other_name(wheel: Path) -> None:
+    names, tops = _contents(wheel)
+    assert tops == {"headwise"}
+    assert {"headwise/py.typed", "headwise/v1/decode_pb2.pyi"} <= names
+    assert any(name.endswith("licenses/LICENSE") for name in zipfile.ZipFile(wheel).namelist())
+
+
+def test_the_servers_wheel_holds_what_the_clients_does_not(wheels: tuple[Path, Path]) -> None:
+    names, tops = _contents(wheels[1])
+    assert tops == {"kvstore", "services"}
+    assert "kvstore/py.typed" in names
     assert any("calibration/known/calibration-retrieval" in name for name in names)
+    all_names = zipfile.ZipFile(wheels[1]).namelist()
+    assert any(name.endswith("licenses/LICENSE") for name in all_names)
+    # two distributions with one file overwrite each other
+    assert not names & _contents(wheels[0])[0]
+    (metadata,) = (name for name in all_names if name.endswith("/METADATA"))
+    text = zipfile.ZipFile(wheels[1]).read(metadata).decode()
+    assert f"Requires-Dist: headwise[serve]=={__version__}" in text
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["generate", "--help"]])
+def test_a_package_services_of_someone_else_does_no_harm(
+    clean_python: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    for name in ("services", "kvstore"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("mine = True\n")
+    ended = subprocess.run(
+        [str(clean_python.with_name("headwise")), *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
+    program = "import services; assert services.mine; import headwise; assert services.mine"
+    _require_success([str(clean_python), "-c", program], tmp_path)
 
 
 def test_the_client_needs_no_torch(clean_python: Path, tmp_path: Path) -> None:
@@ -81,12 +130,12 @@ print(__version__)
 
 
 @pytest.mark.parametrize("command", ["demo", "prefill", "decode", "doctor", "top", "eval"])
-def test_a_command_names_the_extra_it_misses(
+def test_a_command_names_the_distribution_it_misses(
     clean_python: Path, tmp_path: Path, command: str
 ) -> None:
     ended = _run([str(clean_python.with_name("headwise")), command], tmp_path)
     assert ended.returncode != 0
-    assert "headwise[serve]" in ended.stderr
+    assert "headwise-server" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
@@ -94,7 +143,7 @@ def test_a_command_names_the_extra_it_misses(
     ("arguments", "says"),
     [
         (("--version",), __version__),
-        (("--help",), "headwise[serve]"),
+        (("--help",), "headwise-server"),
         (("generate", "--help"), "HEADWISE_TARGET"),
         (("cache", "keep", "--help"), "--ttl"),
     ],
