@@ -77,7 +77,7 @@ class Prefiller:
         self._undecided: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         # profiles of those layers that a second pass has to complete
         self._incomplete: list[AttentionProfile] = []
-        self.clock = StageClock()
+        self.clock = StageClock(served.model.device)
 
     def run(self) -> None:
         """Compute the prompt. Raises `PrefillStopped` before the layer after `stop` is set."""

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from services.prefill.compute.stages import StageClock
+
+pytest.importorskip("triton")
+
+from tests.pretended_cuda.tensors import DeviceTensor
 
 
 @pytest.fixture
@@ -42,3 +47,27 @@ def test_stages_add_up_also_after_an_error() -> None:
     assert clock.seconds("profile") == 2
     assert clock.seconds("prefill") == 2
     assert clock.seconds("never") == 0
+
+
+@pytest.mark.parametrize("any_device", ["gpu"], indirect=True)
+def test_a_device_is_asked_for_its_own_times_once(
+    any_device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The events are a second apart on the stand-in, whatever the clock of the host says."""
+    waited: list[object] = []
+    own = torch.cuda.Event.synchronize
+    monkeypatch.setattr(torch.cuda.Event, "synchronize", lambda e: (waited.append(e), own(e)))
+    clock = StageClock(torch.device(any_device))
+    with clock.stage("prefill"):
+        with clock.stage("profile"):
+            pass
+        with clock.stage("compact"), clock.stage("ship"):
+            pass
+    assert not waited
+    times = [clock.seconds(name) for name in ("prefill", "profile", "compact", "ship", "never")]
+    if isinstance(torch.empty(0, device=any_device), DeviceTensor):
+        assert times == [3, 1, 2, 1, 0]
+    with clock.stage("profile"):
+        pass
+    assert clock.seconds("profile") > times[1]
+    assert len(waited) == 2
