@@ -30,6 +30,18 @@ def generated_files() -> dict[pathlib.Path, str]:
     return files
 
 
+def target_ratio() -> float:
+    """The attention coverage that caches are held against, as recording.yaml sets it."""
+    text = (_DEPLOY / "prometheus" / "recording.yaml").read_text()
+    [rule] = [
+        rule
+        for group in yaml.safe_load(text)["groups"]
+        for rule in group["rules"]
+        if rule["record"] == "headwise:recovered_mass_target:ratio"
+    ]
+    return float(rule["expr"].removeprefix("vector(").removesuffix(")"))
+
+
 def _prometheus_rule() -> str:
     """The rules as the resource that the Prometheus operator reads."""
     rules = [yaml.safe_load((_DEPLOY / "prometheus" / name).read_text()) for name in _RULE_FILES]

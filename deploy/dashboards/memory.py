@@ -135,7 +135,7 @@ MEMORY_SAVINGS = Dashboard(
             stacked=True,
         ),
         Panel(
-            "Recovered mass",
+            "Attention coverage",
             "Share of attention that a cache's rows cover, mean over its heads. p10: nine caches "
             "of ten cover more.",
             (

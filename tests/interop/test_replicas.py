@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import itertools
 import re
+import signal
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from headwise import AsyncClient, Cancelled, Client, HeadwiseError, NotFound, Result
+from headwise import AsyncClient, Cancelled, Client, HeadwiseError, NotFound, Result, Unavailable
 from services.demo.processes import Service
 from tests.conftest import Pair
 from tests.interop.envoy import Envoy, free_ports, running_envoy
@@ -183,6 +184,27 @@ def test_a_lease_is_renewed_and_released_by_any_way(
                 with pytest.raises(NotFound) as caught:
                     client.caches.renew(stored.handle, 60)
                 assert caught.value.reason == "LEASE_RELEASED"
+
+
+def test_a_frozen_replica_is_unavailable_and_not_gone(fleet: Fleet) -> None:
+    frozen = fleet.decodes[1]
+    with Client(frozen.target) as owner, Client(fleet.decodes[0].target, retries=False) as other:
+        session_id = _turn(owner, 0).session_id
+        frozen.process.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(Unavailable) as caught:
+                _turn(other, 1, session_id)
+        finally:
+            frozen.process.send_signal(signal.SIGCONT)
+        assert caught.value.reason == "REPLICA_UNREACHABLE"
+        assert "127.0.0.1" not in caught.value.message
+        wait_until(lambda: _goes_on(other, session_id), 30, "the session")
+
+
+def _goes_on(client: Client, session_id: str) -> bool:
+    with contextlib.suppress(Unavailable):
+        return _turn(client, 1, session_id).session_id == session_id
+    return False
 
 
 def test_what_a_killed_replica_had_is_gone_by_name(
