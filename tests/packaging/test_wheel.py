@@ -51,7 +51,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def wheel(wheels: tuple[Path, Path]) -> Path:
-    """The client's."""
+    """Return the wheel of the client."""
     return wheels[0]
 
 
