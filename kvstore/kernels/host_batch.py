@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kvstore.kernels.host_arrays import MetadataArrays, RowArrays, TableArrays, TokenArrays
+from kvstore.kernels.row_pages import RowPages
 from kvstore.row_codecs import ElementCodec, KeyValueLayout, RowLayout
 
 # codecs as compiled kernels tell them apart: by their place here
@@ -16,23 +18,16 @@ CODECS = tuple(ElementCodec)
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class HostBatch:
-    """B sequences of one layout; see `PagedBatch` and `HeadTables` for what is not said here.
+    """B sequences of one layout.
 
-    `arena` uint8 is all pages, and `floats` the same memory as f32 rows `[N, D]`, in whose number
-    none stands across two; empty where rows are coded. `key_places`, `value_places` int64 `[5]`:
-    codec, bytes of a row's codes and of a page, and where in a page the codes and the scales begin.
-    `held`: rows that the batch's heads hold together, by layer. `room`: working memory that layers
-    leave to the next.
+    `held`: rows that the batch's heads hold together, by layer, when the object is made. `room`:
+    working memory that layers leave to the next.
     """
 
-    arena: NDArray[np.uint8]
-    floats: NDArray[np.float32]
-    key_places: NDArray[np.int64]
-    value_places: NDArray[np.int64]
-    positions: NDArray[np.int32]
-    log_weights: NDArray[np.float32]
-    new_keys: NDArray[np.float32]
-    new_values: NDArray[np.float32]
+    rows: RowArrays
+    metadata: MetadataArrays
+    tables: TableArrays
+    tokens: TokenArrays
     kv_heads: list[int]
     held: list[int]
     room: list[NDArray[np.float32]] = dataclasses.field(default_factory=list)
@@ -48,15 +43,32 @@ class HostBatch:
         return self.room[0][:lines]
 
 
-def unquantized_rows(arena: torch.Tensor, layout: KeyValueLayout) -> NDArray[np.float32]:
-    """`HostBatch.floats`. Two indices, and the inner one from 0: only so are loops made vectors."""
+def row_arrays(row_pages: RowPages) -> RowArrays:
+    """Return the arrays of row pages in host memory."""
+    layout, page_layout = row_pages.layout, row_pages.page_layout
+    return RowArrays(
+        row_pages.arena.numpy(),
+        _unquantized_rows(row_pages.arena, layout),
+        _places(layout.keys, page_layout.page_bytes, 0, page_layout.key_scales),
+        _places(
+            layout.values,
+            page_layout.page_bytes,
+            page_layout.value_offset,
+            page_layout.value_scales,
+        ),
+        row_pages.page_rows,
+    )
+
+
+def _unquantized_rows(arena: torch.Tensor, layout: KeyValueLayout) -> NDArray[np.float32]:
+    """`RowArrays.floats`. Two indices, and the inner one from 0: only so are loops made vectors."""
     if not layout.unquantized:
         return np.empty((0, layout.head_size), np.float32)
     rows: NDArray[np.float32] = arena.view(torch.float32).view(-1, layout.head_size).numpy()
     return rows
 
 
-def places(layout: RowLayout, page_bytes: int, first: int, scales: int) -> NDArray[np.int64]:
-    """`HostBatch.key_places`, of rows whose codes and scales begin at these bytes of a page."""
+def _places(layout: RowLayout, page_bytes: int, first: int, scales: int) -> NDArray[np.int64]:
+    """`RowArrays.key_places`, of rows whose codes and scales begin at these bytes of a page."""
     codec = CODECS.index(layout.codec)
     return np.array((codec, layout.code_bytes, page_bytes, first, scales), np.int64)

@@ -9,100 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kvstore.kernels.device_batch import DeviceBatch, DeviceScratch
+from kvstore.kernels.device_batch import DeviceBatch
 from kvstore.kernels.dispatch import runs_triton
-from kvstore.kernels.host_batch import HostBatch, places, unquantized_rows
+from kvstore.kernels.head_tables import HeadTables, RowMetadata
+from kvstore.kernels.host_arrays import TokenArrays
+from kvstore.kernels.host_batch import HostBatch, row_arrays
 from kvstore.kernels.row_pages import RowIndex, RowPages
+from kvstore.kernels.staged_rows import ArrivingRows, StagedRows
 from kvstore.row_codecs import encode_rows
-from kvstore.rule_table import may_evict, needs_scores, rule_words
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class RowMetadata:
-    """The pool's memory of metadata: positions, scores, flags and log-weights of rows.
-
-    A page is one sequence's own: `positions` int32, `scores` f32, `flags` uint8 and `log_weights`
-    f32 `[M]` (empty as long as no head has any), `page_rows` rows a page.
-    """
-
-    positions: torch.Tensor
-    scores: torch.Tensor
-    flags: torch.Tensor
-    log_weights: torch.Tensor
-    page_rows: int
-
-    def flat(self, pages: NDArray[np.int32], slots: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return flat rows of a head's slots, by its metadata pages."""
-        starts = pages[slots // self.page_rows].astype(np.int64) * self.page_rows
-        rows: NDArray[np.int64] = starts + slots % self.page_rows
-        return rows
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class HeadTables:
-    """Tables of all S sequences, at constant addresses. H is the largest head count of any layer.
-
-    Slot n of a head lies in its page `n // page_rows` at row `n % page_rows`. Slots 0 to `rows` − 1
-    are held, in no order of position.
-
-    - `pages` int32 `[S, L, H, P]`: numbers of row pages. `page_rows` int64 `[S]`: rows of a row
-      page under the sequence's layout.
-    - `metadata` int32 `[S, L, H, P]`: numbers of metadata pages, of heads where `has_metadata` bool
-      `[S, L, H]`. In any other head slot n holds position n.
-    - `weighted` bool `[S, L, H]`: whether the head's rows have log-weights.
-    - `rows` int32 `[S, L, H]`: rows held. `rules` `[S, L, H]` of `RULE_DTYPE`. `lengths` int64
-      `[S]`: tokens seen. `kv_heads` int32 `[L]`: heads of each layer.
-    """
-
-    kv_heads: NDArray[np.int32]
-    pages: NDArray[np.int32]
-    metadata: NDArray[np.int32]
-    rows: NDArray[np.int32]
-    has_metadata: NDArray[np.bool_]
-    weighted: NDArray[np.bool_]
-    rules: NDArray[np.void]
-    lengths: NDArray[np.int64]
-    page_rows: NDArray[np.int64]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class StagedRows:
-    """Rows of fed tokens until their retention chunk ends, in C staging slots.
-
-    `keys`, `values` `[L, H, C, D]`, `flags` uint8 `[C]`. A chunk occupies consecutive slots. Rows
-    of a sequence whose codec rotates are stored rotated.
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    flags: NDArray[np.uint8]
-
-    @classmethod
-    def of(cls, unquantized: RowPages, tables: HeadTables, staging_slots: int) -> StagedRows:
-        """Allocate `staging_slots` slots; `unquantized`: pages of rows in the model's dtype."""
-        size = (*tables.rows.shape[1:], staging_slots, unquantized.layout.head_size)
-        new = unquantized.keys.codes.new_empty
-        return cls(new(size), new(size), np.zeros(staging_slots, np.uint8))
-
-    def put(
-        self, layer: int, staging_slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> None:
-        """Store a layer's rows `[H, N, D]` of N tokens in `staging_slots` int64 `[N]`."""
-        heads = k.shape[0]
-        self.keys[layer, :heads, staging_slots] = k
-        self.values[layer, :heads, staging_slots] = v
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class ArrivingRows:
-    """Rows of chunks under their codec, `[L, H, C, width]` of the codec's storage dtype.
-
-    `staging_slots` int64 `[B]`: the first slot of each chunk.
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    staging_slots: NDArray[np.int64]
+from kvstore.rule_table import rule_words
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -219,22 +134,19 @@ class PagedBatch:
     @functools.cached_property
     def on_host(self) -> HostBatch:
         """The same as arrays; only `held` does not see later changes of the tables."""
-        row_pages, columns, staged = self.row_pages, self.columns, self.staged
-        layout, page_layout = row_pages.layout, row_pages.page_layout
+        staged = self.staged
         return HostBatch(
-            arena=row_pages.arena.numpy(),
-            floats=unquantized_rows(row_pages.arena, layout),
-            key_places=places(layout.keys, page_layout.page_bytes, 0, page_layout.key_scales),
-            value_places=places(
-                layout.values,
-                page_layout.page_bytes,
-                page_layout.value_offset,
-                page_layout.value_scales,
+            rows=row_arrays(self.row_pages),
+            metadata=self.columns.on_host(),
+            tables=self.tables.on_host(),
+            tokens=TokenArrays(
+                staged.keys.numpy(),
+                staged.values.numpy(),
+                staged.flags,
+                self.slots,
+                self.staging_slots,
+                self.chunk_tokens,
             ),
-            positions=columns.positions.numpy(),
-            log_weights=columns.log_weights.numpy(),
-            new_keys=staged.keys.numpy(),
-            new_values=staged.values.numpy(),
             kv_heads=self.tables.kv_heads.tolist(),
             held=self.rows.sum((0, 2)).tolist(),
         )
@@ -269,78 +181,3 @@ class PagedBatch:
             return torch.from_numpy(slots.astype(np.int32)).to(device)
         metadata = self.columns.flat(tables.metadata[slot, layer, head], slots)
         return self.columns.positions[torch.from_numpy(metadata).to(device)]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class StepScratch:
-    """Results of a step that has not changed any cache yet.
-
-    A head that may drop rows has R + m entries: one per row held, then one per token of the chunk
-    so far.
-
-    - `starts` int64 `[B, L, H]`: the head's first entry; −1 for a head without entries.
-    - `row_attention` f32, per entry: the attention probability that the row received from the
-      chunk's queries so far, averaged over the G query heads. Attention adds to it in heads where
-      `scored` bool `[B, L, H]`. The retention decision turns it into the row's new score.
-    - `stays` bool, per entry: the decision. Entries lie on the device of the batch's rows.
-    """
-
-    starts: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    scored: NDArray[np.bool_]
-    row_attention: torch.Tensor
-    stays: torch.Tensor
-
-    @classmethod
-    def of(cls, batch: PagedBatch) -> StepScratch:
-        """Allocate the entries of a step, with zero attention."""
-        rules, rows = batch.tables.rules[batch.slots], batch.rows
-        exists = np.arange(rows.shape[2]) < batch.tables.kv_heads[:, None]
-        bounded = may_evict(rules) & exists
-        sizes = np.where(bounded, rows + batch.chunk_tokens[:, None, None], 0)
-        ends = sizes.cumsum().reshape(sizes.shape)
-        total, device = int(sizes.sum()), batch.staged.keys.device
-        return cls(
-            np.where(bounded, ends - sizes, -1),
-            sizes,
-            needs_scores(rules) & exists,
-            torch.zeros(total, device=device),
-            torch.empty(total, dtype=torch.bool, device=device),
-        )
-
-    def of_sequences(self, chosen: NDArray[np.int64]) -> StepScratch:
-        """Some of the sequences, in the same memory."""
-        return dataclasses.replace(
-            self,
-            starts=self.starts[chosen],
-            sizes=self.sizes[chosen],
-            scored=self.scored[chosen],
-        )
-
-    @functools.cached_property
-    def scored_layers(self) -> tuple[bool, ...]:
-        """Whether any head is scored, by layer."""
-        return tuple(bool(some.any()) for some in self.scored.transpose(1, 0, 2))
-
-    @functools.cached_property
-    def on_device(self) -> DeviceScratch:
-        """The same where kernels on a device read it; entries are the same memory."""
-        device = self.row_attention.device
-        return DeviceScratch(
-            torch.from_numpy(self.starts).to(device),
-            torch.from_numpy(self.scored).to(device),
-            self.row_attention,
-            self.stays.view(torch.uint8),
-            self.scored_layers,
-        )
-
-    def row_attention_of(self, b: int) -> torch.Tensor:
-        """One sequence's entries, head after head."""
-        first = int(self.sizes[:b].sum())
-        return self.row_attention[first : first + int(self.sizes[b].sum())]
-
-    def stays_of(self, place: tuple[int, int, int]) -> NDArray[np.bool_]:
-        """Return the decision about a head's rows, in host memory."""
-        start, size = int(self.starts[place]), int(self.sizes[place])
-        stays: NDArray[np.bool_] = self.stays[start : start + size].cpu().numpy()
-        return stays

@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from kvstore.attention_input import AttentionInput
-from kvstore.kernels.paged_batch import PagedBatch, StagedRows, StepScratch
+from kvstore.kernels.paged_batch import PagedBatch
 from kvstore.kernels.ragged_attention import ragged_attention
 from kvstore.kernels.retain import apply_decision, decide
+from kvstore.kernels.staged_rows import StagedRows
+from kvstore.kernels.step_scratch import StepScratch
 from kvstore.pool.reservation import PageCount
 from kvstore.pool.sequence import SequencePages
 from kvstore.row_codecs.rotation import rotate

@@ -10,7 +10,7 @@ import torch
 
 from kvstore.cache import LayerShape
 from kvstore.errors import InvalidParameter, PoolExhausted
-from kvstore.kernels.paged_batch import StagedRows
+from kvstore.kernels.staged_rows import StagedRows
 from kvstore.pool.accounts import PageAccounts
 from kvstore.pool.bounds import pages_bound, pages_for
 from kvstore.pool.page_reservation import PageReservation

@@ -9,8 +9,9 @@ import torch
 
 from kvstore.cache import HeadRows, LayerShape, RaggedLayer
 from kvstore.errors import InvalidParameter
-from kvstore.kernels.paged_batch import HeadTables, StagedRows
+from kvstore.kernels.head_tables import HeadTables
 from kvstore.kernels.row_pages import RowPages
+from kvstore.kernels.staged_rows import StagedRows
 from kvstore.pool.bounds import pages_for, rows_bound
 from kvstore.pool.reservation import PageCount, Reservation
 from kvstore.pool.storage import PageStorage

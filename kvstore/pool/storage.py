@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 
 from kvstore.cache import FLAG_BYTES, LOG_WEIGHT_BYTES, POSITION_BYTES, SCORE_BYTES
-from kvstore.kernels.paged_batch import RowMetadata
+from kvstore.kernels.head_tables import RowMetadata
 from kvstore.kernels.row_pages import PageLayout, RowPages
 from kvstore.row_codecs import MODEL_ROWS, KeyValueLayout, RowCodec
 

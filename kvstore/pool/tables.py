@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from kvstore.cache import LayerShape
-from kvstore.kernels.paged_batch import HeadTables
+from kvstore.kernels.head_tables import HeadTables
 from kvstore.kernels.row_pages import RowIndex, RowPages
 from kvstore.pool.page_reservation import PageReservation
 from kvstore.pool.reservation import PageCount, Reservation

@@ -10,17 +10,25 @@ into such a tile, once for all G, and nowhere else.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import torch
 from numba import prange
 
+from kvstore.kernels.host_arrays import (
+    EntryArrays,
+    MetadataArrays,
+    RowArrays,
+    TableArrays,
+    TokenArrays,
+)
 from kvstore.kernels.host_batch import CODECS
-from kvstore.kernels.paged_batch import PagedBatch, StepScratch
+from kvstore.kernels.paged_batch import PagedBatch
 from kvstore.kernels.prefetch import LINE_BYTES, prefetch
 from kvstore.kernels.row_pages import SCALE_WORD_BYTES
+from kvstore.kernels.step_scratch import StepScratch
 from kvstore.kernels.threads import ONLY_PRANGE, match_torch_threads
 from kvstore.row_codecs import ElementCodec
 
@@ -59,88 +67,83 @@ def attend(
 ) -> torch.Tensor:
     """Compute op.py's attention where every sequence feeds one token."""
     out = np.empty(q.shape, np.float32)
-    host, tables = batch.on_host, batch.tables
-    heads, scored = host.kv_heads[layer], scratch.scored_layers[layer]
-    group = q.shape[1] // heads
+    host, scored = batch.on_host, scratch.scored_layers[layer]
+    group = q.shape[1] // host.kv_heads[layer]
     _attend(
         q.contiguous().numpy(),
-        host.new_keys,
-        host.new_values,
-        host.arena,
-        host.floats,
-        host.key_places,
-        host.value_places,
-        batch.row_pages.page_rows,
-        host.positions,
-        host.log_weights,
-        batch.columns.page_rows,
-        tables.pages,
-        tables.metadata,
-        tables.rows,
-        tables.has_metadata,
-        tables.weighted,
-        heads,
-        tables.lengths,
-        batch.slots,
-        batch.staging_slots,
+        host.rows,
+        host.metadata,
+        host.tables,
+        host.tokens,
         layer,
-        scratch.starts,
-        scratch.scored,
-        scratch.row_attention.numpy(),
+        scratch.on_host,
         host.working(2 * group if scored else 0),
         np.float32(scale * _LOG2_E),
         sliding_window or 0,
         match_torch_threads(1 + host.held[layer] // _THREAD_ROWS),
-        _THREAD_ROWS,
         out,
     )
     return torch.from_numpy(out)
 
 
+class _Head(NamedTuple):
+    """A head's `pages` and `metadata` pages. Rows of a position below `oldest` are hidden."""
+
+    pages: _Array
+    metadata: _Array
+    has_metadata: bool
+    weighted: bool
+    oldest: int
+
+
+class _Partials(NamedTuple):
+    """Attention over a part of a head's rows: `maxima`, `sums` f32 `[G]`, `mixed` f32 `[G, D]`.
+
+    For several parts of several heads each array has one more axis, the first.
+    """
+
+    maxima: _Array
+    sums: _Array
+    mixed: _Array
+
+
+class _RowWeights(NamedTuple):
+    """The `weights` f32 `[G, R]` of rows, relative to the maxima `tops` f32 `[G, R]`.
+
+    The maxima are those at the first row of each tile. Without rows if no head is scored.
+    """
+
+    weights: _Array
+    tops: _Array
+
+
 @numba.njit(parallel=ONLY_PRANGE, fastmath=_FAST, cache=True, nogil=True)
 def _attend(
     q: _Array,
-    fed_keys: _Array,
-    fed_values: _Array,
-    arena: _Array,
-    floats: _Array,
-    key_places: _Array,
-    value_places: _Array,
-    page_rows: int,
-    positions: _Array,
-    log_weights: _Array,
-    metadata_page_rows: int,
-    pages: _Array,
-    metadata: _Array,
-    rows: _Array,
-    has_metadata: _Array,
-    weighted: _Array,
-    heads: int,
-    lengths: _Array,
-    slots: _Array,
-    staging_slots: _Array,
+    stored: RowArrays,
+    metadata: MetadataArrays,
+    tables: TableArrays,
+    tokens: TokenArrays,
     layer: int,
-    starts: _Array,
-    scored: _Array,
-    row_attention: _Array,
+    entries: EntryArrays,
     working: _Array,
     scale: float,
     window: int,
     parts: int,
-    thread_rows: int,
     out: _Array,
 ) -> None:
     """Logits are in units of log 2 throughout; `scale` brings them there.
 
-    `working` f32 `[2 · G, R]` is for the rows' weights, and for the maxima at the first row of each
-    tile that these are relative to; without any if no head is scored.
+    `working` f32 `[2 · G, R]` is the memory of the rows' weights.
     """
     sequences, query_heads, size = q.shape
+    heads = tables.kv_heads[layer]
     group = query_heads // heads
     queries = q.reshape(sequences * heads, group, size)
+    slots, staging_slots = tokens.slots, tokens.staging_slots
     counts = np.empty(sequences * heads, np.int64)
     for head in range(sequences * heads):
-        counts[head] = rows[slots[head // heads], layer, head % heads]
+        counts[head] = tables.rows[slots[head // heads], layer, head % heads]
     ends = np.cumsum(counts)
     held = ends[-1]
     share = max(1, -(-held // parts))
@@ -148,9 +151,10 @@ def _attend(
     maxima = np.empty((parts + len(ends), group), np.float32)
     sums = np.empty((parts + len(ends), group), np.float32)
     mixed = np.empty((parts + len(ends), group, size), np.float32)
-    weights, tops = working[:group], working[group:]
+    row_weights = _RowWeights(working[:group], working[group:])
     totals = np.empty((len(ends), group), np.float32)
     shares = np.empty(len(ends), np.float32)
+    scored, starts = entries.scored, entries.starts
     for part in prange(parts):
         row, last = part * share, min(held, (part + 1) * share)
         head = np.searchsorted(ends, row, side="right")
@@ -159,43 +163,35 @@ def _attend(
             s = slots[b]
             begin = ends[head] - counts[head]
             stop = min(last, ends[head])
-            oldest = lengths[s] - window + 1 if window else -1
+            piece = part + head
             _attend_piece(
                 queries[head],
-                arena,
-                floats,
-                key_places,
-                value_places,
-                page_rows,
-                positions,
-                log_weights,
-                metadata_page_rows,
-                pages[s, layer, h],
-                metadata[s, layer, h],
-                has_metadata[s, layer, h],
-                weighted[s, layer, h],
+                stored,
+                metadata,
+                _Head(
+                    tables.pages[s, layer, h],
+                    tables.metadata[s, layer, h],
+                    tables.has_metadata[s, layer, h],
+                    tables.weighted[s, layer, h],
+                    tables.lengths[s] - window + 1 if window else -1,
+                ),
                 row - begin,
                 stop - begin,
-                oldest,
-                maxima[part + head],
-                sums[part + head],
-                mixed[part + head],
-                weights,
-                tops,
+                _Partials(maxima[piece], sums[piece], mixed[piece]),
+                row_weights,
                 begin,
                 scored[b, layer, h],
                 scale,
             )
             if stop - row == counts[head]:
-                piece = part + head
                 _join(
                     queries[head],
-                    fed_keys[layer, h, staging_slots[b]],
-                    fed_values[layer, h, staging_slots[b]],
+                    tokens.keys[layer, h, staging_slots[b]],
+                    tokens.values[layer, h, staging_slots[b]],
                     scale,
-                    maxima[piece : piece + 1],
-                    sums[piece : piece + 1],
-                    mixed[piece : piece + 1],
+                    _Partials(
+                        maxima[piece : piece + 1], sums[piece : piece + 1], mixed[piece : piece + 1]
+                    ),
                     totals[head],
                     shares[head : head + 1],
                     out[b, h * group : (h + 1) * group],
@@ -203,7 +199,7 @@ def _attend(
                 if scored[b, layer, h]:
                     # while the weights are still near
                     start = starts[b, layer, h]
-                    _shares(weights, tops, row, stop, totals[head], row_attention, start)
+                    _shares(row_weights, row, stop, totals[head], entries.row_attention, start)
             row = stop
             head += 1
     cut = 0
@@ -212,51 +208,27 @@ def _attend(
         pieces = _pieces(ends[head], counts[head], share)
         if pieces != 1:
             first = (ends[head] - counts[head]) // share + head
+            stop = first + pieces
             _join(
                 queries[head],
-                fed_keys[layer, h, staging_slots[b]],
-                fed_values[layer, h, staging_slots[b]],
+                tokens.keys[layer, h, staging_slots[b]],
+                tokens.values[layer, h, staging_slots[b]],
                 scale,
-                maxima[first : first + pieces],
-                sums[first : first + pieces],
-                mixed[first : first + pieces],
+                _Partials(maxima[first:stop], sums[first:stop], mixed[first:stop]),
                 totals[head],
                 shares[head : head + 1],
                 out[b, h * group : (h + 1) * group],
             )
         if scored[b, layer, h]:
-            row_attention[starts[b, layer, h] + counts[head]] = shares[head]
+            entries.row_attention[starts[b, layer, h] + counts[head]] = shares[head]
             cut += counts[head] if pieces > 1 else 0
-    starts_here, scored_here = starts[:, layer, :heads], scored[:, layer, :heads]
     # few rows are not worth waking the threads again
-    if cut > thread_rows:
+    if cut > _THREAD_ROWS:
         for part in prange(parts):
-            _cut_shares(
-                part,
-                share,
-                ends,
-                counts,
-                scored_here,
-                starts_here,
-                weights,
-                tops,
-                totals,
-                row_attention,
-            )
+            _cut_shares(part, share, ends, counts, layer, entries, row_weights, totals)
     elif cut > 0:
         for part in range(parts):
-            _cut_shares(
-                part,
-                share,
-                ends,
-                counts,
-                scored_here,
-                starts_here,
-                weights,
-                tops,
-                totals,
-                row_attention,
-            )
+            _cut_shares(part, share, ends, counts, layer, entries, row_weights, totals)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -268,31 +240,23 @@ def _pieces(end: int, rows: int, share: int) -> int:
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
 def _attend_piece(
     queries: _Array,
-    arena: _Array,
-    floats: _Array,
-    key_places: _Array,
-    value_places: _Array,
-    page_rows: int,
-    positions: _Array,
-    log_weights: _Array,
-    metadata_page_rows: int,
-    pages: _Array,
-    metadata: _Array,
-    has_metadata: bool,
-    weighted: bool,
+    stored: RowArrays,
+    metadata: MetadataArrays,
+    head: _Head,
     first: int,
     last: int,
-    oldest: int,
-    maxima: _Array,
-    sums: _Array,
-    mixed: _Array,
-    weights: _Array,
-    tops: _Array,
+    partials: _Partials,
+    row_weights: _RowWeights,
     at: int,
     scored: bool,
     scale: float,
 ) -> None:
     """Slots `first` to `last` − 1 of a head: running maximum, sum and weighted values per query."""
+    arena, floats, page_rows = stored.arena, stored.floats, stored.page_rows
+    key_places, value_places = stored.key_places, stored.value_places
+    pages, oldest = head.pages, head.oldest
+    adjusted = head.weighted or oldest >= 0
+    maxima, sums, mixed = partials.maxima, partials.sums, partials.mixed
     group, size = queries.shape
     tile = np.empty((group, _TILE_ROWS), np.float32)
     # decoded rows of one run, keys and then values
@@ -312,9 +276,11 @@ def _attend_piece(
         while done < count:
             run, page, offset = _run(pages, page_rows, slot + done, count - done)
             first_mark = 0
-            if has_metadata and (weighted or oldest >= 0):
-                run, mark_page, mark_offset = _run(metadata, metadata_page_rows, slot + done, run)
-                first_mark = mark_page * metadata_page_rows + mark_offset
+            if head.has_metadata and adjusted:
+                run, mark_page, mark_offset = _run(
+                    head.metadata, metadata.page_rows, slot + done, run
+                )
+                first_mark = mark_page * metadata.page_rows + mark_offset
             byte = page * key_page + key_first + offset * key_bytes
             ahead = page * value_page + value_first + offset * value_bytes
             many = run * value_bytes
@@ -324,24 +290,14 @@ def _attend_piece(
             else:
                 first_row = byte // key_bytes
                 _products(queries, floats, first_row, run, tile, done, scale, arena, ahead, many)
-            if weighted or oldest >= 0:
-                hidden = run if has_metadata else min(run, oldest - slot - done)
-                _adjust(
-                    tile,
-                    done,
-                    hidden,
-                    positions,
-                    log_weights,
-                    first_mark,
-                    has_metadata,
-                    weighted,
-                    oldest,
-                )
+            if adjusted:
+                hidden = run if head.has_metadata else min(run, oldest - slot - done)
+                _adjust(tile, done, hidden, metadata, first_mark, head)
             done += run
         _softmax_tile(tile, count, exponents, powers, maxima, sums, mixed)
         if scored:
-            tops[:, at + slot] = maxima
-            _copy(tile, weights[:, at + slot : at + slot + count])
+            row_weights.tops[:, at + slot] = maxima
+            _copy(tile, row_weights.weights[:, at + slot : at + slot + count])
         done = 0
         while done < count:
             run, page, offset = _run(pages, page_rows, slot + done, count - done)
@@ -366,21 +322,18 @@ def _adjust(
     tile: _Array,
     at: int,
     run: int,
-    positions: _Array,
-    log_weights: _Array,
+    metadata: MetadataArrays,
     mark: int,
-    has_metadata: bool,
-    weighted: bool,
-    oldest: int,
+    head: _Head,
 ) -> None:
-    """Add log-weights to the logits of `run` rows and hide those older than `oldest`.
+    """Add log-weights to the logits of `run` rows, and hide the rows that are too old.
 
     Without metadata a slot is a position, and `run` counts just the rows that are too old.
     """
     for r in range(run):
-        if weighted:
-            tile[:, at + r] += log_weights[mark + r] * _LOG2_E
-        if not has_metadata or positions[mark + r] < oldest:
+        if head.weighted:
+            tile[:, at + r] += metadata.log_weights[mark + r] * _LOG2_E
+        if not head.has_metadata or metadata.positions[mark + r] < head.oldest:
             tile[:, at + r] = _HIDDEN
 
 
@@ -616,9 +569,7 @@ def _join(
     new_key: _Array,
     new_value: _Array,
     scale: float,
-    maxima: _Array,
-    sums: _Array,
-    mixed: _Array,
+    partials: _Partials,
     totals: _Array,
     share: _Array,
     out: _Array,
@@ -628,6 +579,7 @@ def _join(
     `share [1]` is the probability that the own row received, mean over the query heads.
     """
     group = queries.shape[0]
+    maxima, sums, mixed = partials.maxima, partials.sums, partials.mixed
     share[0] = np.float32(0.0)
     for g in range(group):
         own = _dot(queries[g], new_key) * scale
@@ -651,15 +603,18 @@ def _join(
 
 @numba.njit(fastmath=_FAST, cache=True, nogil=True)
 def _shares(
-    weights: _Array,
-    tops: _Array,
+    row_weights: _RowWeights,
     first: int,
     last: int,
     totals: _Array,
     row_attention: _Array,
     at: int,
 ) -> None:
-    """Probabilities of a piece's rows `first` to `last` − 1, mean over G, to `received[at ...]`."""
+    """Write the probabilities of a piece's rows `first` to `last` − 1 to `row_attention[at ...]`.
+
+    A row's probability is the mean over the G query heads.
+    """
+    weights, tops = row_weights.weights, row_weights.tops
     group = weights.shape[0]
     for row in range(first, last, _TILE_ROWS):
         count = min(_TILE_ROWS, last - row)
@@ -677,22 +632,20 @@ def _cut_shares(
     share: int,
     ends: _Array,
     counts: _Array,
-    scored: _Array,
-    starts: _Array,
-    weights: _Array,
-    tops: _Array,
+    layer: int,
+    entries: EntryArrays,
+    row_weights: _RowWeights,
     totals: _Array,
-    row_attention: _Array,
 ) -> None:
-    """The same of a part's rows of heads that other parts have rows of too."""
-    heads = scored.shape[1]
+    """Do the same for a part's rows of heads that other parts have rows of too."""
+    heads = len(ends) // len(entries.scored)
     row, last = part * share, min(ends[-1], (part + 1) * share)
     head = np.searchsorted(ends, row, side="right")
     while row < last:
         b, h = head // heads, head % heads
         stop = min(last, ends[head])
-        if scored[b, h] and stop - row < counts[head]:
-            at = starts[b, h] + row - (ends[head] - counts[head])
-            _shares(weights, tops, row, stop, totals[head], row_attention, at)
+        if entries.scored[b, layer, h] and stop - row < counts[head]:
+            at = entries.starts[b, layer, h] + row - (ends[head] - counts[head])
+            _shares(row_weights, row, stop, totals[head], entries.row_attention, at)
         row = stop
         head += 1

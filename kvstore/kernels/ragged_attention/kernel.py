@@ -23,7 +23,7 @@ import triton
 
 from kvstore.kernels.coded_rows import page_form
 from kvstore.kernels.device_batch import DeviceBatch, DeviceScratch
-from kvstore.kernels.paged_batch import PagedBatch, StepScratch
+from kvstore.kernels.paged_batch import PagedBatch
 from kvstore.kernels.ragged_attention.arguments import (
     AttentionForm,
     BatchRows,
@@ -38,6 +38,7 @@ from kvstore.kernels.ragged_attention.arguments import (
 from kvstore.kernels.ragged_attention.attend_slice import attend_slice
 from kvstore.kernels.ragged_attention.combine import combine_partials
 from kvstore.kernels.ragged_attention.row_attention import write_row_attention
+from kvstore.kernels.step_scratch import StepScratch
 
 _LOG2_E = math.log2(math.e)
 # slices per multiprocessor: enough that the last ones to finish do not matter

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from kvstore.kernels.paged_batch import PagedBatch, StepScratch
+from kvstore.kernels.paged_batch import PagedBatch
 from kvstore.kernels.ragged_attention import cpu, reference
+from kvstore.kernels.step_scratch import StepScratch
 
 
 def ragged_attention(

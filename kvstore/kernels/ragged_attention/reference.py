@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from kvstore.kernels.paged_batch import PagedBatch, StepScratch
+from kvstore.kernels.paged_batch import PagedBatch
+from kvstore.kernels.step_scratch import StepScratch
 
 
 def attend(

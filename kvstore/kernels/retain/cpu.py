@@ -7,12 +7,20 @@ from typing import Any
 
 import numba
 import numpy as np
-import torch
 from numba import prange
 from numpy.typing import NDArray
 
-from kvstore.kernels.paged_batch import PagedBatch, StepScratch
+from kvstore.kernels.host_arrays import (
+    EncodedTokenArrays,
+    EntryArrays,
+    MetadataArrays,
+    RowArrays,
+    TableArrays,
+    TokenArrays,
+)
+from kvstore.kernels.paged_batch import PagedBatch
 from kvstore.kernels.row_pages import SCALE_WORD_BYTES, PageLayout
+from kvstore.kernels.step_scratch import StepScratch
 from kvstore.kernels.threads import ONLY_PRANGE, match_torch_threads
 from kvstore.rule_table import SCORE_DECAYED, SCORE_SUM
 from kvstore.rules import RATIO_ROUNDING
@@ -27,142 +35,80 @@ _FEW = 4
 
 def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:
     """Decide as op.py defines."""
-    columns, tables = batch.columns, batch.tables
-    rows_after = batch.rows
+    host, rows_after = batch.on_host, batch.rows
     match_torch_threads(rows_after.size)
-    _decide(
-        columns.positions.numpy(),
-        columns.scores.numpy(),
-        columns.flags.numpy(),
-        columns.page_rows,
-        tables.kv_heads,
-        tables.metadata,
-        tables.rows,
-        tables.rules,
-        tables.lengths,
-        batch.slots,
-        batch.staging_slots,
-        batch.chunk_tokens,
-        batch.staged.flags,
-        scratch.starts,
-        scratch.scored,
-        scratch.row_attention.numpy(),
-        scratch.stays.numpy(),
-        rows_after,
-    )
+    _decide(host.metadata, host.tables, host.tokens, scratch.on_host, rows_after)
     return rows_after
 
 
 def apply_decision(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[np.int32]) -> None:
     """Apply a decision as op.py defines."""
     match_torch_threads(rows_after.size)
-    columns, tables, row_pages = batch.columns, batch.tables, batch.row_pages
-    arriving, page_layout = batch.arriving(), row_pages.page_layout
-    _carry(
-        row_pages.arena.numpy(),
-        row_pages.page_rows,
-        page_layout.page_bytes,
-        _parts(page_layout),
-        columns.positions.numpy(),
-        columns.scores.numpy(),
-        columns.flags.numpy(),
-        columns.log_weights.numpy(),
-        columns.page_rows,
-        tables.kv_heads,
-        tables.pages,
-        tables.metadata,
-        tables.rows,
-        tables.has_metadata,
-        tables.weighted,
-        tables.lengths,
-        batch.slots,
-        batch.staging_slots,
-        batch.chunk_tokens,
-        scratch.starts,
-        scratch.scored,
-        scratch.row_attention.numpy(),
-        scratch.stays.numpy(),
-        # a row is so many bytes whatever it holds
-        arriving.keys.view(torch.uint8).numpy(),
-        arriving.values.view(torch.uint8).numpy(),
-        arriving.staging_slots,
-        batch.staged.flags,
+    host = batch.on_host
+    _apply(
+        host.rows,
+        _parts(batch.row_pages.page_layout),
+        host.metadata,
+        host.tables,
+        host.tokens,
+        batch.arriving().on_host(),
+        scratch.on_host,
         rows_after,
     )
 
 
 @numba.njit(parallel=ONLY_PRANGE, cache=True, nogil=True)
 def _decide(
-    positions: _Array,
-    scores: _Array,
-    flags: _Array,
-    page_rows: int,
-    kv_heads: _Array,
-    metadata: _Array,
-    rows: _Array,
-    rules: _Array,
-    lengths: _Array,
-    slots: _Array,
-    staging_slots: _Array,
-    blocks: _Array,
-    fed_flags: _Array,
-    starts: _Array,
-    scored: _Array,
-    row_attention: _Array,
-    stays: _Array,
+    metadata: MetadataArrays,
+    tables: TableArrays,
+    tokens: TokenArrays,
+    entries: EntryArrays,
     rows_after: _Array,
 ) -> None:
+    page_rows = metadata.page_rows
     sequences, layers, heads = rows_after.shape
     for place in prange(sequences * layers * heads):
         b, layer, h = place // (layers * heads), place // heads % layers, place % heads
-        if h < kv_heads[layer]:
-            s, new_tokens = slots[b], blocks[b]
-            total, start = rows[s, layer, h] + new_tokens, starts[b, layer, h]
+        if h < tables.kv_heads[layer]:
+            s, new_tokens = tokens.slots[b], tokens.chunk_tokens[b]
+            total, start = tables.rows[s, layer, h] + new_tokens, entries.starts[b, layer, h]
             rows_after[b, layer, h] = total
             if start >= 0:
-                held_positions = np.empty(total, np.int32)
-                held_flags = np.empty(total, np.uint8)
-                _gather(
-                    positions,
-                    flags,
-                    page_rows,
-                    metadata[s, layer, h],
-                    held_positions,
-                    held_flags,
-                    new_tokens,
-                )
+                pages = tables.metadata[s, layer, h]
+                positions = np.empty(total, np.int32)
+                flags = np.empty(total, np.uint8)
+                _gather(metadata, pages, positions, flags, new_tokens)
                 for n in range(new_tokens):
-                    held_positions[total - new_tokens + n] = lengths[s] + n
-                    held_flags[total - new_tokens + n] = fed_flags[staging_slots[b] + n]
-                kept = stays[start : start + total]
-                rule, length = rules[s, layer, h], lengths[s] + new_tokens
-                _keep_by_clauses(rule, held_positions, held_flags, length, kept)
-                if scored[b, layer, h]:
-                    grown = row_attention[start : start + total]
-                    _grow(rule, scores, page_rows, metadata[s, layer, h], grown, new_tokens)
-                    _keep_highest(rule, held_positions, grown, length, kept)
+                    positions[total - new_tokens + n] = tables.lengths[s] + n
+                    flags[total - new_tokens + n] = tokens.flags[tokens.staging_slots[b] + n]
+                kept = entries.stays[start : start + total]
+                rule, length = tables.rules[s, layer, h], tables.lengths[s] + new_tokens
+                _keep_by_clauses(rule, positions, flags, length, kept)
+                if entries.scored[b, layer, h]:
+                    grown = entries.row_attention[start : start + total]
+                    _grow(rule, metadata.scores, page_rows, pages, grown, new_tokens)
+                    _keep_highest(rule, positions, grown, length, kept)
                 if rule.horizon > 0:
                     for n in range(total):
-                        kept[n] &= held_positions[n] > length - 1 - rule.horizon
+                        kept[n] &= positions[n] > length - 1 - rule.horizon
                 rows_after[b, layer, h] = kept.sum()
 
 
 @numba.njit(cache=True, nogil=True)
 def _gather(
+    metadata: MetadataArrays,
+    pages: _Array,
     positions: _Array,
     flags: _Array,
-    page_rows: int,
-    pages: _Array,
-    held_positions: _Array,
-    held_flags: _Array,
     new_tokens: int,
 ) -> None:
     """A head's metadata in slot order; the last `new_tokens` entries are left for the new rows."""
-    held = len(held_positions) - new_tokens
+    page_rows = metadata.page_rows
+    held = len(positions) - new_tokens
     for first in range(0, held, page_rows):
         row, count = pages[first // page_rows] * page_rows, min(page_rows, held - first)
-        held_positions[first : first + count] = positions[row : row + count]
-        held_flags[first : first + count] = flags[row : row + count]
+        positions[first : first + count] = metadata.positions[row : row + count]
+        flags[first : first + count] = metadata.flags[row : row + count]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -271,46 +217,30 @@ def _parts(page_layout: PageLayout) -> NDArray[np.int64]:
 
 
 @numba.njit(parallel=ONLY_PRANGE, cache=True, nogil=True)
-def _carry(
-    arena: _Array,
-    row_page_rows: int,
-    page_bytes: int,
+def _apply(
+    stored: RowArrays,
     parts: _Array,
-    positions: _Array,
-    scores: _Array,
-    flags: _Array,
-    log_weights: _Array,
-    page_rows: int,
-    kv_heads: _Array,
-    pages: _Array,
-    metadata: _Array,
-    rows: _Array,
-    has_metadata: _Array,
-    weighted: _Array,
-    lengths: _Array,
-    slots: _Array,
-    staging_slots: _Array,
-    blocks: _Array,
-    starts: _Array,
-    scored: _Array,
-    row_attention: _Array,
-    stays: _Array,
-    new_keys: _Array,
-    new_values: _Array,
-    new_cells: _Array,
-    fed_flags: _Array,
+    metadata: MetadataArrays,
+    tables: TableArrays,
+    tokens: TokenArrays,
+    encoded: EncodedTokenArrays,
+    entries: EntryArrays,
     rows_after: _Array,
 ) -> None:
+    arena, row_page_rows, page_rows = stored.arena, stored.page_rows, metadata.page_rows
+    page_bytes = stored.key_places[2]
+    positions, scores, flags = metadata.positions, metadata.scores, metadata.flags
+    log_weights, stays, row_attention = metadata.log_weights, entries.stays, entries.row_attention
     sequences, layers, heads = rows_after.shape
-    always = np.ones(blocks.max(), np.bool_)
+    always = np.ones(tokens.chunk_tokens.max(), np.bool_)
     for place in prange(sequences * layers * heads):
         b, layer, h = place // (layers * heads), place // heads % layers, place % heads
-        if h < kv_heads[layer]:
-            s, new_tokens = slots[b], blocks[b]
-            held, after = rows[s, layer, h], rows_after[b, layer, h]
-            table, mark_table = pages[s, layer, h], metadata[s, layer, h]
-            has_marks, has_weights = has_metadata[s, layer, h], weighted[s, layer, h]
-            has_scores, start = scored[b, layer, h], starts[b, layer, h]
+        if h < tables.kv_heads[layer]:
+            s, new_tokens = tokens.slots[b], tokens.chunk_tokens[b]
+            held, after = tables.rows[s, layer, h], rows_after[b, layer, h]
+            table, mark_table = tables.pages[s, layer, h], tables.metadata[s, layer, h]
+            has_weights = tables.weighted[s, layer, h]
+            has_scores, start = entries.scored[b, layer, h], entries.starts[b, layer, h]
             staying = stays[start : start + held] if start >= 0 else stays[:0]
             arriving = (
                 stays[start + held : start + held + new_tokens]
@@ -330,18 +260,17 @@ def _carry(
                 if arriving[n]:
                     refills = hole < len(staying)
                     slot = hole if refills else end
-                    cell, new_cell = staging_slots[b] + n, new_cells[b] + n
+                    new_row = encoded.staging_slots[b] + n
                     page = table[slot // row_page_rows] * page_bytes
                     for part in parts:
                         begin, end_byte = part[1], part[1] + part[2]
-                        rows_given = new_values if part[0] else new_keys
+                        new_rows = encoded.values if part[0] else encoded.keys
                         at = page + part[3] + slot % row_page_rows * part[4]
-                        given = rows_given[layer, h, new_cell, begin:end_byte]
-                        arena[at : at + part[2]] = given
-                    if has_marks:
+                        arena[at : at + part[2]] = new_rows[layer, h, new_row, begin:end_byte]
+                    if tables.has_metadata[s, layer, h]:
                         mark = _row(mark_table, slot, page_rows)
-                        positions[mark] = lengths[s] + n
-                        flags[mark] = fed_flags[cell]
+                        positions[mark] = tables.lengths[s] + n
+                        flags[mark] = tokens.flags[tokens.staging_slots[b] + n]
                         scores[mark] = grown[held + n] if has_scores else np.float32(0.0)
                     if has_weights:
                         log_weights[_row(mark_table, slot, page_rows)] = np.float32(0.0)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from kvstore.kernels.coded_rows import page_form
 from kvstore.kernels.device_batch import DeviceBatch, DeviceScratch
 from kvstore.kernels.flat_rows import flat_rows
-from kvstore.kernels.paged_batch import PagedBatch, StepScratch
+from kvstore.kernels.paged_batch import PagedBatch
 from kvstore.kernels.retain.arguments import (
     Decision,
     FreeQueue,
@@ -42,6 +42,7 @@ from kvstore.kernels.retain.decision import (
 )
 from kvstore.kernels.retain.free_pages import FreePages, return_pages, take_pages
 from kvstore.kernels.retain.moves import arriving_rows, list_moves, place_rows
+from kvstore.kernels.step_scratch import StepScratch
 
 ROW_TILE = 1024
 MOVE_TILE = 16

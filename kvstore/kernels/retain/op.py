@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstore.kernels.paged_batch import PagedBatch, StepScratch
+from kvstore.kernels.paged_batch import PagedBatch
 from kvstore.kernels.retain import cpu, reference
+from kvstore.kernels.step_scratch import StepScratch
 
 
 def decide(batch: PagedBatch, scratch: StepScratch) -> NDArray[np.int32]:

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kvstore.kernels.paged_batch import ArrivingRows, PagedBatch, StepScratch
+from kvstore.kernels.paged_batch import PagedBatch
 from kvstore.kernels.row_pages import RowIndex
+from kvstore.kernels.staged_rows import ArrivingRows
+from kvstore.kernels.step_scratch import StepScratch
 from kvstore.retention import keep_mask
 from kvstore.rule_table import rule_from_record
 from kvstore.rules import RetentionRule, ScoreUpdate

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from kvstore.attention_input import AttentionInput
-from kvstore.kernels.paged_batch import StagedRows
+from kvstore.kernels.staged_rows import StagedRows
 from kvstore.pool import BatchStep, ChunkPart, PagePool, RetentionChunk, SequencePages, pages_bound
 from services.runtime.model.forward_pass import forward
 from services.runtime.model.served_model import ServedModel

@@ -25,12 +25,13 @@ from kvstore.kernels.column_mass import kernel as column_mass
 from kvstore.kernels.column_mass.input import ColumnMassInput
 from kvstore.kernels.column_peak import kernel as column_peak
 from kvstore.kernels.compact import kernel as compact
-from kvstore.kernels.paged_batch import PagedBatch, StepScratch
+from kvstore.kernels.paged_batch import PagedBatch
 from kvstore.kernels.ragged_attention import attend_slice
 from kvstore.kernels.ragged_attention import kernel as ragged_attention
 from kvstore.kernels.ragged_attention.row_ends import row_ends
 from kvstore.kernels.retain import decision
 from kvstore.kernels.retain import kernel as retain
+from kvstore.kernels.step_scratch import StepScratch
 from kvstore.pool import BatchStep, PageCount, PagePool
 from kvstore.row_codecs import KeyValueLayout, RowCodec
 from kvstore.rule_table import rule_to_record
