@@ -22,7 +22,7 @@ _SERVICES = (
 # most of the kernels' tests compile; services' models share the device
 PATHS = {"tests-kernels": (_KERNELS, 12), "tests-services": (_SERVICES, 4)}
 # on a CPU one test in so many runs, the same ones each time: the interpreter takes long
-_SHARE = {"tests-kernels": 25, "tests-services": 6}
+_SHARE = {"tests-kernels": 25, "tests-services": 12}
 _SECONDS_A_TEST = 60
 
 
