@@ -22,7 +22,7 @@ from services.decode.options import DecodeOptions
 from services.prefill.calibration.calibrations import Calibrations
 from services.prefill.calibration.texts import all_topics
 from services.prefill.compute.prefiller import Prefiller
-from services.prefill.options import PrefillOptions
+from services.prefill.options import PrefillOptions, chunk_tokens_for
 from services.runtime.model.served_model import ServedModel, default_cache_dir, load_model
 
 _SHORTEST, _LONGEST = 256, 4096
@@ -64,7 +64,7 @@ def fill(
                 served,
                 prompt,
                 policy,
-                chunk_tokens=_DEFAULTS["chunk_tokens"],
+                chunk_tokens=chunk_tokens_for(0, "cpu"),
                 emit=pages.load,
                 progress=lambda done: None,
                 stop=threading.Event(),

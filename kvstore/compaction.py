@@ -8,6 +8,7 @@ import torch
 
 from kvstore.cache import RaggedLayer
 from kvstore.kernels.compact.op import gather_rows
+from kvstore.kernels.device_copies import to_device
 from kvstore.plans import LayerPlan
 from kvstore.row_codecs import MODEL_ROWS, KeyValueLayout, RowCodec, encode_rows
 
@@ -25,10 +26,10 @@ def compact_layer(
     heads whose rule needs them.
     """
     heads = plan.heads
-    rows = [head.rows.to(k.device) for head in heads]
+    rows = [to_device(head.rows, k.device) for head in heads]
     offsets = [0, *itertools.accumulate(chosen.numel() for chosen in rows)]
     positions = torch.cat(rows).to(torch.int32)
-    ends = torch.tensor(offsets[1:], dtype=torch.int32).to(k.device, non_blocking=True)
+    ends = to_device(torch.tensor(offsets[1:], dtype=torch.int32), k.device)
     layout = KeyValueLayout(codec, k.shape[2], k.dtype)
     keys, values = gather_rows(k, v, positions, ends, layout)
     for head, bounds in zip(heads, itertools.pairwise(offsets), strict=True):
@@ -38,7 +39,7 @@ def compact_layer(
             values[own] = encode_rows(fitted.values.to(k), layout.values)
             if fitted.keys is not None:
                 keys[own] = encode_rows(fitted.keys.to(k), layout.keys)
-    classes = classes.to(k.device)
+    classes = to_device(classes, k.device)
     scores = [
         head.scores.to(k.device)[chosen]
         for head, chosen in zip(heads, rows, strict=True)

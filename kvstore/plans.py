@@ -82,7 +82,7 @@ class AttentionProfile:
     keys: torch.Tensor | None = None
     values: torch.Tensor | None = None
     peaks: torch.Tensor | None = None
-    density: float = 0.0
+    density: float | torch.Tensor = 0.0
     reference: ReferenceAttention | None = None
 
     def beyond(self, distance: int) -> torch.Tensor:

@@ -7,10 +7,13 @@ import torch
 from kvstore.cache import LayerShape
 from kvstore.kernels.column_mass.input import ColumnMassInput
 from kvstore.kernels.column_mass.op import column_mass
+from kvstore.kernels.device_copies import to_device
 from kvstore.plans import AttentionProfile, ProfileRequest, ReferenceAttention
 
-# query rows whose logits are in memory at once, to find densities
+# query rows whose logits are in memory at once, to find densities; on a device, bytes of these
+# logits: fewer rows would be thousands of launches of little work
 _DENSITY_ROWS = 16
+_DENSITY_BYTES = 256 << 20
 
 
 def sampled_positions(rows: int, tokens: int) -> torch.Tensor:
@@ -57,7 +60,8 @@ class Profiler:
         self._far = torch.zeros(shape.query_heads, len(request.edges), tokens, device=device)
         self._keys: torch.Tensor | None = None
         self._values: torch.Tensor | None = None
-        self._density = 0.0
+        # a number on the device, which is read when all layers are known
+        self._density: float | torch.Tensor = 0.0
         self._late = late_positions(request, tokens)
         self._late_queries: list[torch.Tensor] = []
         self._reference: ReferenceAttention | None = None
@@ -87,7 +91,7 @@ class Profiler:
         begin, end = torch.searchsorted(self._positions, bounds).tolist()
         positions = self._positions[begin:end]
         if positions.numel() < q.shape[1]:
-            chosen = (positions - first_position).to(q.device)
+            chosen = to_device(positions - first_position, q.device)
             q, lse = q.index_select(1, chosen), lse.index_select(1, chosen)
         if self._request.density_threshold:
             self._add_density(q, k, positions, scale)
@@ -113,7 +117,7 @@ class Profiler:
     ) -> None:
         here = (self._late >= first_position) & (self._late < first_position + q.shape[1])
         if here.any():
-            chosen = (self._late[here] - first_position).to(q.device)
+            chosen = to_device(self._late[here] - first_position, q.device)
             self._late_queries.append(q.index_select(1, chosen))
         if self._late.numel() and k.shape[1] == self._tokens:
             queries = torch.cat(self._late_queries, 1)
@@ -132,7 +136,7 @@ class Profiler:
             scale=scale,
             sliding_window=self._shape.sliding_window,
         )
-        self._density += float(densities.mean(0).sum()) / self._positions.numel()
+        self._density += densities.mean(0).sum().double() / self._positions.numel()
 
     def profile(self) -> AttentionProfile:
         """Return the profile, scaled from the measured rows to all rows."""
@@ -170,12 +174,20 @@ def _row_densities(
     keys = k.float().repeat_interleave(q.shape[0] // k.shape[0], 0).mT
     columns = torch.arange(k.shape[1], device=q.device)
     found = []
-    for first in range(0, q.shape[1], _DENSITY_ROWS):
-        rows = slice(first, first + _DENSITY_ROWS)
-        distance = positions[rows, None].to(q.device) - columns
+    positions = to_device(positions, q.device)
+    count = _rows_at_once(q, k.shape[1])
+    for first in range(0, q.shape[1], count):
+        rows = slice(first, first + count)
+        distance = positions[rows, None] - columns
         visible = (distance >= 0) & (distance < (sliding_window or k.shape[1] + 1))
         logits = (q[:, rows].float() @ keys * scale).masked_fill(~visible, -torch.inf)
         relative = (logits - logits.amax(-1, keepdim=True)).exp()
         dense = ((relative >= threshold) & visible).sum(-1)
         found.append(dense / visible.sum(-1))
     return torch.cat(found, 1)
+
+
+def _rows_at_once(q: torch.Tensor, columns: int) -> int:
+    if not q.is_cuda:
+        return _DENSITY_ROWS
+    return max(_DENSITY_ROWS, _DENSITY_BYTES // (q.shape[0] * columns * 4))

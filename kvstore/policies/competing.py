@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 
+from kvstore.kernels.device_copies import to_device
 from kvstore.plans import LayerFacts, LayerPlan, PromptFacts
 from kvstore.policies.base import Scope
 from kvstore.policies.budget import visible_rows
@@ -57,6 +58,7 @@ def _winners(parts: Sequence[torch.Tensor], total: int) -> list[int]:
     owners = torch.repeat_interleave(
         torch.arange(len(parts)), torch.tensor([len(part) for part in parts])
     )
-    order = torch.cat(list(parts)).sort(descending=True, stable=True).indices[:total].cpu()
+    owners = to_device(owners, parts[0].device)
+    order = torch.cat(list(parts)).sort(descending=True, stable=True).indices[:total]
     found: list[int] = torch.bincount(owners[order], minlength=len(parts)).tolist()
     return found

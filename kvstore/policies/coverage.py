@@ -85,15 +85,18 @@ class Coverage:
         choices = [
             self._choose(profile, window) for window in self._useful_windows(prompt.tokens, shape)
         ]
+        columns = torch.stack([choice.columns for choice in choices])
+        windows = [choice.window for choice in choices]
         # ties go to the smaller window
-        best = torch.stack([c.window + c.columns for c in choices]).argmin(0).tolist()
-        return LayerPlan(
-            shape,
-            tuple(
-                self._plan_head(choices[number], head, prompt, shape)
-                for head, number in enumerate(best)
-            ),
+        best = torch.stack([w + c for w, c in zip(windows, columns, strict=True)]).argmin(0)[None]
+        shares = torch.stack([choice.attention_coverage for choice in choices])
+        # all numbers of the layer together: each is waited for on a device
+        chosen = torch.cat((best, columns.gather(0, best), shares.gather(0, best))).tolist()
+        heads = (
+            self._plan_head(choices[int(number)], head, int(count), share, prompt, shape)
+            for head, (number, count, share) in enumerate(zip(*chosen, strict=True))
         )
+        return LayerPlan(shape, tuple(heads))
 
     def _useful_windows(self, prompt_tokens: int, shape: LayerShape) -> tuple[int, ...]:
         """The grid raised to the floor, as far as it is cheaper than everything."""
@@ -116,9 +119,14 @@ class Coverage:
         return _Choice(window, columns, attention_coverage, scores)
 
     def _plan_head(
-        self, choice: _Choice, head: int, prompt: PromptFacts, shape: LayerShape
+        self,
+        choice: _Choice,
+        head: int,
+        columns: int,
+        share: float,
+        prompt: PromptFacts,
+        shape: LayerShape,
     ) -> HeadPlan:
-        columns = int(choice.columns[head])
         everything = min(prompt.tokens, shape.sliding_window or prompt.tokens)
         if self.sinks + choice.window + columns >= everything:
             return head_plan(full_rule(shape), None, prompt, 1.0)
@@ -132,4 +140,4 @@ class Coverage:
             budget_beyond=True,
             score_update=ScoreUpdate.SUM if columns else ScoreUpdate.NONE,
         )
-        return head_plan(rule, choice.scores[head], prompt, float(choice.attention_coverage[head]))
+        return head_plan(rule, choice.scores[head], prompt, share)

@@ -14,12 +14,14 @@ last third of the queries is better than all of them or the last few.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 
 from kvstore.cache import LayerShape
+from kvstore.kernels.device_copies import to_device
 from kvstore.plans import (
     AttentionProfile,
     CacheFacts,
@@ -89,10 +91,7 @@ class Lookback(Competing):
             for heads, layer in zip(readings, layers, strict=True)
         ]
         plans = self.plan_winners(scores, prompt, layers)
-        return [
-            self._ruled(_covering(plan, heads), prompt)
-            for plan, heads in zip(plans, readings, strict=True)
-        ]
+        return [self._ruled(plan, prompt) for plan in _covering(plans, readings)]
 
     def _weights(self, layer: LayerFacts, head: int) -> torch.Tensor | None:
         """Return the weights of errors of a KV head's query heads, f32 `[G]`; None if equal."""
@@ -137,13 +136,27 @@ class _Reading:
     shares: torch.Tensor
 
 
-def _covering(plan: LayerPlan, heads: Sequence[_Reading]) -> LayerPlan:
-    """The plan, and the share of the late queries' attention that its rows cover."""
-    covering = (
-        dataclasses.replace(kept, attention_coverage=min(1.0, float(head.shares[kept.rows].sum())))
+def _covering(
+    plans: Sequence[LayerPlan], readings: Sequence[Sequence[_Reading]]
+) -> list[LayerPlan]:
+    """Return the plans with the share of the late queries' attention that their rows cover."""
+    pairs = [
+        (kept, head)
+        for plan, heads in zip(plans, readings, strict=True)
         for kept, head in zip(plan.heads, heads, strict=True)
+    ]
+    # all together: each number is waited for on a device
+    covered = torch.stack([head.shares[kept.rows].sum() for kept, head in pairs]).tolist()
+    heads = iter(
+        [
+            dataclasses.replace(kept, attention_coverage=min(1.0, share))
+            for (kept, _), share in zip(pairs, covered, strict=True)
+        ]
     )
-    return dataclasses.replace(plan, heads=tuple(covering))
+    return [
+        dataclasses.replace(plan, heads=tuple(itertools.islice(heads, len(plan.heads))))
+        for plan in plans
+    ]
 
 
 def _read(
@@ -158,14 +171,14 @@ def _read(
     seen = visible_columns(reference, shape)
     shares = head_shares(reference, head, shape, seen)
     every = shares.mean((0, 1))
-    away = reference.positions.to(v.device)[:, None] - torch.arange(len(v), device=v.device)
+    away = to_device(reference.positions, v.device)[:, None] - torch.arange(len(v), device=v.device)
     far = seen & (away >= distance)
     shares = shares.masked_fill_(~far, 0.0)
     mass = shares.sum(-1, keepdim=True)
     given = shares @ v / mass.clamp_min(torch.finfo(mass.dtype).tiny)
     squares = shares.square_()
     if weights is not None:
-        squares *= weights.to(squares.device).square()[:, None, None]
+        squares *= to_device(weights, squares.device).square()[:, None, None]
     squares = squares.view(-1, len(v))
     given = given.view(len(squares), -1)
     # Σ s² · |v − o|², without the T × m distances

@@ -7,13 +7,14 @@ import math
 import torch
 
 from kvstore.cache import LayerShape
+from kvstore.kernels.device_copies import to_device
 from kvstore.plans import ReferenceAttention
 
 
 def visible_columns(reference: ReferenceAttention, shape: LayerShape) -> torch.Tensor:
     """Return the prompt's rows that each query attends to, bool `[n, T]`."""
     tokens, device = reference.k.shape[1], reference.k.device
-    away = reference.positions.to(device)[:, None] - torch.arange(tokens, device=device)
+    away = to_device(reference.positions, device)[:, None] - torch.arange(tokens, device=device)
     seen = away >= 0
     if shape.sliding_window is not None:
         seen &= away < shape.sliding_window

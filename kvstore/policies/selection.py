@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from kvstore.cache import LayerShape
+from kvstore.kernels.device_copies import to_device
 from kvstore.plans import AttentionProfile, HeadPlan, LayerPlan, PromptFacts
 from kvstore.policies.parameters import MAX_TOKENS
 from kvstore.retention import keep_mask
@@ -20,7 +21,7 @@ def kept_columns(
     """Return the rows that `rule` keeps at the end of the prompt, bool `[T]`."""
     device = prompt.classes.device if scores is None else scores.device
     positions = torch.arange(prompt.tokens, dtype=torch.int32, device=device)
-    return keep_mask(rule, positions, scores, prompt.classes.to(device), prompt.tokens)
+    return keep_mask(rule, positions, scores, to_device(prompt.classes, device), prompt.tokens)
 
 
 def covered_columns(
@@ -38,8 +39,31 @@ def head_plan(
 ) -> HeadPlan:
     """The plan that `rule` makes of the prompt; `scores` f32 `[T]` are left out if unneeded."""
     scores = scores if rule.needs_scores else None
-    rows = kept_columns(rule, scores, prompt).nonzero().squeeze(1)
+    rows = rows_of(kept_columns(rule, scores, prompt), kept_count(rule, prompt.tokens))
     return HeadPlan(rule, rows, scores, attention_coverage)
+
+
+def rows_of(mask: torch.Tensor, count: int | None) -> torch.Tensor:
+    """Return the row numbers of a mask `[T]`, ascending int64.
+
+    `count`: how many there are, where that is known. Then the host does not wait for a device.
+    """
+    if count is None or not mask.is_cuda:
+        return mask.nonzero().squeeze(1)
+    numbers = torch.arange(len(mask), device=mask.device)
+    return numbers.where(mask, len(mask)).sort().values[:count]
+
+
+def kept_count(rule: RetentionRule, tokens: int) -> int | None:
+    """Return how many of a prompt's rows the rule keeps; None if that depends on the prompt."""
+    if rule.full:
+        return min(tokens, rule.horizon or tokens)
+    overlaps = rule.has_budget and not rule.budget_beyond
+    generated = rule.generated_window and rule.generated_from < tokens
+    if rule.horizon or rule.needs_flags or overlaps or generated:
+        return None
+    kept = min(tokens, rule.sinks + rule.recent_rows)
+    return kept + min(rule.budget(tokens), tokens - kept)
 
 
 def full_rule(shape: LayerShape) -> RetentionRule:
@@ -67,9 +91,10 @@ def chosen_plan(
     rule = chosen_rule(shape)
     mask = highest_visible(scores, counts, prompt, shape)
     attention_coverage = coverage_of_rows(profile, mask)
+    visible = min(prompt.tokens, shape.sliding_window or prompt.tokens)
     heads = (
-        HeadPlan(rule, kept.nonzero().squeeze(1), None, share)
-        for kept, share in zip(mask, attention_coverage, strict=True)
+        HeadPlan(rule, rows_of(kept, min(count, visible)), None, share)
+        for kept, count, share in zip(mask, counts, attention_coverage, strict=True)
     )
     return LayerPlan(shape, tuple(heads))
 

@@ -15,6 +15,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
+
 from kvstore.cache import LayerShape
 from kvstore.plans import (
     AttentionProfile,
@@ -60,7 +62,7 @@ class VLCache(Budgeted):
         measured = [profile for profile in profiles if profile is not None]
         if len(measured) < len(cache.shapes):
             return [full_plan(prompt, shape) for shape in cache.shapes]
-        rows = spread_rows(self, [profile.density for profile in measured], prompt, cache)
+        rows = spread_rows(self, _densities(measured), prompt, cache)
         return [
             self._plan_layer(profile, rows[index], prompt, LayerFacts(index, cache))
             for index, profile in enumerate(measured)
@@ -75,3 +77,9 @@ class VLCache(Budgeted):
         )
         counts = [rows] * layer.shape.kv_heads
         return chosen_plan(scores, counts, prompt, layer.shape, profile)
+
+
+def _densities(profiles: Sequence[AttentionProfile]) -> list[float]:
+    """Return the layers' densities; they are waited for together."""
+    numbers: list[float] = torch.stack([torch.as_tensor(p.density) for p in profiles]).tolist()
+    return numbers

@@ -9,7 +9,7 @@ from kvstore.tiers import WriteMode
 from kvstore.wire import WireLimits
 from services.prefill.calibration.calibrations import Calibrations
 from services.prefill.compute.computation import Computation
-from services.prefill.options import PrefillOptions
+from services.prefill.options import PrefillOptions, chunk_tokens_for
 from services.prefill.sharing.cache_provider import CacheProvider
 from services.prefill.sharing.prefill_queue import PrefillQueue
 from services.prefill.sharing.unread_caches import UnreadCaches
@@ -50,7 +50,11 @@ def build_parts(served: ServedModel, options: PrefillOptions) -> PrefillParts:
     calibrations.needed_by(parse_policy(options.default_policy, {}))
     caches = CacheProvider(
         served,
-        Computation(served, calibrations, chunk_tokens=options.chunk_tokens),
+        Computation(
+            served,
+            calibrations,
+            chunk_tokens=chunk_tokens_for(options.chunk_tokens, options.model.device),
+        ),
         PrefillQueue(options.max_queued, unread),
         cache_store,
         unread=unread,

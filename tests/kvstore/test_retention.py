@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore.retention import keep_mask
+from kvstore.policies.selection import kept_count
+from kvstore.retention import _highest, _highest_without_waiting, keep_mask
 from kvstore.rules import FULL_RULE, RetentionRule, TokenClass
 from tests.kvstore.retention_strategies import rules
 
@@ -85,3 +86,28 @@ def test_tied_scores_agree_with_sorting(rule: RetentionRule, marks: list[tuple[i
         kept = {p for p in kept if length - 1 - p < rule.horizon}
     scores = [float(score) for _, score in marks]
     assert kept_positions(rule, length, scores, [flag for flag, _ in marks]) == sorted(kept)
+
+
+@given(rules(), st.data())
+def test_the_sort_for_devices_finds_the_same_rows(rule: RetentionRule, data: st.DataObject) -> None:
+    """Few different scores, so that many are equal; rows in any order of positions."""
+    length = data.draw(st.integers(1, 40))
+    positions = torch.tensor(data.draw(st.permutations(range(length))), dtype=torch.int32)
+    scores = torch.tensor([float(data.draw(st.integers(0, 3))) for _ in range(length)])
+    kept = positions < data.draw(st.integers(0, length))
+    competing = length
+    if rule.budget_beyond:
+        scores, competing = scores.masked_fill(kept, -torch.inf), int((~kept).sum())
+    expected = _highest(scores, positions, competing, rule.budget(length)) | kept
+    found = _highest_without_waiting(scores, positions, kept, rule, length) | kept
+    assert torch.equal(found, expected)
+
+
+@given(rules(), st.integers(1, 40), st.data())
+def test_a_known_count_is_the_number_of_rows_kept(
+    rule: RetentionRule, length: int, data: st.DataObject
+) -> None:
+    scores = torch.tensor([float(data.draw(st.integers(0, 3))) for _ in range(length)])
+    classes = torch.zeros(length, dtype=torch.uint8)
+    mask = keep_mask(rule, torch.arange(length, dtype=torch.int32), scores, classes, length)
+    assert kept_count(rule, length) in (None, int(mask.sum()))

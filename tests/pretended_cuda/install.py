@@ -95,6 +95,7 @@ def pretended_cuda() -> Iterator[None]:
             patch.setattr(torch, name, _placed(getattr(torch, name), is_given=name in _GIVEN))
         for name in ("to", "cuda"):
             patch.setattr(torch.Tensor, name, _mover(getattr(torch.Tensor, name)))
+        patch.setattr(torch.Tensor, "pin_memory", _pinned)
         patch.setattr(torch, "Generator", _Generator)
         patch.setattr(interpreter.InterpretedFunction, "run", _launcher())
         patch.setattr(varlen, "varlen_attn", flash_attention)
@@ -119,6 +120,10 @@ def _placed(factory: Callable[..., Any], *, is_given: bool) -> Callable[..., Any
 
     made.__name__ = factory.__name__
     return made
+
+
+def _pinned(tensor: torch.Tensor, *_: object) -> torch.Tensor:
+    return plainly(torch.Tensor.clone, tensor).as_subclass(PinnedTensor)
 
 
 def _of_context() -> torch.device | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import threading
 from typing import Any, ClassVar
 
 import torch
@@ -86,6 +88,23 @@ class PinnedTensor(torch.Tensor):
     def is_pinned(self, *_: Any) -> bool:
         return True
 
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if any(issubclass(kind, DeviceTensor) for kind in types):
+            return NotImplemented
+        given = [part for part in tree_leaves((args, kwargs)) if isinstance(part, PinnedTensor)]
+        memory = {plainly(torch.Tensor.untyped_storage, part)._cdata for part in given}
+        results = plainly(func, *args, **(kwargs or {}))
+
+        def as_given(result: Any) -> Any:
+            """Only what lies in the same memory is pinned."""
+            is_view = _is_tensor(result) and result.untyped_storage()._cdata in memory
+            return result.as_subclass(PinnedTensor) if is_view else result
+
+        return tree_map(as_given, results)
+
 
 class Transfers:
     """Copies into pinned memory that no event has been waited for; their target is not to be read.
@@ -94,6 +113,7 @@ class Transfers:
     """
 
     _pending: ClassVar[list[tuple[torch.Tensor, torch.Tensor]]] = []
+    _alone = threading.Lock()
     begun = 0
     _ended = 0
 
@@ -105,18 +125,20 @@ class Transfers:
             plainly(torch.Tensor.copy_, target, source)
         else:
             copy = plainly(_to, source, target.dtype, copy=True)
-            cls._pending.append((target, copy))
-            cls.begun += 1
             plainly(lambda: target.view(torch.uint8).fill_(_ON_ITS_WAY))
+            with cls._alone:
+                cls._pending.append((target, copy))
+                cls.begun += 1
         return target
 
     @classmethod
     def end(cls, until: int) -> None:
         """End the copies that were begun before the count was `until`."""
-        while cls._ended < until:
-            target, copy = cls._pending.pop(0)
-            plainly(torch.Tensor.copy_, target, copy)
-            cls._ended += 1
+        with cls._alone, torch.inference_mode():
+            while cls._ended < until:
+                target, copy = cls._pending.pop(0)
+                plainly(torch.Tensor.copy_, target, copy)
+                cls._ended += 1
 
 
 def on_device(result: Any) -> Any:
@@ -136,13 +158,17 @@ def moved(func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
     """`to`, `cpu` and `cuda` of any tensor; another device's memory is always another."""
     source, *rest = args
     is_there = isinstance(source, DeviceTensor)
+    overlapped = isinstance(source, PinnedTensor) and bool(given.get("non_blocking"))
     goes_there, rest, given = _destination(func, is_there, rest, given)
     if goes_there == is_there:
         # a copy at most, which a graph can hold
         return Recording.of_thread_does(
             _to, (source, *rest), given, on_device if is_there else _as_it_is
         )
-    waits("to")
+    if overlapped:
+        Recording.refuses("to")
+    else:
+        waits("to")
     Launches.count += 1
     own = torch.Tensor if is_there else DeviceTensor
     copy = plainly(_to, source, *rest, **given)
@@ -153,12 +179,14 @@ def waits(what: str) -> None:
     """The host waits for the device."""
     Recording.refuses(what)
     Waits.count += 1
+    Waits.by_thread[threading.get_ident()] += 1
 
 
 class Waits:
     """Count of the host's waits, and of host memory that the device had to read at once."""
 
     count = 0
+    by_thread: ClassVar[collections.Counter[int]] = collections.Counter()
 
 
 def _as_it_is(result: Any) -> Any:

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from kvstore.kernels.column_mass.input import ColumnMassInput
+from kvstore.kernels.device_copies import to_device
 from kvstore.kernels.tile_product import tile_product
 
 _LOG2_E = math.log2(math.e)
@@ -137,7 +138,7 @@ class _Call:
             (torch.searchsorted(positions, ends) + (tiles.rows - 1)) // tiles.rows,
             torch.tensor(inputs.edges),
         )
-        joined = torch.cat(parts).to(torch.int32).to(q.device, non_blocking=True)
+        joined = to_device(torch.cat(parts).to(torch.int32), q.device)
         self._positions, self._first, self._last, self._distances = torch.split(
             joined, [part.numel() for part in parts]
         )

@@ -5,6 +5,7 @@ Bytes and operations are counted in README.md.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -75,7 +76,7 @@ def gather_rows(
             HeadRows(v, *v.stride()),
             # exact in every dtype
             Rotation(
-                hadamard(size).sign().to(k) if rotated else k,
+                _signs_on(size, k.dtype, k.device) if rotated else k,
                 (size & -size) ** -0.5,
             ),
             rows,
@@ -97,6 +98,12 @@ def gather_rows(
             num_warps=4,
         )
     return keys, values
+
+
+@functools.cache
+def _signs_on(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return the rotation's signs, which stay on the device; a copy would be waited for."""
+    return hadamard(size).sign().to(device, dtype)
 
 
 def rows_a_program(layout: KeyValueLayout) -> int:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import dataclasses
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-import torch
 
 from headwise.tracing import annotate, span
 from headwise.v1 import prefill_pb2
 from kvstore.cache import RaggedLayer
 from services.prefill.calibration.calibrations import Calibrations
 from services.prefill.compute.prefiller import Prefiller, PrefillStopped
+from services.prefill.compute.shipping import Shipping
 from services.prefill.job import PrefillJob
 from services.runtime.model.served_model import ServedModel
 from services.runtime.process import metrics
@@ -75,13 +72,14 @@ class Computation:
         stop: threading.Event,
     ) -> dict[str, float] | None:
         """Compute in this thread; return the seconds by stage, or None if it was stopped."""
+        shipping = Shipping(emit)
         try:
             prefiller = Prefiller(
                 self._served,
                 job.token_ids,
                 job.policy,
                 chunk_tokens=self._chunk_tokens,
-                emit=lambda _, layer: emit(_in_host_memory(layer)),
+                emit=lambda _, layer: shipping.add(layer),
                 progress=progress,
                 stop=stop,
                 calibration=self._calibrations.needed_by(job.policy),
@@ -89,25 +87,14 @@ class Computation:
             )
             tokens = len(job.token_ids)
             with span("compute", prompt_tokens=tokens, queue_seconds=queue_seconds):
-                prefiller.run()
+                with shipping:
+                    prefiller.run()
                 seconds = {f"{stage}_seconds": prefiller.clock.seconds(stage) for stage in _STAGES}
                 annotate({f"headwise.{name}": value for name, value in seconds.items()})
         except PrefillStopped:
             return None
         metrics.PROMPT_TOKENS.inc(tokens)
         return seconds
-
-
-def _in_host_memory(layer: RaggedLayer) -> RaggedLayer:
-    """The layer with its tensors in host memory; copied only where they are on a device."""
-    if layer.keys.device.type == "cpu":
-        return layer
-    tensors: dict[str, Any] = {
-        field.name: value.cpu()
-        for field in dataclasses.fields(layer)
-        if isinstance(value := getattr(layer, field.name), torch.Tensor)
-    }
-    return dataclasses.replace(layer, **tensors)
 
 
 def _report(seconds: dict[str, float], queue_seconds: float) -> prefill_pb2.PrefillReport:

@@ -11,6 +11,7 @@ from kvstore.attention_input import AttentionInput
 from kvstore.cache import RaggedLayer
 from kvstore.calibration import Calibration
 from kvstore.compaction import compact_layer
+from kvstore.kernels.device_copies import to_device
 from kvstore.kernels.prefill_attention.op import prefill_attention
 from kvstore.plans import AttentionProfile, PromptFacts
 from kvstore.policies import Policy
@@ -53,7 +54,7 @@ class Prefiller:
     ) -> None:
         self._served = served
         self._codec = codec
-        self._token_ids = torch.tensor(token_ids, dtype=torch.long, device=served.model.device)
+        self._token_ids = to_device(torch.tensor(token_ids, dtype=torch.long), served.model.device)
         self._chunk_tokens = chunk_tokens
         self._emit = emit
         self._progress = progress
