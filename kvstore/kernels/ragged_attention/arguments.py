@@ -71,7 +71,8 @@ class Partials(NamedTuple):
     """Partial results, one for each slice and head that it touches, and what follows from them.
 
     Per query `maxima` and `sums` of the softmax and the weighted values `mixed`; `totals`: the
-    logarithm of a head's complete sum; `logits`: those of a single token, saved for scored heads.
+    logarithm of a head's complete sum; `logits` `[G, rows]`: those of a single token, saved for
+    scored heads.
     """
 
     maxima: torch.Tensor

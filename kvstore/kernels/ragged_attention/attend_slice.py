@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvstore.kernels.coded_rows import element_of
+from kvstore.kernels.coded_rows import INT4, element_of
 from kvstore.kernels.ragged_attention.arguments import (
     VARYING,
     BatchRows,
@@ -50,6 +50,8 @@ def attend_slice(
     BLOCK_M: tl.constexpr = FORM.block_m
     BLOCK_N: tl.constexpr = FORM.block_n
     D: tl.constexpr = FORM.size
+    # without them a sum of zeros would take eight registers of a thread
+    OFFSETS: tl.constexpr = FORM.pages.value_rows.codec == INT4
     staged, held, metadata, heads = batch.staged, batch.heads, batch.metadata, model.heads
     ends = held.ends + layer * count
     number = tl.program_id(0)
@@ -60,7 +62,8 @@ def attend_slice(
     size = element_of(tl.arange(0, FORM.block_d), FORM.pages.value_rows.codec, D)
     share = slice_rows(ends, count, FORM.slices, BLOCK_N)
     row = number * share
-    last = tl.minimum(row + share, tl.load(ends + count - 1))
+    rows = tl.load(ends + count - 1)
+    last = tl.minimum(row + share, rows)
     head = 0
     if row < last:
         head = first_head(ends, count, row)
@@ -116,9 +119,10 @@ def attend_slice(
                     )
                     if FORM.scored and FORM.single:
                         if wants_scores:
-                            saved = (begin + slot)[None, :].to(tl.int64) * GROUP + query[:, None]
+                            # a query's logits side by side: few addresses take few registers
+                            saved = query[:, None].to(tl.int64) * rows + begin
                             tl.store(
-                                partials.logits + saved,
+                                partials.logits + saved + slot[None, :],
                                 logits,
                                 mask=known[:, None] & valid[None, :],
                             )
@@ -128,10 +132,12 @@ def attend_slice(
                     total = total * fade[:, None] + weights
                     further, added = mixed_values(weights, held, tile, valid, FORM)
                     result = result * fade[:, None] + further
-                    common = common * fade[:, None] + added
+                    if OFFSETS:
+                        common = common * fade[:, None] + added
                     top = above
                 result = complete_values(result, held.elements, FORM)
-                result += tl.sum(common, 1)[:, None]
+                if OFFSETS:
+                    result += tl.sum(common, 1)[:, None]
                 partial = (number + head).to(tl.int64) * partial_queries + query
                 tl.store(partials.maxima + partial, top, mask=known)
                 tl.store(partials.sums + partial, tl.sum(total, 1), mask=known)

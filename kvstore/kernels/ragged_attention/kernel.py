@@ -112,7 +112,7 @@ def attend_on_device(
             sums,
             torch.empty(slices + count, queries, size, device=q.device),
             torch.empty(count, queries, device=q.device),
-            torch.empty(saved, group, device=q.device),
+            torch.empty(group, saved, device=q.device),
         ),
         ModelNumbers(scale * _LOG2_E, sliding_window or 0, layers, heads),
         layer,

@@ -33,13 +33,14 @@ def write_saved_attention(
     entries: tl.tensor,
     saved_logits: tl.tensor,
     totals: tl.tensor,
+    rows: tl.tensor,
     row: tl.tensor,
     stop: tl.tensor,
     earlier_tokens: tl.tensor,
     GROUP: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ) -> None:
-    """Write the attention of a layer's rows `[row, stop)` from the saved logits of one token.
+    """Write the attention of a layer's rows `[row, stop)` from one token's logits `[G, rows]`.
 
     `entries` is where the entry of the layer's row 0 would be.
     """
@@ -50,7 +51,7 @@ def write_saved_attention(
         line = at + tl.arange(0, BLOCK_R)
         valid = line < stop
         logits = tl.load(
-            saved_logits + line[:, None].to(tl.int64) * GROUP + query[None, :],
+            saved_logits + query[None, :].to(tl.int64) * rows + line[:, None],
             mask=valid[:, None] & (query[None, :] < GROUP),
             other=HIDDEN,
         )
@@ -94,7 +95,8 @@ def write_row_attention(
     if program < SLICES:
         share = slice_rows(ends, count, SLICES, BLOCK_N)
         row = program * share
-        last = tl.minimum(row + share, tl.load(ends + count - 1))
+        rows = tl.load(ends + count - 1)
+        last = tl.minimum(row + share, rows)
         head = 0
         if row < last:
             head = first_head(ends, count, row)
@@ -122,6 +124,7 @@ def write_row_attention(
                             entries + entry - begin,
                             partials.logits,
                             totals + head * partial_queries,
+                            rows,
                             row,
                             stop,
                             earlier_tokens,

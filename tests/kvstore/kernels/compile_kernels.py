@@ -87,9 +87,11 @@ def launch_all_of(codec: RowCodec, tokens: int, window: int | None) -> None:
     retain.apply_decision(batch, scratch, retain.decide(batch, scratch))
 
 
-def a_batch(codec: RowCodec, tokens: int, window: int | None) -> tuple[PagedBatch, StepScratch]:
+def a_batch(
+    codec: RowCodec, tokens: int, window: int | None, page_rows: int = PAGE_ROWS
+) -> tuple[PagedBatch, StepScratch]:
     shape = LayerShape(HEADS, HEADS * GROUP, SIZE, window)
-    pool = PagePool((shape,), pages=9, page_rows=PAGE_ROWS, dtype=torch.bfloat16)
+    pool = PagePool((shape,), pages=9, page_rows=page_rows, dtype=torch.bfloat16)
     pool.storage.keep_log_weights()
     sequence = pool.open(0, PageCount(2, 2), codec)
     sequence.tables.rules[...] = rule_to_record(SCORED)
@@ -108,11 +110,19 @@ def launch_in_float16(codec: RowCodec) -> None:
     decode_attention.step(fill(rows, sizes, codec=codec), sizes)()
 
 
+def launch_at_large_pages() -> None:
+    """Attention of a token with scores, in the largest tiles."""
+    batch, scratch = a_batch(RowCodec(), 1, None, page_rows=ragged_attention.ROW_TILE)
+    assert scratch.scored_layers == (True,)
+    ragged_attention.attend(rows_of(1, HEADS * GROUP), batch, 0, scratch, 0.1, None)
+
+
 def launch_all() -> None:
     launch_prefill()
     launch_gather("model")
     launch_gather("int8/int4")
     launch_all_of(RowCodec(), 1, None)
+    launch_at_large_pages()
     launch_all_of(RowCodec.parse("int8"), 1, None)
     launch_all_of(RowCodec.parse("fp8/int4"), 4, 64)
     for spelling in ("int8", "fp8", "int4"):
