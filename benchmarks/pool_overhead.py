@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--policy", default=_DEFAULTS["default_policy"])
-    parser.add_argument("--page-rows", type=int, default=_DEFAULTS["page_rows"])
+    parser.add_argument("--page-rows", type=int, default=16)
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--quick", action="store_true", help="8 sequences of at most 1,024 tokens")
     add_options(parser)

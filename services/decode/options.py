@@ -9,6 +9,11 @@ from services.runtime.process.configuration import setting
 from services.runtime.process.options import ModelOptions, ServerOptions
 from services.runtime.security.security_options import SecurityOptions
 
+_PAGE_ROWS = 16
+# attention's largest tile: a tile has at most the rows of a page, and on a GPU a smaller tile
+# leaves too few bytes on their way to keep memory busy
+_PAGE_ROWS_ON_CUDA = 64
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DecodeOptions:
@@ -22,7 +27,11 @@ class DecodeOptions:
     prefill: str = setting("127.0.0.1:7081", "Address of the prefill service, as HOST:PORT.")
     pool_bytes: int = setting(2 << 30, "Bytes of the page pool.", minimum=1 << 20)
     page_rows: int = setting(
-        16, "Rows of one page. A smaller page leaves fewer bytes unused.", minimum=1, maximum=1024
+        0,
+        "Rows of one page; 0 takes 16, and 64 with --device cuda and a dtype of 16 bits. A smaller "
+        "page leaves fewer bytes unused.",
+        minimum=0,
+        maximum=1024,
     )
     max_sequences: int = setting(
         64, "Most sequences in the batch; further requests wait in the queue.", minimum=1
@@ -78,3 +87,11 @@ class DecodeOptions:
     # generated tokens between two applications of the rules under a CUDA graph; rows stay up to so
     # many tokens longer. An option of an earlier release alone sets it
     retain_every: int = 1
+
+
+def page_rows_for(page_rows: int, model: ModelOptions) -> int:
+    """Return the rows of a page for this model and device, where the option leaves them open."""
+    if page_rows:
+        return page_rows
+    in_16_bits = model.dtype in ("bfloat16", "float16")
+    return _PAGE_ROWS_ON_CUDA if model.device.startswith("cuda") and in_16_bits else _PAGE_ROWS

@@ -29,7 +29,7 @@ from services.decode.memory.intake import Intake
 from services.decode.memory.resident_caches import ResidentCaches
 from services.decode.memory.sessions import Sessions
 from services.decode.memory.size_expectation import SizeExpectation
-from services.decode.options import DecodeOptions
+from services.decode.options import DecodeOptions, page_rows_for
 from services.decode.parts import DecodeParts
 from services.decode.service import DecodeServicer
 from services.decode.session_routes import SESSION_ROUTES
@@ -75,7 +75,7 @@ async def serve_decode(options: DecodeOptions) -> None:
         # before the kernels, whose first compilation takes a minute
         pool = _pool(served, options)
         log.info("compiling the kernels, or loading them from the cache of an earlier start")
-        warm_up(served, options.page_rows)
+        warm_up(served, page_rows_for(options.page_rows, options.model))
         parts = _build(served, options, source, pool)
     servicer = DecodeServicer(parts, options)
     forwarder = CacheForwarder(source, parts.resident_caches)
@@ -190,7 +190,8 @@ def _limits(served: ServedModel, options: DecodeOptions) -> GenerationLimits:
 
 
 def _pool(served: ServedModel, options: DecodeOptions) -> PagePool:
-    head_size, rows = served.shapes[0].head_size, options.page_rows
+    head_size = served.shapes[0].head_size
+    rows = page_rows_for(options.page_rows, options.model)
     # as many mark pages as row pages: enough even if every head of every sequence needs marks
     page_bytes = row_page_bytes(rows, head_size, served.dtype) + metadata_page_bytes(rows)
     if options.pool_bytes < page_bytes:

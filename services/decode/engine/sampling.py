@@ -102,7 +102,9 @@ def choose(samplers: Sequence[Sampler], logits: torch.Tensor) -> list[Choice | H
         tokens[sampled] = draw(scores[sampled].float(), draws)
     logprobs_of_tokens = _logprobs(samplers, logits, tokens)
     chosen: list[Choice | HeadwiseError] = []
-    for sampler, token, sound in zip(samplers, tokens.tolist(), finite.tolist(), strict=True):
+    # together: the host waits for a device once
+    both = torch.stack((tokens, finite.to(tokens.dtype))).tolist()
+    for sampler, token, sound in zip(samplers, *both, strict=True):
         logprobs = (next(logprobs_of_tokens),) if sampler.logprobs else ()
         if sound:
             sampler.token_ids.append(token)
