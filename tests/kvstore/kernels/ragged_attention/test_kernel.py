@@ -127,9 +127,20 @@ def test_a_batch_of_empty_heads_sees_only_itself(new_tokens: int, device: torch.
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("window", [None, 25])
-def test_more_queries_than_a_tile(window: int | None, device: torch.device) -> None:
-    batch = a_batch(33, codec="int8", rows=((0, 1, 17, 40),))
+# int4 in bfloat16 multiplies numbers below the least normal one, here in the widest product
+@pytest.mark.parametrize(
+    ("window", "codec", "dtype"),
+    [
+        (None, "int8", torch.float32),
+        (25, "int8", torch.float32),
+        (None, "int4", torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_more_queries_than_a_tile(
+    window: int | None, codec: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    batch = a_batch(33, dtype, codec, rows=((0, 1, 17, 40),))
     assert 33 * GROUP > kernel._MAX_QUERY_TILE
     assert_same(batch, attend(batch, window, device), window)
 
