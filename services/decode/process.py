@@ -110,7 +110,7 @@ async def serve_decode(options: DecodeOptions) -> None:
 def _problems(options: DecodeOptions) -> Iterator[Problem]:
     """Problems of the options, in the order in which they are looked at."""
     yield from model_problems(options.model)
-    yield from server_problems(options.server)
+    yield from server_problems(options.server, options.port, options.security.health_port)
     yield from link_problems(options.prefill)
     if options.cuda_graphs != "off" and not options.model.device.startswith("cuda"):
         found = f"--cuda-graphs {options.cuda_graphs}: --device {options.model.device} has none"

@@ -48,7 +48,8 @@ def check_machine(options: MachineOptions) -> Iterator[Finding]:
     yield from _findings(store_problems(0, options.store_disk))
     yield from _findings(ready_file_problems(options.ready_file))
     yield from _findings(link_problems(options.prefill))
-    yield from _check_model(model, "dtype" in broken)
+    if "model-cache" not in broken:
+        yield from _check_model(model, "dtype" in broken)
 
 
 def _findings(problems: Iterable[Problem]) -> Iterator[Finding]:

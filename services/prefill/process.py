@@ -72,7 +72,7 @@ def _problems(options: PrefillOptions) -> Iterator[Problem]:
     """Problems of the options, in the order in which they are looked at."""
     yield from _policy_problems(options.default_policy)
     yield from model_problems(options.model)
-    yield from server_problems(options.server)
+    yield from server_problems(options.server, options.port, options.security.health_port)
     yield from store_problems(options.store.store_memory_bytes, options.store.store_disk)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from kvstore.errors import InvalidParameter
 from services.runtime.model.model_options import allowed_codecs
 from services.runtime.process.options import ModelOptions, ServerOptions
-from services.runtime.startup.addresses import target_problems
+from services.runtime.startup.addresses import listen_problems, target_problems
 from services.runtime.startup.device import device_problems, dtype_problems, thread_problems
 from services.runtime.startup.memory import device_memory_bytes, host_memory_bytes, size_problems
 from services.runtime.startup.paths import (
@@ -36,9 +36,18 @@ def codec_problems(codecs: str) -> Iterator[Problem]:
         yield Problem("codecs", f"--codecs: {error}", "Give some of model, fp8, int8, int4.")
 
 
-def server_problems(options: ServerOptions) -> Iterator[Problem]:
-    """Problems of the options of the server, apart from its ports."""
+def server_problems(options: ServerOptions, port: int, health_port: int) -> Iterator[Problem]:
+    """Problems of the addresses that a server listens on, and of its ready file."""
     yield from ready_file_problems(options.ready_file)
+    ports = {"--port": port, "--metrics-port": options.metrics_port, "--health-port": health_port}
+    # 0 takes a free port, and -1 opens none
+    fixed = {flag: number for flag, number in ports.items() if number > 0}
+    for flag, number in fixed.items():
+        twice = next(other for other, taken in fixed.items() if taken == number)
+        if twice != flag:
+            found = f"{flag} {number}: {twice} is the same"
+            yield Problem(flag[2:], found, f"Choose another {flag}.")
+        yield from listen_problems(options.host, number, flag)
 
 
 def store_problems(memory_bytes: int, folder: str) -> Iterator[Problem]:

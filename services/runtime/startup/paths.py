@@ -32,7 +32,10 @@ def folder_problems(option: str, folder: Path) -> Iterator[Problem]:
 def readable_folder_problems(option: str, folder: Path) -> Iterator[Problem]:
     """Problems of a folder that may be read-only where nothing has to be written."""
     path = Path(os.path.expanduser(folder))
-    if path.exists() and not path.is_dir():
+    if str(path).startswith("~"):
+        found = f"{option} {folder}: this user has no home folder"
+        yield Problem(option[2:], found, "Give a folder by its whole path.")
+    elif path.exists() and not path.is_dir():
         found = f"{option} {folder}: it is a file"
         yield Problem(option[2:], found, "Give a folder.")
 

@@ -63,8 +63,16 @@ def places(tiny_model: Path, tmp_path: Path, taken: int, stranger: str) -> Mappi
         "folder": str(tmp_path),
         "file": str(tmp_path / "file"),
         "taken": str(taken),
+        "free": str(_free_port()),
         "stranger": stranger,
     }
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
 
 
 def _run(case: WrongStart, places: Mapping[str, str], command: str, *arguments: str) -> Result:
@@ -101,10 +109,7 @@ def test_a_wrong_start_ends_in_one_line(case: WrongStart, places: Mapping[str, s
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("case", _SEEN_BY_DOCTOR, ids=lambda case: case.name)
 def test_doctor_finds_it_with_the_same_words(case: WrongStart, places: Mapping[str, str]) -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    result = _run(case, places, "doctor", "--port", port)
+    result = _run(case, places, "doctor", "--port", str(_free_port()))
     assert isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code in (1, 2), result.output
     for text in case.says:

@@ -115,6 +115,15 @@ PATHS = (
                _file("c.toml", "prot = 1")),
 )  # fmt: skip
 
+TWICE = (
+    _of("one port for two things", "--port", "{free}", "--metrics-port", "{free}",
+        says=("--metrics-port {free}", "--port")),
+    _of("one port for health and calls", "--port", "{free}", "--health-port", "{free}",
+        says=("--health-port {free}", "--port"), command="decode"),
+    _of("a home that does not exist", "--model-cache", "~nobody-has-this-name/models",
+        says=("--model-cache", "no home folder")),
+)  # fmt: skip
+
 ENVIRONMENT = (
     _in("a variable that is misspelt", ("HEADWISE_PROT",), HEADWISE_PROT="1"),
     _in("a value that is no number", ("HEADWISE_PORT", "many"), HEADWISE_PORT="many"),
@@ -124,4 +133,4 @@ ENVIRONMENT = (
     _in("a configuration by a variable", ("/no/c.toml",), HEADWISE_CONFIG="/no/c.toml"),
 )
 
-WRONG_OPTIONS = (*DEVICES, *SIZES, *ADDRESSES, *PATHS, *ENVIRONMENT)
+WRONG_OPTIONS = (*DEVICES, *SIZES, *ADDRESSES, *PATHS, *TWICE, *ENVIRONMENT)
