@@ -47,6 +47,8 @@ _DECODE = (
     *("--pool-bytes", str(24 << 20)),
 )
 _PREFILL = (
+    # tenants take turns between chunks: of 256 tokens one takes some 10 ms here
+    *("--chunk-tokens", "256"),
     *("--max-queued", "24"),
     *("--max-leases", "64"),
     *("--store-memory-bytes", str(16 << 20)),
