@@ -13,7 +13,11 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from headwise.commands.connection_options import ConnectionFlags, credential_options
+from headwise.commands.connection_options import (
+    CLIENT_VARIABLES,
+    ConnectionFlags,
+    credential_options,
+)
 
 if TYPE_CHECKING:
     from services.top.look import Look
@@ -34,6 +38,8 @@ _FEWEST_SESSIONS = 5
     "--target",
     "targets",
     multiple=True,
+    envvar=CLIENT_VARIABLES["target"],
+    show_envvar=True,
     help="Address of a decode whose sessions are listed, as HOST:PORT; repeatable. The sessions "
     "are those of --tenant.  [default: 127.0.0.1:7080 without --metrics]",
 )

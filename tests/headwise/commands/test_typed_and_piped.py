@@ -70,6 +70,7 @@ _NO_MISTAKES = {
     "a closed output": "generate hello --target $T >&-",
     "closed figures": "generate hello --target $T 2>&-",
     "a target by its variable": "HEADWISE_TARGET=$T H generate hello",
+    "a target of top by its variable": "HEADWISE_TARGET=$T H top --once",
     "zero bytes": "printf 'a\\0b' | H generate - --target $T",
     "standard input as a document": "cache keep - --target $T <$D/text",
 }
