@@ -36,7 +36,7 @@ def test_drift_of_the_machine_is_taken_out() -> None:
     assert drifting.beside(bare).explained(1) > 0.85
 
 
-def test_what_is_no_line_shows() -> None:
+def test_a_course_that_is_no_straight_line_is_told_apart() -> None:
     # down and up again
     course = _course(-4e-5, 1e-8).smooth(40)
     assert course.explained(1) < 0.5 < 0.9 < course.explained(2)

@@ -108,7 +108,7 @@ def test_divergence_is_computed_from_probabilities():
         assert float(found.agreed[row]) == float(p[row].argmax() == q[row].argmax())
 
 
-def test_a_dense_forward_is_what_full_is_held_against(served, passage):
+def test_the_full_policy_gives_the_logits_of_a_dense_forward(served, passage):
     with torch.no_grad():
         layers = PromptRecord(served, passage.prompt).compact(Full())
         kept = kept_logits(served, layers, len(passage.prompt), passage.continuation)

@@ -77,7 +77,7 @@ def test_parts_that_crash_hang_or_are_wrong_cost_no_other(tmp_path: Path) -> Non
     assert re.search(r"^choosing +timed out .* its limit of", summary, re.M)
 
 
-def test_what_passes_passes_and_ceilings_come_first(tmp_path: Path) -> None:
+def test_ceilings_run_first_and_figures_are_judged(tmp_path: Path) -> None:
     code, document, summary = run(tmp_path, "smoke-gather,choosing")
     assert code == 0
     assert list(words(document)) == ["smoke-gather", "ceilings", "choosing"]
@@ -123,7 +123,7 @@ def test_the_program_needs_nothing_but_the_standard_library() -> None:
     assert len(listed.stdout.splitlines()) == len(PARTS)
 
 
-def test_figures_that_nothing_can_have_are_refused(tmp_path: Path) -> None:
+def test_impossible_figures_are_refused(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "a.json", "a", "a machine", {})
     for value in (float("nan"), float("inf"), 0.0, -1.0):
         with pytest.raises(Implausible):
@@ -173,7 +173,7 @@ def test_limits_of_a_run_leave_time_for_its_longest_part() -> None:
     assert sum(RUN_SECONDS.values()) == 670
 
 
-def test_what_is_needed_is_there_or_fetched() -> None:
+def test_every_needed_package_is_in_the_image_or_the_list_of_wheels() -> None:
     listed = {
         line.partition("==")[0].lower()
         for name in ("versions.txt", "wheels.txt")

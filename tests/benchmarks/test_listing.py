@@ -28,7 +28,7 @@ def a_listing(*instructions: str) -> Listing:
     return Listing("counts", 4, 65_536, 168, instructions, tuple(places), labels)
 
 
-def test_what_only_some_rounds_do_is_not_on_the_shortest_way() -> None:
+def test_instructions_of_some_rounds_are_not_on_the_shortest_path() -> None:
     skips, again = "@P1 BRA `(.L_x_1)", "@!P0 BRA `(.L_x_0)"
     listing = a_listing("A", "B", skips, "RARE", "RARE", "C", again, "EXIT")
     (loop,) = listing.loops(counts, "for _ in")
@@ -37,7 +37,7 @@ def test_what_only_some_rounds_do_is_not_on_the_shortest_way() -> None:
     assert listing.shortest() == ("A", "B", skips, "C", again, "EXIT")
 
 
-def test_nothing_follows_what_always_leaves() -> None:
+def test_instructions_after_an_unconditional_branch_are_left_out() -> None:
     leaves = "BRA `(.L_x_1)"
     listing = a_listing("A", "B", leaves, "NEVER", "C", "@P0 BRA `(.L_x_0)", "EXIT")
     assert listing.shortest() == ("A", "B", leaves, "C", "@P0 BRA `(.L_x_0)", "EXIT")

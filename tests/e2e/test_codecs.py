@@ -49,7 +49,7 @@ def test_coded_rows_are_counted_as_they_are(pair: Pair, codec: str, row_bytes: i
     )
 
 
-def test_int8_says_at_first_what_the_model_says(pair: Pair) -> None:
+def test_int8_begins_with_the_models_first_token(pair: Pair) -> None:
     with Client(pair[1].target) as client:
         texts = [
             client.generate(_PROMPT, policy="full", codec=codec, max_tokens=1).text()

@@ -150,7 +150,7 @@ def test_rows_by_layer_and_head_class(load: Load) -> None:
     assert load.decode["headwise_recovered_mass_ratio_sum"] == pytest.approx(told)
 
 
-def test_what_is_resident(load: Load) -> None:
+def test_resident_gauges_count_the_kept_session(load: Load) -> None:
     """Only the kept session is: its answer's last token has not been fed yet."""
     kept = load.results[0]
     assert load.decode["headwise_sessions"] == 1

@@ -95,7 +95,7 @@ def test_a_turn_of_a_chat_ends_the_answer_as_the_template_does(tiny_model: Path)
     assert tokenizer.encode_turn([("user", "Two?")], after=end) == turn[1:]
 
 
-def test_a_fork_goes_its_own_way(tiny_pair: Pair, reference: Any) -> None:
+def test_a_fork_and_its_origin_continue_independently(tiny_pair: Pair, reference: Any) -> None:
     prompt = [5, 9, 33, 7, 100, 42]
     with Client(tiny_pair[1].target) as client:
         answer, result = _ask(client, prompt, policy="full", session_ttl_seconds=60)
@@ -158,7 +158,7 @@ def test_several_answers_to_one_prompt_differ_by_their_seed(
     assert len({tuple(answer) for answer in answers.values()}) == 3
 
 
-def test_what_is_wrong_about_a_session_is_named(tiny_pair: Pair) -> None:
+def test_errors_about_sessions_name_the_reason(tiny_pair: Pair) -> None:
     with Client(tiny_pair[1].target) as client:
         with pytest.raises(NotFound) as gone:
             client.generate([1], session_id="nonsense").text()

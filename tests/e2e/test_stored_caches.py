@@ -191,7 +191,7 @@ def test_no_tenant_finds_what_is_anothers(pair: Pair) -> None:
         theirs.caches.release(again.handle)
 
 
-def test_what_is_wrong_is_named(client: Client, pair: Pair) -> None:
+def test_errors_name_the_reason_and_the_field(client: Client, pair: Pair) -> None:
     stored = client.caches.keep([5, 6, 7], ttl_seconds=60)
     _, kept = _ask(client, [5], session_ttl_seconds=60)
     for options, reason, field in (

@@ -63,7 +63,7 @@ def test_an_rpc_is_answered_as_json(doors: dict[str, Door], tiny_pair: Pair, rpc
 
 
 @pytest.mark.parametrize("name", ["envoy", "gateway"])
-def test_what_is_not_for_clients_is_closed(doors: dict[str, Door], name: str) -> None:
+def test_doors_refuse_calls_that_are_not_for_clients(doors: dict[str, Door], name: str) -> None:
     for rpc in ("headwise.v1.PrefillService/Describe", "grpc.health.v1.Health/Check"):
         assert doors[name].call(rpc).startswith("UNIMPLEMENTED")
 

@@ -130,7 +130,7 @@ def _passed_on(service: Service) -> int:
     return sum(int(float(count)) for count in counts)
 
 
-async def test_the_asyncio_client_does_so_too(fleet: Fleet) -> None:
+async def test_the_asyncio_client_routes_turns_to_their_replica(fleet: Fleet) -> None:
     before = [_passed_on(service) for service in fleet.decodes]
     async with AsyncClient(fleet.targets(3)) as client, AsyncClient(fleet.targets(3)) as later:
         for _ in range(3):

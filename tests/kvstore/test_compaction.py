@@ -80,7 +80,7 @@ def test_the_layer_owns_its_memory():
     assert torch.equal(layer.values, before[1])
 
 
-def test_rows_that_stand_for_others_hold_what_was_merged():
+def test_compacted_heads_hold_the_fitted_keys_and_values():
     plan, classes = plan_and_classes()
     heads = list(plan.heads)
     for head in (1, 4):

@@ -28,7 +28,7 @@ def test_every_field_of_a_rule_has_a_place() -> None:
 
 
 @given(st.lists(rules(), min_size=1, max_size=4))
-def test_what_is_asked_of_a_table_is_true_of_its_rules(head_rules: list[RetentionRule]) -> None:
+def test_a_table_of_rules_answers_as_its_rules_do(head_rules: list[RetentionRule]) -> None:
     table = np.stack([rule_to_record(rule) for rule in head_rules])
     assert needs_scores(table).tolist() == [rule.needs_scores for rule in head_rules]
     assert may_evict(table).tolist() == [not rule.full or rule.horizon > 0 for rule in head_rules]

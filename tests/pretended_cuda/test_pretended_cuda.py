@@ -25,7 +25,7 @@ def here() -> torch.Tensor:
     return torch.ones(4)
 
 
-def test_whatever_comes_of_a_tensor_there_is_there(there: torch.Tensor) -> None:
+def test_results_of_tensors_on_the_device_are_on_the_device(there: torch.Tensor) -> None:
     module = torch.nn.Linear(4, 2).to("cuda")
     made = (there + 1, there[1:], torch.empty_like(there), module(there), module.weight.T)
     assert all(part.is_cuda and part.device.type == "cuda" for part in made)
@@ -79,7 +79,7 @@ def test_the_host_cannot_look_into_it(there: torch.Tensor) -> None:
         lambda there: torch.cuda.synchronize(),
     ],
 )
-def test_what_waits_cannot_be_captured(
+def test_operations_that_wait_cannot_be_captured(
     waits: Callable[[torch.Tensor], object], there: torch.Tensor
 ) -> None:
     waits(there)
@@ -87,7 +87,7 @@ def test_what_waits_cannot_be_captured(
         waits(there)
 
 
-def test_a_graph_does_again_what_was_asked_for(there: torch.Tensor) -> None:
+def test_a_replayed_graph_repeats_its_operations(there: torch.Tensor) -> None:
     graph, factor = torch.cuda.CUDAGraph(), 2
     with torch.cuda.graph(graph):
         doubled = there * factor

@@ -63,7 +63,9 @@ async def test_own_certificates_are_renewed_and_running_calls_end(
         await link.close()
 
 
-async def test_a_stranger_s_prefill_is_not_spoken_to(authority: Authority, tmp_path: Path) -> None:
+async def test_decode_refuses_a_prefill_with_an_unknown_certificate(
+    authority: Authority, tmp_path: Path
+) -> None:
     stranger = Authority(tmp_path / "stranger")
     pair = stranger.issue("prefill")
     async with serving(tmp_path, SecurityOptions(str(pair.certificate), str(pair.key))) as server:

@@ -116,7 +116,7 @@ def test_a_mistake_is_one_line(name: str, tiny_pair: Pair, documents: Path) -> N
 
 
 @pytest.mark.parametrize("name", _NO_MISTAKES)
-def test_what_is_no_mistake_works(name: str, tiny_pair: Pair, documents: Path) -> None:
+def test_unusual_but_valid_input_works(name: str, tiny_pair: Pair, documents: Path) -> None:
     ended = _type(_NO_MISTAKES[name], tiny_pair, documents)
     assert "Traceback" not in ended.stderr
     assert "Exception ignored" not in ended.stderr

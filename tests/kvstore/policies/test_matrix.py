@@ -68,7 +68,7 @@ def test_plans_are_sound(name, windows, n):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("windows", [(None,) * LAYERS, WINDOWS], ids=["full", "sliding"])
-def test_the_rule_keeps_what_was_planned(name, windows):
+def test_the_rule_keeps_the_planned_rows(name, windows):
     prompt = facts_of(TOKENS)
     for plan in plans_of(small(name), layers_of(2, TOKENS, windows)):
         for head in plan.heads:

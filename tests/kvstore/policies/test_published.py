@@ -601,7 +601,7 @@ def test_vlcache_gives_layers_rows_in_proportion_to_their_density():
     assert rows == pytest.approx([180 * d / sum(densities) for d in densities], abs=2)
 
 
-def test_every_policy_has_a_behaviour_of_its_own_tested():
+def test_every_policy_has_a_test_of_its_behaviour():
     tested = {name for name in globals() if name.startswith("test_")}
     elsewhere = {"full", "fastgen", "coverage"}
     for name, _ in known_policies():

@@ -80,7 +80,7 @@ def test_values_keep_their_dtype(dtype):
     assert fitted.log_weights.dtype == torch.float32
 
 
-def test_rows_that_no_query_reads_keep_what_they_have():
+def test_rows_that_no_query_reads_keep_their_values():
     shares, values = shares_of(5)
     shares[:, 30:] = 0
     shares /= shares.sum(1, keepdim=True)

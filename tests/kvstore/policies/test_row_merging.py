@@ -17,7 +17,7 @@ def attended(q, k, v, log_weights):
     return (q @ k.mT + log_weights).softmax(-1) @ v
 
 
-def test_a_row_for_equal_tokens_is_attended_as_they_are():
+def test_a_row_merged_from_equal_tokens_gives_their_attention():
     k, v = tokens_of(0)
     k[3:8], v[3:8] = k[3], v[3]
     owners = torch.tensor([0, 1, 2, 3, 3, 3, 3, 3, 4, 5, 6, 7])

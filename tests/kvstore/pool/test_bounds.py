@@ -18,7 +18,7 @@ def test_the_dense_bound_counts_every_head_of_every_layer() -> None:
     assert pages_bound(shapes, 17, 16) == PageCount(10, 10)
 
 
-def test_each_kind_of_rule_grows_as_it_may() -> None:
+def test_the_bound_of_rows_for_each_kind_of_rule() -> None:
     assert rows_bound(FULL_RULE, 10, 20, 100) == 90
     assert rows_bound(RetentionRule(full=True, horizon=30), 10, 20, 100) == 30
     assert rows_bound(RetentionRule(sinks=4, window=16), 18, 20, 100) == 20

@@ -200,7 +200,7 @@ TestAccounting = Accounting.TestCase
 TestAccounting.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
 
 
-def test_a_promise_beyond_what_is_free_claims_nothing() -> None:
+def test_a_reservation_beyond_the_free_pages_takes_none() -> None:
     pool = a_pool(8)
     sequence = pool.open(0, promised(5))
     with pytest.raises(PoolExhausted) as refusal:

@@ -98,7 +98,7 @@ def test_rows_of_one_value_come_back_as_such(codec: ElementCodec) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_model_rows_are_what_they_were(dtype: torch.dtype) -> None:
+def test_rows_of_the_models_dtype_are_stored_unchanged(dtype: torch.dtype) -> None:
     rows = torch.randn(5, 8).to(dtype)
     layout = RowLayout(ElementCodec.MODEL, 8, dtype)
     assert torch.equal(encode_rows(rows, layout), rows)

@@ -56,7 +56,7 @@ def test_the_key_stays_what_it_was_in_earlier_releases() -> None:
         {"model": dataclasses.replace(MODEL, dtype="float32")},
     ],
 )
-def test_what_makes_caches_differ_makes_keys_differ(change: dict[str, object]) -> None:
+def test_caches_that_differ_have_different_keys(change: dict[str, object]) -> None:
     other = dataclasses.replace(FINGERPRINT, **change)
     assert ContentKey.of(other).digest != ContentKey.of(FINGERPRINT).digest
 

@@ -98,7 +98,7 @@ def test_another_format_is_a_miss_by_name(
     assert got(open_tier(), KEYS[0]) is MissReason.OTHER_FORMAT
 
 
-def test_what_is_larger_than_allowed_is_a_miss(open_tier: Callable[..., DiskTier]) -> None:
+def test_a_cache_above_the_size_limit_is_a_miss(open_tier: Callable[..., DiskTier]) -> None:
     put(open_tier(), KEYS[0])
     limits = WireLimits(max_cache_bytes=CACHE.nbytes - 1)
     assert got(open_tier(limits=limits), KEYS[0]) is MissReason.CORRUPT

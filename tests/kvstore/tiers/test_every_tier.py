@@ -45,7 +45,7 @@ def test_a_cache_comes_back_to_the_bit(
     assert same(found.cache, cache)
 
 
-def test_what_was_never_put_is_absent(tier: Tier) -> None:
+def test_a_key_that_was_never_put_is_absent(tier: Tier) -> None:
     never = ContentKey.of(CACHE.fingerprint, "never")
     assert reason(tier.get(never, CACHE.fingerprint, Deadline.after(SECONDS))) is MissReason.ABSENT
     assert not tier.contains(never, Deadline.after(SECONDS))
@@ -145,7 +145,7 @@ def test_writers_of_one_key_never_mix(tier: Tier) -> None:
 
 
 @pytest.mark.parametrize("name", ["disk", "valkey", "mooncake"])
-def test_what_no_reader_would_take_is_refused(name: str, make_tier: TierMaker) -> None:
+def test_an_invalid_cache_is_refused_by_put(name: str, make_tier: TierMaker) -> None:
     layer = dataclasses.replace(CACHE.layers[0], positions=CACHE.layers[0].positions * 0)
     bad = dataclasses.replace(CACHE, layers=(layer, *CACHE.layers[1:]))
     with pytest.raises(InvalidParameter):

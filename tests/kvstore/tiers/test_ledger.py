@@ -112,7 +112,7 @@ def apply(ledger: Ledger, slow: SlowLedger, step: Step, now: int) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(steps(), max_size=40))
-def test_the_ledger_does_what_the_slow_one_does(
+def test_the_ledger_equals_a_brute_force_ledger(
     script: list[Step],
 ) -> None:
     ledger, slow = Ledger(BUDGET), SlowLedger()

@@ -19,7 +19,7 @@ KEYS = tuple(ContentKey.of(cache.fingerprint, "tenant") for cache in (CACHE, *CA
 DEADLINE = Deadline.after(3600)
 
 
-def test_nothing_is_copied_in_or_out() -> None:
+def test_memory_returns_the_stored_object_without_a_copy() -> None:
     tier = MemoryTier(Budget(1 << 20))
     tier.put(KEYS[0], CACHE, None, DEADLINE)
     found = tier.get(KEYS[0], CACHE.fingerprint, DEADLINE)

@@ -24,7 +24,9 @@ _DTYPES = st.sampled_from((torch.float32, torch.float16, torch.bfloat16, torch.i
 
 @settings(deadline=None)
 @given(st.dictionaries(st.text(min_size=1, max_size=8), st.tuples(_DTYPES, st.integers(0, 9))))
-def test_the_library_reads_what_we_write(wanted: dict[str, tuple[torch.dtype, int]]) -> None:
+def test_the_safetensors_library_reads_our_files(
+    wanted: dict[str, tuple[torch.dtype, int]],
+) -> None:
     wanted.pop("__metadata__", None)
     tensors = {name: torch.arange(n).to(dtype) for name, (dtype, n) in wanted.items()}
     head = SafetensorsHead(places_of(tensors), {"key": "value"})
@@ -35,7 +37,7 @@ def test_the_library_reads_what_we_write(wanted: dict[str, tuple[torch.dtype, in
     assert SafetensorsHead.parse(head.encode()) == head
 
 
-def test_we_read_what_the_library_writes(tmp_path: pathlib.Path) -> None:
+def test_files_of_the_safetensors_library_are_read(tmp_path: pathlib.Path) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     save_cache(CACHE, ours)
     with safe_open(ours, framework="pt") as file:

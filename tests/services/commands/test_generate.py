@@ -78,7 +78,7 @@ def test_json_has_the_text_and_every_figure(tiny_pair: Pair) -> None:
 
 
 @pytest.mark.processes
-def test_a_share_of_a_dense_cache_is_shown_where_it_tells_something(tiny_pair: Pair) -> None:
+def test_no_share_of_a_dense_cache_above_150_percent_is_shown(tiny_pair: Pair) -> None:
     result = _generate(tiny_pair[1].target, "two words", "--max-tokens", "1")
     shares = re.findall(r"\((\d+)%\)", result.stderr)
     assert all(int(share) <= 150 for share in shares)

@@ -96,7 +96,7 @@ def test_the_saved_cache_is_the_one_reported(
 
 
 @pytest.mark.processes
-def test_what_is_shown_is_what_was_written(demo: tuple[str, Any, Path]) -> None:
+def test_the_page_shows_the_written_figures(demo: tuple[str, Any, Path]) -> None:
     shown, figures, _ = demo
     memory = figures["coverage"]["prompt_memory"]
     assert f"{memory['rows_kept'] / memory['rows_dense']:.1%}" in shown

@@ -17,7 +17,7 @@ def path(tmp_path):
     return tmp_path / "folder" / "cells.jsonl"
 
 
-def test_what_was_appended_is_there_again(path):
+def test_an_appended_cell_is_read_again(path):
     CellLog(path, MODEL).append(KEY, {"kl": 0.5, "scores": [1.0, 0.0]})
     again = CellLog(path, MODEL)
     assert KEY in again

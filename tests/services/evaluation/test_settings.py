@@ -42,7 +42,7 @@ def test_a_setting_may_name_its_codec():
 @pytest.mark.parametrize(
     "text", ["full@int7", "full@", "h2o:budget", "h2o:=1", "h2o:budget=,sinks", "h2o:budget=2"]
 )
-def test_what_is_no_setting_is_refused(text):
+def test_a_malformed_setting_is_refused(text):
     with pytest.raises(InvalidParameter):
         parse_setting(text)
 
@@ -57,7 +57,7 @@ def test_a_file_of_settings_may_have_comments():
     assert [setting.name for setting in found] == ["full", "h2o:budget=.2"]
 
 
-def test_the_same_twice_is_refused_however_it_is_written():
+def test_equal_settings_are_refused_in_any_spelling():
     with pytest.raises(InvalidParameter, match="the same as"):
         parse_settings(["h2o:budget=.2", "h2o:budget=0.20"])
     with pytest.raises(InvalidParameter, match="no setting"):

@@ -47,7 +47,7 @@ def test_agrees_with_the_definition(
 
 
 @pytest.mark.parametrize(("n", "m"), [(0, 3), (5, 0)])
-def test_nothing_changes_nothing(n: int, m: int, device: torch.device) -> None:
+def test_peaks_do_not_change_without_queries_or_keys(n: int, m: int, device: torch.device) -> None:
     peaks = torch.rand(HEADS, n, device=device)
     before = peaks.clone()
     q, k = torch.randn(HEADS, m, 16, device=device), torch.randn(HEADS, n, 16, device=device)

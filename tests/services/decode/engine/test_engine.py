@@ -140,7 +140,7 @@ async def test_logits_that_are_not_finite_end_their_sequence_alone(
     await _empty(pool)
 
 
-async def test_a_failing_step_fails_its_sequences_and_the_engine_lives_on(
+async def test_a_failing_step_fails_its_sequences_and_the_engine_continues(
     served: ServedModel, pool: PagePool, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> torch.Tensor:

@@ -125,7 +125,7 @@ class HeldIntake(Intake):
         await self.go.wait()
 
 
-async def test_nothing_is_read_while_a_layer_rests(
+async def test_the_stream_is_not_read_while_a_layer_waits_for_memory(
     served: ServedModel, pool: PagePool, arbiter: MemoryArbiter[Any]
 ) -> None:
     limits = WireLimits(max_tokens=1000, max_layers=9, max_cache_bytes=1 << 30)

@@ -15,7 +15,7 @@ async def _nothing(pages: SequencePages, need: PageCount) -> None:
     raise AssertionError
 
 
-async def test_there_is_no_pause_while_nothing_runs() -> None:
+async def test_an_idle_engine_causes_no_pause() -> None:
     async with asyncio.timeout(0.05):
         await Intake(_nothing, lambda: False).pause(60)
 

@@ -146,7 +146,7 @@ def test_a_turn_that_was_given_back_replaces_nothing(
     assert pool.used_pages == (0 if meanwhile == "released" else 2)
 
 
-def test_a_fork_lives_on_without_its_origin(sessions: Sessions, pool: PagePool) -> None:
+def test_a_fork_continues_after_its_origin_is_released(sessions: Sessions, pool: PagePool) -> None:
     origin = _kept(sessions, pool)
     fork = sessions.fork(origin)
     assert pool.used_pages == 2

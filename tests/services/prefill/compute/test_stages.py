@@ -50,7 +50,7 @@ def test_stages_add_up_also_after_an_error() -> None:
 
 
 @pytest.mark.parametrize("any_device", ["gpu"], indirect=True)
-def test_a_device_is_asked_for_its_own_times_once(
+def test_a_devices_events_are_waited_for_once_at_the_end(
     any_device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The events are a second apart on the stand-in, whatever the clock of the host says."""

@@ -123,7 +123,7 @@ async def test_a_tenants_quota_is_its_own() -> None:
     kept.store.release(lease.handle, "b")
 
 
-async def test_what_cannot_be_asked_for() -> None:
+async def test_invalid_ttls_and_handles_are_refused() -> None:
     kept = Kept()
     for seconds in (-1.0, 101.0, float("nan")):
         with pytest.raises(InvalidRequest):

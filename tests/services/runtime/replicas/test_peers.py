@@ -37,7 +37,7 @@ async def test_a_name_without_addresses_has_no_replicas() -> None:
 
 
 @pytest.mark.parametrize("text", ["decode", "decode:", ":7080", "decode:0", "decode:x", "a:1,,b:2"])
-def test_what_is_no_address_stops_the_process_by_name(text: str) -> None:
+def test_a_malformed_peer_stops_the_process_and_names_the_option(text: str) -> None:
     with pytest.raises(ServeError, match="--peers"):
         PeerNames.parse(text)
 
