@@ -20,7 +20,7 @@ from headwise.commands.connection_options import (
 )
 
 if TYPE_CHECKING:
-    from services.top.look import Look
+    from services.top.snapshot import Snapshot
     from services.top.watch import Watch
 
 # title, heading, frame and a line for the shell
@@ -90,44 +90,46 @@ def top(
 def _show_once(watch: Watch, seconds: float, as_json: bool) -> None:
     if seconds:
         # for the rates
-        watch.look()
+        watch.snapshot()
         time.sleep(seconds)
-    look = watch.look()
+    snapshot = watch.snapshot()
     if as_json:
-        _print_json(look)
+        _print_json(snapshot)
     else:
-        _print_tables(look)
-    if look.problems:
-        count = len(look.problems)
+        _print_tables(snapshot)
+    if snapshot.problems:
+        count = len(snapshot.problems)
         message = f"{count} address{'es' * (count > 1)} did not answer"
         raise click.ClickException(message)
 
 
 def _show_all(watch: Watch, seconds: float, as_json: bool) -> None:
     if as_json:
-        for look in _looks(watch, seconds):
-            _print_json(look)
+        for snapshot in _snapshots(watch, seconds):
+            _print_json(snapshot)
         return
-    from services.top.tables import look_tables
+    from services.top.tables import snapshot_tables
 
     console = Console()
     with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
-        for look in _looks(watch, seconds):
-            room = console.height - 2 * len(look.services) - len(look.problems) - _LINES_AROUND
-            live.update(look_tables(look, max(room, _FEWEST_SESSIONS)), refresh=True)
+        for snapshot in _snapshots(watch, seconds):
+            room = (
+                console.height - 2 * len(snapshot.services) - len(snapshot.problems) - _LINES_AROUND
+            )
+            live.update(snapshot_tables(snapshot, max(room, _FEWEST_SESSIONS)), refresh=True)
 
 
-def _looks(watch: Watch, seconds: float) -> Iterator[Look]:
+def _snapshots(watch: Watch, seconds: float) -> Iterator[Snapshot]:
     while True:
-        yield watch.look()
+        yield watch.snapshot()
         time.sleep(seconds)
 
 
-def _print_json(look: Look) -> None:
-    click.echo(json.dumps(dataclasses.asdict(look)))
+def _print_json(snapshot: Snapshot) -> None:
+    click.echo(json.dumps(dataclasses.asdict(snapshot)))
 
 
-def _print_tables(look: Look) -> None:
-    from services.top.tables import look_tables
+def _print_tables(snapshot: Snapshot) -> None:
+    from services.top.tables import snapshot_tables
 
-    Console().print(look_tables(look))
+    Console().print(snapshot_tables(snapshot))

@@ -1,4 +1,4 @@
-"""A look, as tables for the terminal."""
+"""A snapshot as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from rich.table import Table
 from rich.text import Text
 
 from headwise.commands.figures import human_bytes, human_seconds
-from services.top.look import Look, ServiceLook, SessionLook
+from services.top.snapshot import ServiceSnapshot, SessionSnapshot, Snapshot
 
 _NOT_KNOWN = "—"
 
 
-def look_tables(look: Look, most_sessions: int | None = None) -> RenderableType:
+def snapshot_tables(snapshot: Snapshot, most_sessions: int | None = None) -> RenderableType:
     """Services, sessions, and what could not be seen; of the sessions at most so many, the largest
     first."""
-    return Group(*_parts(look, most_sessions))
+    return Group(*_parts(snapshot, most_sessions))
 
 
-def _parts(look: Look, most: int | None) -> Iterator[RenderableType]:
-    if look.services:
-        yield _services(look.services)
-    if look.sessions or not (look.services or look.problems):
-        yield _sessions(sorted(look.sessions, key=lambda one: -one.resident_bytes)[:most])
-        hidden = len(look.sessions) - (most or len(look.sessions))
+def _parts(snapshot: Snapshot, most: int | None) -> Iterator[RenderableType]:
+    if snapshot.services:
+        yield _services(snapshot.services)
+    if snapshot.sessions or not (snapshot.services or snapshot.problems):
+        yield _sessions(sorted(snapshot.sessions, key=lambda one: -one.resident_bytes)[:most])
+        hidden = len(snapshot.sessions) - (most or len(snapshot.sessions))
         if hidden > 0:
             yield Text(f"and {hidden} smaller ones")
-    for problem in look.problems:
+    for problem in snapshot.problems:
         yield Text(f"{problem.address}: {problem.message}", "bold red")
 
 
-def _services(services: Sequence[ServiceLook]) -> Table:
+def _services(services: Sequence[ServiceSnapshot]) -> Table:
     table = _table("services")
     table.add_column("service", no_wrap=True)
     for name in ("calls", "wait", "kept", "resident", "full", "dense"):
@@ -54,7 +54,7 @@ def _services(services: Sequence[ServiceLook]) -> Table:
     return table
 
 
-def _sessions(sessions: Sequence[SessionLook]) -> Table:
+def _sessions(sessions: Sequence[SessionSnapshot]) -> Table:
     table = _table("sessions")
     table.add_column("session", no_wrap=True)
     # an 80-column terminal has room for one more only where it tells something

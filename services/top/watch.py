@@ -11,8 +11,15 @@ from headwise.errors import HeadwiseError, NotSupported
 from headwise.sessions import SessionCalls
 from headwise.v1 import decode_pb2_grpc
 from services.runtime.process.advice import advice_for
-from services.top.look import Look, Problem, ServiceLook, SessionLook, service_look, session_look
 from services.top.metrics_page import MetricsPage, NotReadable, read_metrics
+from services.top.snapshot import (
+    Problem,
+    ServiceSnapshot,
+    SessionSnapshot,
+    Snapshot,
+    service_snapshot,
+    session_snapshot,
+)
 
 
 class Watch(contextlib.ExitStack):
@@ -27,14 +34,14 @@ class Watch(contextlib.ExitStack):
         most = len(metrics) + len(connections)
         self._threads = self.enter_context(ThreadPoolExecutor(most))
 
-    def look(self) -> Look:
-        """One look at all of them; never raises on account of a service."""
+    def snapshot(self) -> Snapshot:
+        """Return a snapshot of all services; no error of a service is raised."""
         services = self._threads.map(self._service, self._metrics)
         sessions = self._threads.map(lambda one: _list(*one), self._decodes)
         found = [*services, *(one for listed in sessions for one in listed)]
-        return Look(
-            services=tuple(one for one in found if isinstance(one, ServiceLook)),
-            sessions=tuple(one for one in found if isinstance(one, SessionLook)),
+        return Snapshot(
+            services=tuple(one for one in found if isinstance(one, ServiceSnapshot)),
+            sessions=tuple(one for one in found if isinstance(one, SessionSnapshot)),
             problems=tuple(one for one in found if isinstance(one, Problem)),
         )
 
@@ -42,18 +49,18 @@ class Watch(contextlib.ExitStack):
         channel = self.enter_context(connection.open())
         return SessionCalls(decode_pb2_grpc.DecodeServiceStub(channel), connection)
 
-    def _service(self, address: str) -> ServiceLook | Problem:
+    def _service(self, address: str) -> ServiceSnapshot | Problem:
         try:
             page = read_metrics(address)
         except NotReadable as error:
             return Problem(address, str(error))
         earlier, self._pages[address] = self._pages.get(address), page
-        return service_look(address, page, earlier)
+        return service_snapshot(address, page, earlier)
 
 
-def _list(target: str, calls: SessionCalls) -> list[SessionLook | Problem]:
+def _list(target: str, calls: SessionCalls) -> list[SessionSnapshot | Problem]:
     try:
-        return [session_look(target, session) for session in calls.list()]
+        return [session_snapshot(target, session) for session in calls.list()]
     except NotSupported:
         return [Problem(target, "there is no decode: give a prefill's metrics, with --metrics")]
     except HeadwiseError as error:

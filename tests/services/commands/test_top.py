@@ -20,8 +20,8 @@ from headwise import Client
 from headwise.results import SessionInfo
 from services.commands import command_line
 from services.demo.processes import Service
-from services.top.look import service_look
 from services.top.metrics_page import MetricsPage
+from services.top.snapshot import service_snapshot
 from services.top.watch import Watch
 from tests.conftest import Pair
 from tests.observe import scrape, wait_until
@@ -67,14 +67,14 @@ def test_once_as_json_agrees_with_metrics_and_sessions(
 ) -> None:
     result = _top(*_flags(tiny_pair), "--once", "--json", "--every", "0.1")
     assert result.exit_code == 0, result.output
-    look: dict[str, list[dict[str, Any]]] = json.loads(result.stdout)
-    assert look["problems"] == []
-    prefill, decode = look["services"]
+    snapshot: dict[str, list[dict[str, Any]]] = json.loads(result.stdout)
+    assert snapshot["problems"] == []
+    prefill, decode = snapshot["services"]
     assert (prefill["kind"], decode["kind"]) == ("prefill", "decode")
     assert prefill["model"] == decode["model"] == "tiny-model0"
     assert prefill["serving"] is decode["serving"] is True
     told = scrape(tiny_pair[1].metrics_url)
-    assert decode["sessions"] == told["headwise_sessions"] == len(look["sessions"])
+    assert decode["sessions"] == told["headwise_sessions"] == len(snapshot["sessions"])
     assert decode["resident_bytes"] == (
         told["headwise_kv_resident_bytes{tier=pool}"]
         + told["headwise_kv_resident_bytes{tier=host}"]
@@ -82,7 +82,7 @@ def test_once_as_json_agrees_with_metrics_and_sessions(
     assert decode["dense_equivalent_bytes"] == told["headwise_kv_dense_equivalent_bytes"] > 0
     assert decode["calls_per_second"] == decode["tokens_per_second"] == 0
     assert (decode["running"], decode["queued"]) == (0, 0)
-    [shown] = [one for one in look["sessions"] if one["session_id"] == session.session_id]
+    [shown] = [one for one in snapshot["sessions"] if one["session_id"] == session.session_id]
     assert shown["target"] == tiny_pair[1].target
     assert shown["tokens"] == session.tokens
     assert shown["resident_bytes"] == session.memory.resident_bytes
@@ -113,12 +113,12 @@ def test_rates_are_averages_between_two_updates(tiny_pair: Pair) -> None:
         Watch([_metrics(prefill), _metrics(decode)], []) as watch,
     ):
         outer = time.monotonic()
-        first = watch.look()
+        first = watch.snapshot()
         inner = time.monotonic()
         assert {one.tokens_per_second for one in first.services} == {None}
         result = client.generate(_PROMPT, max_tokens=30, ignore_eos=True).result
         inner = time.monotonic() - inner
-        looked = {one.kind: one for one in watch.look().services}
+        looked = {one.kind: one for one in watch.snapshot().services}
         outer = time.monotonic() - outer
     wire, prompt = result.prompt_memory.wire_bytes, result.usage.prompt_tokens - 1
     for rate, done in (
@@ -145,8 +145,8 @@ def test_a_restarted_process_has_no_rates_at_first() -> None:
         return MetricsPage(at_seconds, samples)
 
     first, second, anew = page(10.0, 1.0, 100.0), page(12.0, 1.0, 130.0), page(14.0, 13.0, 7.0)
-    assert service_look("", second, first).tokens_per_second == 15.0
-    assert service_look("", anew, second).tokens_per_second is None
+    assert service_snapshot("", second, first).tokens_per_second == 15.0
+    assert service_snapshot("", anew, second).tokens_per_second is None
 
 
 @processes

@@ -12,7 +12,7 @@ _METHODS = {"decode": "Generate", "prefill": "Prefill"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ServiceLook:
+class ServiceSnapshot:
     """One service by its metrics. Rates are None until it has been read twice in one life.
 
     `running`: calls of Generate or Prefill. `queued`: who waits for room, or for a turn. `tokens`
@@ -37,7 +37,7 @@ class ServiceLook:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class SessionLook:
+class SessionSnapshot:
     """One session of the caller's tenant. `expires_in_seconds` is 0 while it is busy."""
 
     target: str
@@ -59,15 +59,17 @@ class Problem:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Look:
+class Snapshot:
     """Everything at one time, in the order of the addresses."""
 
-    services: tuple[ServiceLook, ...]
-    sessions: tuple[SessionLook, ...]
+    services: tuple[ServiceSnapshot, ...]
+    sessions: tuple[SessionSnapshot, ...]
     problems: tuple[Problem, ...]
 
 
-def service_look(address: str, page: MetricsPage, earlier: MetricsPage | None) -> ServiceLook:
+def service_snapshot(
+    address: str, page: MetricsPage, earlier: MetricsPage | None
+) -> ServiceSnapshot:
     """Return a service's snapshot, with rates since the earlier page of the same process."""
     pool = page.total("headwise_kv_capacity_bytes", tier="pool")
     kind = "decode" if pool else "prefill"
@@ -84,7 +86,7 @@ def service_look(address: str, page: MetricsPage, earlier: MetricsPage | None) -
             page.at_seconds - earlier.at_seconds
         )
 
-    return ServiceLook(
+    return ServiceSnapshot(
         address=address,
         kind=kind,
         model=model.get("model", ""),
@@ -103,8 +105,8 @@ def service_look(address: str, page: MetricsPage, earlier: MetricsPage | None) -
     )
 
 
-def session_look(target: str, session: SessionInfo) -> SessionLook:
-    return SessionLook(
+def session_snapshot(target: str, session: SessionInfo) -> SessionSnapshot:
+    return SessionSnapshot(
         target=target,
         session_id=session.session_id,
         tokens=session.tokens,
