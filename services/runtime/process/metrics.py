@@ -37,7 +37,7 @@ PREFILLS_SHARED = Counter(
     "headwise_prefills_shared", "Requests that joined the computation of an equal one"
 )
 PREFILLS_REUSED = Counter(
-    "headwise_prefills_reused", "Contexts found in a store instead of being computed"
+    "headwise_prefills_reused", "Stored caches found in a store instead of being computed"
 )
 LEASES = Gauge("headwise_leases", "Leases of kept caches that are running")
 LEASES_ENDED = Counter("headwise_leases_ended", "Leases that are over, by reason", ["reason"])
