@@ -120,4 +120,4 @@ class AnswerRunner:
         )
 
     def _leave(self, began: float, tenant: str) -> None:
-        self._arbiter.leave(stayed_seconds=time.monotonic() - began, tenant=tenant)
+        self._arbiter.release_answers(stayed_seconds=time.monotonic() - began, tenant=tenant)

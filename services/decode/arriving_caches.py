@@ -97,7 +97,7 @@ class ArrivingCaches:
             pages.release()
             raise
         finally:
-            self._arbiter.leave(tenant=tenant)
+            self._arbiter.release_answers(tenant=tenant)
         return pages, report
 
     def _expected_pages(self, cache: ArrivingCache) -> PageCount:

@@ -80,7 +80,7 @@ class GenerateCall:
             answers = self._runner.start(spec, pages, keep_first, as_new_session)
         except BaseException:
             pages.release()
-            self._arbiter.leave(spec.answers, tenant=current_tenant())
+            self._arbiter.release_answers(spec.answers, tenant=current_tenant())
             raise
         try:
             with span("answer"):

@@ -156,15 +156,15 @@ class MemoryArbiter(Generic[_Sequence]):
             opened = waiter.opened
             if opened.done() and not opened.cancelled() and not opened.exception():
                 opened.result().release()
-                self.leave(answers, tenant=tenant)
+                self.release_answers(answers, tenant=tenant)
             else:
                 self._leave_line(waiter)
             raise
 
-    def leave(
+    def release_answers(
         self, answers: int = 1, stayed_seconds: float | None = None, tenant: str = ""
     ) -> None:
-        """Count out answers that have ended and whose pages have been released."""
+        """Give back the places of answers that have ended and whose pages have been released."""
         self._places.give_back(tenant, answers)
         if stayed_seconds is not None:
             self._stay_seconds += _NEWEST * (stayed_seconds - self._stay_seconds)

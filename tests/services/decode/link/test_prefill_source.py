@@ -92,7 +92,7 @@ async def test_a_full_pool_holds_the_stream_up_until_pages_come_free(
     await asyncio.sleep(0.1)
     assert call.read_count == held_up_at
     other.release()
-    arbiter.leave()
+    arbiter.release_answers()
     await receiving
     assert pages.row_counts() == ((88, 88), (88, 88))
 

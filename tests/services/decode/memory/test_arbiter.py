@@ -31,7 +31,7 @@ def _room(pool: PagePool, pages: int) -> Callable[[], SequencePages]:
 
 def _leave(arbiter: MemoryArbiter[Any], pages: SequencePages) -> None:
     pages.release()
-    arbiter.leave()
+    arbiter.release_answers()
 
 
 async def test_released_pages_go_to_the_first_waiter(pool: PagePool) -> None:
@@ -125,7 +125,7 @@ async def test_several_answers_count_as_several_sequences(pool: PagePool) -> Non
     await asyncio.sleep(0.01)
     assert not waiting.done()
     pages.release()
-    arbiter.leave()
+    arbiter.release_answers()
     await waiting
 
 
@@ -289,7 +289,7 @@ async def test_the_tenant_with_fewest_sequences_comes_first_whatever_the_deadlin
     tasks.append(asyncio.create_task(ask("few", 900.0)))
     await asyncio.sleep(0.01)
     running[0].release()
-    arbiter.leave(tenant="many")
+    arbiter.release_answers(tenant="many")
     await asyncio.sleep(0.01)
     assert order == ["few"]
     for task in tasks:
