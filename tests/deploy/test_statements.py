@@ -1,4 +1,4 @@
-"""What documents and comments say of deploy/ is so: figures, kinds, components, times."""
+"""Statements about deploy/ in documents and comments: figures, kinds, components, times."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ class Owned(Protocol):
 
     @property
     def owner(self) -> str:
-        """The tenant."""
+        """The owner's tenant, or "" for none."""
 
 
 class Places:
