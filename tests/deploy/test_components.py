@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from headwise import Client, Unauthenticated
+from headwise import Client, Unauthenticated, Unavailable
 from services.demo.processes import running_service
 from tests.deploy.open_doors import selects
 from tests.deploy.rendered import (
@@ -26,6 +27,8 @@ from tests.deploy.rendered import (
     resources_with,
 )
 from tests.deploy.test_against_the_code import parsed
+from tests.interop.doors import Door
+from tests.interop.envoy import running_envoy
 from tests.observe import wait_until
 from tests.parts import require_program
 
@@ -205,13 +208,29 @@ def test_tokens_made_by_the_script_let_their_tenant_in_and_nobody_else(
             *("--tokens", str(tmp_path / "decode/tokens.toml")),
             *("--prefill-token", str(tmp_path / "decode/prefill-token")),
         ]
-        with running_service("decode", decode_arguments) as decode:
-            with Client(decode.target, token=token) as acme:
-                wait_until(lambda: bool(acme.describe().default_policy), 30, "decode")
-                assert acme.generate("x y z", max_tokens=2, ignore_eos=True).text()
-            for service in (prefill, decode):
+        with (
+            running_service("decode", decode_arguments) as decode,
+            running_envoy(tmp_path, [decode.port], [prefill.port]) as envoy,
+        ):
+            with (
+                Client(decode.target, token=token) as acme,
+                Client(envoy.target, token=token) as far,
+            ):
+                wait_until(lambda: _described(far), 30, "decode behind Envoy")
+                asked = acme.generate("x y z", max_tokens=2, session_ttl_seconds=60)
+                kept = asked.result.session_id
+                assert kept in {session.session_id for session in far.sessions.list()}
+            for target in (prefill.target, decode.target, envoy.target):
                 with (
-                    Client(service.target, tenant="acme") as stranger,
+                    Client(target, tenant="acme") as stranger,
                     pytest.raises(Unauthenticated),
                 ):
                     stranger.caches.keep("x y z", ttl_seconds=5)
+            refused = Door(envoy.target).post("headwise.v1.DecodeService/ListSessions")
+            assert refused == (401, "TOKEN_MISSING")
+
+
+def _described(client: Client) -> bool:
+    with contextlib.suppress(Unavailable):
+        return bool(client.describe(timeout_seconds=5).default_policy)
+    return False

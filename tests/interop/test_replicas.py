@@ -6,15 +6,20 @@ import contextlib
 import dataclasses
 import itertools
 import re
+import secrets
 import signal
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from headwise import AsyncClient, Cancelled, Client, HeadwiseError, NotFound, Result, Unavailable
+from headwise.errors import from_rpc_error
+from headwise.v1 import decode_pb2, decode_pb2_grpc
 from services.demo.processes import Service
+from services.runtime.replicas.routing import PASSED_ON_KEY
 from tests.conftest import Pair
 from tests.interop.envoy import Envoy, free_ports, running_envoy
 from tests.interop.replicas import running_replicas, tag_of
@@ -166,6 +171,28 @@ def test_a_turn_sent_to_any_replica_is_answered_as_by_its_own(
         first.sessions.release(fork)
     for client in clients:
         client.close()
+
+
+def test_a_call_is_passed_on_once_and_made_up_tags_end_at_once(fleet: Fleet) -> None:
+    owner, other = (service.target for service in fleet.decodes[:2])
+    with Client(owner) as client, grpc.insecure_channel(other) as channel:
+        session_id = _turn(client, 0).session_id
+        describe = decode_pb2_grpc.DecodeServiceStub(channel).DescribeSession
+        request = decode_pb2.DescribeSessionRequest(session_id=session_id)
+        assert describe(request, timeout=10).session.session_id == session_id
+        # a stranger who sends the mark of a replica gets what a replica gets
+        with pytest.raises(grpc.RpcError) as caught:
+            describe(request, timeout=10, metadata=((PASSED_ON_KEY, "1"),))
+        assert from_rpc_error(caught.value).reason == "SESSION_ELSEWHERE"
+        made_up = [secrets.token_hex(22) for _ in range(200)]
+        calls = [
+            describe.future(decode_pb2.DescribeSessionRequest(session_id=one), timeout=30)
+            for one in made_up
+        ]
+        reasons = {from_rpc_error(call.exception()).reason for call in calls}
+        assert reasons == {"SESSION_REPLICA_GONE"}
+        assert describe(request, timeout=10).session.session_id == session_id
+        client.sessions.release(session_id)
 
 
 def test_a_lease_is_renewed_and_released_by_any_way(
