@@ -11,6 +11,9 @@ import grpc
 from headwise.v1 import replica_pb2, replica_pb2_grpc
 from services.demo.processes import Service, running_service
 
+# several start at once, beside whatever else the machine does
+_READY_SECONDS = 500.0
+
 
 def addresses(ports: Sequence[int]) -> str:
     """The value of `--peers`."""
@@ -25,7 +28,10 @@ def running_replicas(
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(len(ports)) as threads:
         own = [*arguments, "--threads", "1", "--peers", addresses(ports)]
         starting = [
-            threads.submit(stack.enter_context, running_service(name, [*own, "--port", str(port)]))
+            threads.submit(
+                stack.enter_context,
+                running_service(name, [*own, "--port", str(port)], _READY_SECONDS),
+            )
             for port in ports
         ]
         yield [each.result() for each in starting]

@@ -25,7 +25,8 @@ from tests.interop.envoy import Envoy, free_ports, running_envoy
 from tests.interop.replicas import running_replicas, tag_of
 from tests.observe import wait_until
 
-pytestmark = pytest.mark.processes
+# five processes are started for the first test
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(900)]
 
 _TURNS = 6
 
