@@ -35,7 +35,7 @@ def _smoke(name: str) -> Part:
 
 
 PARTS = (
-    Part(IMPORTS, 1, 25, exact=True),
+    Part(IMPORTS, 1, 40, exact=True),
     *map(_smoke, ("model", "fp8", "int8", "int8-int4", "int4", "retention", "gather", "prefill")),
     Part("tests-kernels", 1, 125, exact=True),
     Part("tests-services", 1, 60, exact=True),

@@ -17,8 +17,10 @@ pytest.importorskip("triton")
 from benchmarks.figures import Figure
 from benchmarks.gpu.faults import VARIABLE
 from benchmarks.gpu.figures import Implausible, Recorder
+from benchmarks.gpu.first_run import plan
+from benchmarks.gpu.first_run.outcomes import Outcome, Outcomes
 from benchmarks.gpu.first_run.summary import Row, lines
-from benchmarks.gpu.parts import PARTS, RUN_SECONDS, chosen
+from benchmarks.gpu.parts import PARTS, RUN_SECONDS, Part, chosen
 from benchmarks.gpu.predictions import PREDICTED
 from benchmarks.gpu.recorded_tests import PATHS
 from benchmarks.gpu.requirements import NEEDED
@@ -108,6 +110,22 @@ def test_nothing_runs_where_an_import_fails(tmp_path: Path) -> None:
     assert "import google_crc32c: ImportError: not built" in done.stdout
     outcomes = json.loads((tmp_path / "found" / "outcomes.json").read_text())
     assert [(each["part"], each["word"]) for each in outcomes] == [("imports", "failed")]
+
+
+def test_a_part_that_cannot_be_started_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(part: Part, *_: object) -> Outcome:
+        if part.name == "gather":
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return Outcome(part.name, "passed", "exit code 0", 1.0, 2.0)
+
+    monkeypatch.setattr(plan, "run_part", start)
+    outcomes = Outcomes(tmp_path)
+    plan.Plan(outcomes, tiny=True).run(chosen([], ["ceilings", "gather", "choosing"]))
+    found = {name: outcomes.of(name) for name in ("ceilings", "gather", "choosing")}
+    assert found == {"ceilings": "passed", "gather": "failed", "choosing": "passed"}
+    assert "Resource temporarily unavailable" in (tmp_path / "summary.txt").read_text()
 
 
 def test_the_program_needs_nothing_but_the_standard_library() -> None:

@@ -62,7 +62,11 @@ class Plan:
             return Outcome(part.name, "skipped", "no time is left in its run", 0.0, seconds)
         arguments = ["--folder", str(self._outcomes.parts), *(["--tiny"] if self._tiny else [])]
         self._outcomes.forget(part.name)
-        return run_part(part, arguments, seconds, self._outcomes.log(part.name), os.environ)
+        try:
+            return run_part(part, arguments, seconds, self._outcomes.log(part.name), os.environ)
+        except OSError as error:
+            # no process could be started: the next part may have one
+            return Outcome(part.name, "failed", str(error), 0.0, seconds)
 
 
 def _groups(parts: Iterable[Part]) -> list[list[Part]]:
