@@ -41,8 +41,8 @@ _RETRY = {
 }
 
 
-def channel_options(*, retries: bool) -> ChannelOptions:
-    """Return the options of a client's channel.
+def channel_options(*, retries: bool, proxy: bool = True) -> ChannelOptions:
+    """Return the options of a client's channel; without `proxy` the environment's is not used.
 
     gRPC retries a call only while nothing of the answer has arrived, so a generation that has begun
     is never repeated silently.
@@ -54,13 +54,22 @@ def channel_options(*, retries: bool) -> ChannelOptions:
         # calls alternate between all addresses of a name: a headless Service has one per pod
         ("grpc.lb_policy_name", "round_robin"),
         ("grpc.enable_retries", int(retries)),
+        ("grpc.enable_http_proxy", int(proxy)),
         *policy,
     )
 
 
-def server_options() -> ChannelOptions:
-    """Return the options of a server, which pings clients and accepts a ping every 5 s."""
+# a call that is begun and never ended holds up to 4 MiB of its request
+MAX_CONNECTION_STREAMS = 128
+
+
+def server_options(max_connection_streams: int = MAX_CONNECTION_STREAMS) -> ChannelOptions:
+    """Return the options of a server, which pings clients and accepts a ping every 5 s.
+
+    Calls beyond `max_connection_streams` of one connection wait in the client.
+    """
     return (
+        ("grpc.max_concurrent_streams", max_connection_streams),
         *_KEEPALIVE,
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 4_000),

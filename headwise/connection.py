@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 from collections.abc import Callable
 
 import grpc
 
 from headwise.channel import ChannelOptions, channel_options
+from headwise.proxies import is_local, note_target
 from headwise.target import target_fault
 from headwise.tls import Tls
 
@@ -44,8 +44,9 @@ class Connection:
         if self.tls is not None and self.credentials is not None:
             raise ValueError("give tls or credentials, not both")
         plain_text = self.tls is None and self.credentials is None
-        if self.token is not None and plain_text and not _is_local(self.target):
+        if self.token is not None and plain_text and not is_local(self.target):
             raise ValueError(f"a token would go to {self.target} in plain text: give tls")
+        note_target(self.target)
 
     def open(self) -> grpc.Channel:
         """Open a channel for blocking calls."""
@@ -82,7 +83,7 @@ class Connection:
 
     def _options(self) -> ChannelOptions:
         return (
-            *channel_options(retries=self.retries),
+            *channel_options(retries=self.retries, proxy=not is_local(self.target)),
             *(self.tls.channel_options() if self.tls else ()),
         )
 
@@ -90,16 +91,3 @@ class Connection:
 def is_token(text: str) -> bool:
     """Whether `text` can be a token: printable ASCII without spaces, and not empty."""
     return bool(text) and text.isascii() and text.isprintable() and " " not in text
-
-
-def _is_local(target: str) -> bool:
-    """Whether calls to the target stay on this machine."""
-    if target.startswith("unix:"):
-        return True
-    host = target.removeprefix("dns:///").rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.removeprefix("ipv4:").removeprefix("ipv6:")).is_loopback
-    except ValueError:
-        return False

@@ -30,6 +30,8 @@ from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
+from headwise.proxies import proxy_hint
+
 DOMAIN = "headwise"
 # how gRPC tells that something else than gRPC answers
 _OTHER_PROTOCOL = ("http1.x server", "unexpected HTTP status", "Failed parsing HTTP/2")
@@ -174,6 +176,9 @@ def from_rpc_error(rpc_error: grpc.RpcError) -> HeadwiseError:
         return Unavailable("the connection was lost on the way", "STREAM_RESET")
     if reason == code.name:
         message, kind, reason = _in_plain_words(code, message)
+        if kind is Unavailable and proxy_hint():
+            # gRPC's words name the proxy's address alone
+            message = f"{message}; {proxy_hint()}"
         return kind(message, reason, metadata, retry)
     return BY_CODE.get(code, HeadwiseError)(message, reason, metadata, retry)
 

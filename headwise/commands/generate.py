@@ -17,6 +17,7 @@ from headwise.commands.request_options import (
     sampling_options,
 )
 from headwise.commands.summary import as_json, print_heads, print_summary
+from headwise.commands.terminal_text import for_output
 from headwise.commands.texts import STANDARD_INPUT, read_text, require_text
 from headwise.requests import Message
 
@@ -107,8 +108,8 @@ def _print_text(generation: Generation, answers: int) -> None:
     """Print one answer while it arrives, and several answers after the last has ended."""
     if answers == 1:
         for delta in generation:
-            click.echo(delta.text, nl=False)
+            click.echo(for_output(delta.text), nl=False)
         click.echo()
         return
     for number, result in enumerate(generation.results, 1):
-        click.echo(f"[{number}] {result.text}")
+        click.echo(for_output(f"[{number}] {result.text}"))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from headwise import Client, Policy
+from headwise.commands.terminal_text import without_controls
 from services.demo.document import question_about, read_document
 from services.demo.figures import Answered, write_figures
 from services.demo.processes import running_service
@@ -77,7 +78,7 @@ def _ask(
     text = ""
     for delta in generation:
         text += delta.text
-        console.print(delta.text, end="", markup=False, highlight=False)
+        console.print(without_controls(delta.text), end="", markup=False, highlight=False)
     console.print("\n")
     return Answered(text, generation.result)
 

@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from headwise.connection import Connection, Metadata
 from headwise.errors import HeadwiseError, NotSupported, from_rpc_error
+from headwise.proxies import proxy_advice
 from headwise.v1 import cache_pb2, decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
 from kvstore.errors import FingerprintMismatch
 from services.doctor.finding import Finding, Level
@@ -35,15 +36,17 @@ class Peer:
 def visit(connection: Connection) -> tuple[Peer | None, list[Finding]]:
     """Ask one service how it is and what it serves."""
     target = connection.target
+    proxied = proxy_advice(target)
+    found = [Finding(target, Level.WARNING, "reached through a proxy", proxied)] if proxied else []
     try:
         with connection.open() as channel:
             metadata = connection.metadata()
             serving = _is_serving(channel, metadata)
             kind, described = _describe(channel, metadata)
     except grpc.RpcError as error:
-        return None, [_failure(target, from_rpc_error(error))]
+        return None, [*found, _failure(target, from_rpc_error(error))]
     peer = Peer(target, kind, described.model.fingerprint, described.versions)
-    return peer, [_health(peer, serving), *_own_version(peer)]
+    return peer, [*found, _health(peer, serving), *_own_version(peer)]
 
 
 def _is_serving(channel: grpc.Channel, metadata: Metadata) -> bool:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from headwise.proxies import is_local
+
 _TIMEOUT_SECONDS = 5.0
 # a decode that has served all head classes of 60 layers gives 60 KiB
 _MOST_BYTES = 4 << 20
@@ -44,7 +46,9 @@ def read_metrics(address: str) -> MetricsPage:
     """Read HOST:PORT. Raises `NotReadable`."""
     try:
         url = f"http://{address}/metrics"
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as answer:
+        # a proxy of the environment would be asked for loopback as well
+        handlers = [urllib.request.ProxyHandler({})] if is_local(address) else []
+        with urllib.request.build_opener(*handlers).open(url, timeout=_TIMEOUT_SECONDS) as answer:
             text = answer.read(_MOST_BYTES).decode()
         families = text_string_to_metric_families(text)
         samples = [sample for family in families for sample in family.samples]

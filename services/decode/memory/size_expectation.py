@@ -30,14 +30,14 @@ class SizeExpectation:
         max_tokens: int,
         codec: RowCodec,
         *,
-        longest_answer: bool = False,
+        unseen_is_short: bool = True,
     ) -> PageCount:
         """Estimate the pages of prompt and answer; those of a dense cache for a new policy.
 
-        The answer is as long as earlier ones were, or as long as it may be with `longest_answer`.
+        `unseen_is_short`: before any answer has ended, an answer counts one token.
         """
-        usual = int(self._answer_tokens * _MARGIN) + 1
-        answer = max_tokens if longest_answer else min(max_tokens, usual)
+        seen = self._answer_tokens or unseen_is_short
+        answer = min(max_tokens, int(self._answer_tokens * _MARGIN) + 1) if seen else max_tokens
         dense = self._pool.bound(prompt_tokens + answer, codec)
         ratio = min(1.0, self._ratios.get(_key(policy), 1.0) * _MARGIN)
         return PageCount(int(dense.rows * ratio), int(dense.metadata * ratio))

@@ -14,6 +14,12 @@ from services.runtime.process.watched_files import WatchedFiles
 
 log = logging.getLogger("headwise.store")
 
+# says nothing of the address, which may hold a password
+BAD_ADDRESS = (
+    "the address cannot be used: give redis://HOST:PORT or rediss://USER@HOST:PORT, with a / # ? @ "
+    "or : in a name as %XX, and the password in the file of --store-redis-password"
+)
+
 # parts of the query that redis-py would read only at the first connection, or not at all
 _FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _CLUSTER = "cluster"
@@ -41,8 +47,8 @@ def _without_known_query(url: str) -> tuple[str, dict[str, str]]:
     """The URL without the parts of its query that are read here, and these parts."""
     try:
         parts = urllib.parse.urlsplit(url)
-    except ValueError as error:
-        raise ServeError(f"--store-redis: {error}") from error
+    except ValueError:
+        raise ServeError(f"--store-redis: {BAD_ADDRESS}") from None
     pairs = urllib.parse.parse_qsl(parts.query, keep_blank_values=True)
     known = {name: value for name, value in pairs if name in (*_FILES, _CLUSTER)}
     if not known:

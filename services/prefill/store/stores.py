@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 
 from headwise.target import target_fault
+from kvstore.errors import InvalidParameter
 from kvstore.tiers import BoundedTier, Budget, DiskTier, MemoryTier, Tier
 from kvstore.tiers.mooncake import MooncakeTier
 from kvstore.tiers.mooncake_client import MooncakeAddress, connect_mooncake
 from kvstore.tiers.redis import RedisOptions, RedisTier
 from kvstore.tiers.redis_client import RedisClient, connect_redis
 from kvstore.wire import WireLimits
-from services.prefill.store.redis_access import redis_address
+from services.prefill.store.redis_access import BAD_ADDRESS, redis_address
 from services.prefill.store.store_options import StoreOptions
 from services.runtime.process.serve_error import ServeError
 
@@ -67,10 +68,12 @@ def _redis_client(options: StoreOptions) -> RedisClient:
     address = redis_address(options)
     try:
         return connect_redis(address)
-    # redis-py has many errors for an address that cannot be used; the address is not told, since it
-    # may hold a password
-    except Exception as error:
+    except InvalidParameter as error:
         raise ServeError(f"--store-redis: {error}") from error
+    # redis-py has many errors for an address that cannot be used, and some quote a part of it,
+    # which may be of a password
+    except Exception as error:
+        raise ServeError(f"--store-redis: {BAD_ADDRESS} ({type(error).__name__})") from None
 
 
 def _mooncake(options: StoreOptions, limits: WireLimits) -> MooncakeTier:

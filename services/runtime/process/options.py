@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
+from headwise.channel import MAX_CONNECTION_STREAMS
 from services.runtime.process.configuration import setting
 
 MODEL_CACHE = pathlib.Path("~/.cache/headwise/models")
@@ -57,6 +58,12 @@ class ServerOptions:
     )
     drain_seconds: float = setting(
         30.0, "Seconds that running calls have after SIGTERM before they are cancelled.", minimum=0
+    )
+    max_connection_streams: int = setting(
+        MAX_CONNECTION_STREAMS,
+        "Most calls at once on one connection; further calls wait in the client. Each holds up to "
+        "4 MiB of its request. Give prefill at least decode's --max-sequences.",
+        minimum=1,
     )
     reader_stall_seconds: float = setting(
         60.0,

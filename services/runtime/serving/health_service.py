@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.runtime.serving.call_ending import CallEnding
 
 _Response = health_pb2.HealthCheckResponse
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -43,7 +45,7 @@ class HealthService(health_pb2_grpc.HealthServicer):
     ) -> health_pb2.HealthCheckResponse:
         status = self._statuses.get(request.service)
         if status is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
+            await _end(context, grpc.StatusCode.NOT_FOUND, "no such service")
         return _Response(status=status)
 
     async def Watch(  # noqa: N802
@@ -51,7 +53,7 @@ class HealthService(health_pb2_grpc.HealthServicer):
     ) -> None:
         if len(self._watchers) >= self._max_watchers:
             text = f"{self._max_watchers} watches are running: call Check"
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+            await _end(context, grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         changed = asyncio.Event()
         self._watchers.add(changed)
         try:
@@ -71,6 +73,10 @@ class HealthService(health_pb2_grpc.HealthServicer):
                         await context.write(_Response(status=status))
                 except TimeoutError:
                     text = "the status was not taken"
-                    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+                    await _end(context, grpc.StatusCode.RESOURCE_EXHAUSTED, text)
                 told = status
             await changed.wait()
+
+
+async def _end(context: _Context, code: grpc.StatusCode, text: str) -> NoReturn:
+    await CallEnding(code, "", text).end(context)

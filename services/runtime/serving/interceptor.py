@@ -8,18 +8,19 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 
-from headwise.connection import REQUEST_ID_KEY
-from headwise.errors import HeadwiseError, InternalError, to_trailing_metadata
+from headwise.connection import REQUEST_ID_KEY, is_token
+from headwise.errors import HeadwiseError, InternalError
 from headwise.tracing import annotate, server_span
 from services.runtime.process import metrics
 from services.runtime.process.logs import request_id
 from services.runtime.replicas.routing import CallRouter
 from services.runtime.security.authentication import Authentication
-from services.runtime.security.identity import set_identity
+from services.runtime.security.identity import Identity, set_identity
+from services.runtime.serving.call_ending import CallEnding, drop_frames
 from services.runtime.serving.request_size import require_size, sized
 from services.runtime.serving.status import to_headwise_error
 
@@ -34,6 +35,7 @@ _COUNTED = {
     "/headwise.v1.CacheService/KeepCache",
 }
 
+Metadata = tuple[tuple[str, str | bytes], ...]
 Handler = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
 
 log = logging.getLogger("headwise.calls")
@@ -86,28 +88,13 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or not method.startswith("/headwise."):
             return handler
         kind = "unary_stream" if handler.response_streaming else "unary_unary"
+        # read once: gRPC decodes all metadata again, and logs what it cannot decode, at each look
+        metadata = tuple(handler_call_details.invocation_metadata or ())
         return getattr(grpc, f"{kind}_rpc_method_handler")(
-            self._guarded(
-                method[1:],
-                self._identified(self._routed(method, getattr(handler, kind), kind), method),
-            ),
+            self._guarded(method, self._routed(method, getattr(handler, kind), kind), metadata),
             sized(handler.request_deserializer),
             _serialize(handler.response_serializer),
         )
-
-    def _identified(self, handler: Handler, method: str) -> Handler:
-        """Return a handler that sets the caller's identity, or raises a typed error."""
-
-        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            identity = self._authentication.identify(context.invocation_metadata() or ())
-            set_identity(identity)
-            require_size(request)
-            if method not in _COUNTED:
-                return await handler(request, context)
-            with identity.allowance.stream():
-                return await handler(request, context)
-
-        return call
 
     def _routed(self, method: str, handler: Handler, kind: str) -> Handler:
         """Return a handler that has another replica answer the calls which are for it."""
@@ -124,16 +111,40 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
 
         return call
 
-    def _guarded(self, path: str, handler: Handler) -> Handler:
-        method = path.rsplit("/", 1)[1]
+    def _guarded(self, method: str, handler: Handler, metadata: Metadata) -> Handler:
+        """Return a handler that knows its caller and whose errors become a status."""
+        path, name = method[1:], method.rsplit("/", 1)[1]
 
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            request_id.set(_request_id(context))
-            metadata = context.invocation_metadata() or ()
-            with self._counted(method), server_span(path, metadata, request_id.get()):
-                return await _answer(method, handler, request, context)
+            request_id.set(_request_id(metadata))
+            with self._counted(name):
+                try:
+                    identity = self._authentication.identify(metadata)
+                except HeadwiseError as error:
+                    refusal = CallEnding.of(error)
+                else:
+                    set_identity(identity)
+                    counted = _checked(handler, identity if method in _COUNTED else None)
+                    with server_span(path, metadata, request_id.get()):
+                        return await _answer(name, counted, request, context)
+                # no span: a caller that is not known decides nothing of what is traced
+                _count(name, refusal.code.name, refusal.reason, 0.0)
+                return await refusal.end(context)
 
         return call
+
+
+def _checked(handler: Handler, identity: Identity | None) -> Handler:
+    """Return a handler of requests that are not too large; it takes one stream of the identity."""
+
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        require_size(request)
+        if identity is None:
+            return await handler(request, context)
+        with identity.allowance.stream():
+            return await handler(request, context)
+
+    return call
 
 
 def _serialize(serializer: Callable[[Any], bytes] | None) -> Callable[[Any], bytes] | None:
@@ -155,24 +166,22 @@ async def _answer(
     except Exception as error:
         # a write to a call that the client has closed raises an internal error of gRPC, also
         # before the event loop has learned of it
-        if context.cancelled() or isinstance(error, grpc.aio.InternalError):
-            code, reason = "CANCELLED", "CANCELLED"
-            raise asyncio.CancelledError from error
-        typed = to_headwise_error(error)
-        code, reason = typed.code.name, typed.reason
-        if isinstance(typed, InternalError):
-            log.exception("%s failed", method)
-        await _abort(context, typed)
+        closed = context.cancelled() or isinstance(error, grpc.aio.InternalError)
+        ending = None if closed else _ending(method, error)
+        code, reason = (ending.code.name, ending.reason) if ending else ("CANCELLED", "CANCELLED")
+        drop_frames(error)
     finally:
         _count(method, code, reason, time.perf_counter() - began)
+    if ending is None:
+        raise asyncio.CancelledError
+    return await ending.end(context)
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: HeadwiseError) -> NoReturn:
-    """End the call with the error's status; a call that the client has closed ends without."""
-    try:
-        await context.abort(error.code, error.message, to_trailing_metadata(error))
-    except grpc.aio.InternalError as closed:
-        raise asyncio.CancelledError from closed
+def _ending(method: str, error: Exception) -> CallEnding:
+    typed = to_headwise_error(error)
+    if isinstance(typed, InternalError):
+        log.exception("%s failed", method)
+    return CallEnding.of(typed)
 
 
 def _count(method: str, code: str, reason: str, seconds: float) -> None:
@@ -183,8 +192,8 @@ def _count(method: str, code: str, reason: str, seconds: float) -> None:
     log.info("%s %s %s %.3fs", method, code, reason or "-", seconds)
 
 
-def _request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID_KEY and isinstance(value, str) and value.isprintable():
+def _request_id(metadata: Metadata) -> str:
+    for key, value in metadata:
+        if key == REQUEST_ID_KEY and isinstance(value, str) and is_token(value):
             return value[:_REQUEST_ID_LENGTH]
     return uuid.uuid4().hex[:16]

@@ -9,12 +9,10 @@ import os
 import pathlib
 import signal
 from collections.abc import Callable
-from wsgiref.simple_server import WSGIServer
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import start_http_server
 
 from headwise.channel import server_options
 from headwise.v1 import replica_pb2, replica_pb2_grpc, store_pb2
@@ -33,6 +31,7 @@ from services.runtime.security.security_options import SecurityOptions
 from services.runtime.security.tls import server_credentials
 from services.runtime.serving.health_service import HealthService
 from services.runtime.serving.interceptor import StatusInterceptor
+from services.runtime.serving.metrics_port import MetricsPort
 from services.runtime.startup.addresses import listen_problems
 from services.runtime.startup.problem import require_none
 
@@ -69,7 +68,9 @@ class Server:
         authentication = Authentication(security)
         self._router = _router(options, security, routes or {})
         self._calls = StatusInterceptor(authentication, self._router)
-        self._server = grpc.aio.server(interceptors=[self._calls], options=server_options())
+        self._server = grpc.aio.server(
+            interceptors=[self._calls], options=server_options(options.max_connection_streams)
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
             (service, *_SHARED_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
@@ -138,7 +139,7 @@ class Server:
         metrics_server = self._start_metrics()
         for server in self._servers:
             await server.start()
-        self._announce(metrics_server.server_port)
+        self._announce(metrics_server.port)
         returning_memory = asyncio.create_task(self._give_memory_back())
         try:
             await self._stopping.wait()
@@ -151,8 +152,7 @@ class Server:
                 await server.stop(None)
             if self._router is not None:
                 await self._router.close()
-            metrics_server.shutdown()
-            metrics_server.server_close()
+            metrics_server.close()
 
     @property
     def _servers(self) -> tuple[grpc.aio.Server, ...]:
@@ -181,9 +181,9 @@ class Server:
         await self._server.stop(None)
         await stopping
 
-    def _start_metrics(self) -> WSGIServer:
+    def _start_metrics(self) -> MetricsPort:
         try:
-            server, _ = start_http_server(self._options.metrics_port, bare_host(self._options.host))
+            server = MetricsPort(self._options.metrics_port, bare_host(self._options.host))
         except OSError as error:
             port = self._options.metrics_port
             require_none(listen_problems(self._options.host, port, "--metrics-port"))

@@ -33,8 +33,35 @@ _TABLE: dict[type[KVStoreError], tuple[type[HeadwiseError], str]] = {
 }
 
 
+# an error repeats the caller's own values, and must fit into the 8 KiB of trailing metadata that
+# clients take: the message goes out twice, once with every byte outside of ASCII as three
+_MAX_MESSAGE_BYTES = 1024
+_MAX_VALUE_BYTES = 512
+_MAX_VALUES = 4
+
+
 def to_headwise_error(error: Exception) -> HeadwiseError:
-    """Return the caller's typed error; INTERNAL with a fixed text for errors not in the table."""
+    """Return the caller's typed error, cut to a bounded size.
+
+    Errors that are not in the table are INTERNAL, with a fixed text.
+    """
+    typed = _typed(error)
+    metadata = {
+        _cut(key, _MAX_VALUE_BYTES): _cut(value, _MAX_VALUE_BYTES)
+        for key, value in list(typed.metadata.items())[:_MAX_VALUES]
+    }
+    message, retry = _cut(typed.message, _MAX_MESSAGE_BYTES), typed.retry_after_seconds
+    if (message, metadata) == (typed.message, typed.metadata):
+        return typed
+    return type(typed)(message, typed.reason, metadata, retry)
+
+
+def _cut(text: str, most: int) -> str:
+    coded = text.encode(errors="replace")
+    return text if len(coded) <= most else coded[: most - 3].decode(errors="ignore") + "…"
+
+
+def _typed(error: Exception) -> HeadwiseError:
     if isinstance(error, HeadwiseError):
         return error
     # a subclass has the entry of its nearest base class in the table
