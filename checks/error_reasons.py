@@ -61,6 +61,10 @@ MEANINGS = {
     "PREFILL_REFUSES_DECODE": ("Prefill refuses decode's credentials.", "Check decode's token."),
     "PREFILL_STALLED": ("Prefill sent no sign of life.", "See `--prefill-stall-seconds`."),
     "PREFILL_UNAVAILABLE": ("Prefill cannot be reached.", "Retry; check `--prefill`."),
+    "MALFORMED_REQUEST": (
+        "The bytes of the request are not its message.",
+        "Use stubs made from `proto/`.",
+    ),
     "PROMPTS_WAITING": (
         "Too many long prompts of the tenant wait to be tokenized.",
         "Retry after `retry_after_seconds`.",

@@ -59,7 +59,7 @@ def channel_options(*, retries: bool, proxy: bool = True) -> ChannelOptions:
     )
 
 
-# a call that is begun and never ended holds up to 4 MiB of its request
+# a call that is begun and never ended holds up to 16 MiB of its request
 MAX_CONNECTION_STREAMS = 128
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import grpc
 import pytest
 
+from headwise import Unavailable
 from headwise.v1 import decode_pb2, decode_pb2_grpc
 from services.decode.link.link_options import LinkOptions
+from services.decode.link.prefill_errors import prefill_errors
 from services.decode.link.prefill_link import PrefillLink
 from services.runtime.process.logs import request_id
 from services.runtime.process.serve_error import ServeError
@@ -75,6 +77,18 @@ async def test_decode_refuses_a_prefill_with_an_unknown_certificate(
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
         assert server.echo.calls == 0
         await link.close()
+
+
+async def test_clients_are_not_told_prefill_s_address(caplog: pytest.LogCaptureFixture) -> None:
+    link = PrefillLink("127.0.0.1:1", LinkOptions())
+    for _ in range(3):
+        with pytest.raises(Unavailable) as caught, prefill_errors("127.0.0.1:1"):
+            await _ask(link)
+        assert caught.value.message == "prefill is unavailable"
+        assert caught.value.reason == "PREFILL_UNAVAILABLE"
+    await link.close()
+    # one line for the operator, however many calls fail
+    assert caplog.text.count("prefill at 127.0.0.1:1 is unavailable") == 1
 
 
 async def test_the_token_is_read_for_each_call(tmp_path: Path) -> None:
