@@ -50,7 +50,7 @@ def measure(sizes: Sizes, timer: Timer, ceilings: Ceilings) -> Figures:
 
 
 def measure_pages(sizes: Sizes, timer: Timer, ceilings: Ceilings) -> Figures:
-    """Measure pages of other sizes than the usual 64 rows: those that are served by default."""
+    """Measure pages of other sizes than the default for 16 bits on CUDA, 64 rows."""
     rows = _lengths(sizes, sizes.mean_rows, timer.device)
     against = f"{ceilings.copying}, pages of {sizes.page_rows} rows of the model's dtype"
     for name, ending in (("model", ""), ("int8", "_int8")):

@@ -55,12 +55,9 @@ class ArrivingCaches:
         await require_policy(policy, self._source.describe)
 
     def expected_bytes(self, cache: ArrivingCache) -> int:
-        """Bytes of the pages that the cache and its answer will probably take.
-
-        Before any answer has ended they are those of the longest answer.
-        """
+        """Bytes of the pages that the cache and its longest answer will probably take."""
         pages = self._expectation.pages(
-            cache.policy, cache.tokens, cache.max_answer_tokens, cache.codec, unseen_is_short=False
+            cache.policy, cache.tokens, cache.max_answer_tokens, cache.codec, longest_answer=True
         )
         return self._pool.bytes_of(pages)
 

@@ -283,7 +283,10 @@ class MemoryArbiter(Generic[_Sequence]):
             return False
         owner = self._places.yielding(waiter.tenant, waiter.answers, self.preempted)
         if owner is None and self._lacks_pages:
-            owner = self._shares.yielding(waiter.tenant, (one.owner for one in running))
+            most = self._shares.yielding(waiter.tenant, (one.owner for one in running))
+            more = self._places.runs_more(most, waiter.tenant, waiter.answers, self.preempted)
+            # a sequence of a tenant that runs fewer would come back at once
+            owner = most if more else None
         if owner in (None, waiter.tenant) or all(one.owner != owner for one in running):
             return False
         metrics.SHARES_YIELDED.labels("sequences").inc()

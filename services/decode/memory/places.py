@@ -53,6 +53,11 @@ class Places:
         active = self._active(preempted)
         return all(active[one.owner] >= active[tenant] + answers for one in preempted)
 
+    def runs_more(self, owner: str, tenant: str, answers: int, preempted: Iterable[Owned]) -> bool:
+        """Whether the owner, with a sequence less, still runs as many as `tenant` would."""
+        active = self._active(preempted)
+        return active[owner] > active[tenant] + answers
+
     def yielding(self, tenant: str, answers: int, preempted: Iterable[Owned]) -> str | None:
         """Return the tenant whose sequence has to go for these answers; None if none has to."""
         active = self._active(preempted)

@@ -30,14 +30,14 @@ class SizeExpectation:
         max_tokens: int,
         codec: RowCodec,
         *,
-        unseen_is_short: bool = True,
+        longest_answer: bool = False,
     ) -> PageCount:
         """Estimate the pages of prompt and answer; those of a dense cache for a new policy.
 
-        `unseen_is_short`: before any answer has ended, an answer counts one token.
+        The answer is as long as earlier ones were, or as long as it may be with `longest_answer`.
         """
-        seen = self._answer_tokens or unseen_is_short
-        answer = min(max_tokens, int(self._answer_tokens * _MARGIN) + 1) if seen else max_tokens
+        usual = int(self._answer_tokens * _MARGIN) + 1
+        answer = max_tokens if longest_answer else min(max_tokens, usual)
         dense = self._pool.bound(prompt_tokens + answer, codec)
         ratio = min(1.0, self._ratios.get(_key(policy), 1.0) * _MARGIN)
         return PageCount(int(dense.rows * ratio), int(dense.metadata * ratio))
