@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from kvstore.kernels.ragged_attention.kernel import attend_on_device
 from kvstore.kernels.ragged_attention.row_ends import row_ends
 from kvstore.kernels.retain.free_pages import FreePages, append_pages
 from kvstore.kernels.retain.kernel import retain
+from kvstore.pool.downloads import Download
 from kvstore.pool.graph_tables import empty_batch
 from kvstore.pool.pages import PagePool
 from kvstore.pool.reservation import PageCount
@@ -47,6 +49,9 @@ class GraphBatch:
         self._chunk_tokens = chunk_tokens
         # tokens of the incomplete chunk
         self._fed = 0
+        # of complete chunks after which the rows held have not been read
+        self._unread_tokens = 0
+        self._downloads: collections.deque[Download] = collections.deque()
         self._pool = pool
         self._row_pages = pool.storage.row_pages(codec)
         self._columns = pool.storage.columns
@@ -155,9 +160,8 @@ class GraphBatch:
         sequences = list(self._occupied())
         if self._fed:
             return [PageCount()] * len(sequences)
-        rows, metadata = (
-            counts.sum((1, 2)).tolist() for counts in self._counts(self._chunk_tokens)
-        )
+        counts = self._counts(self._unread_tokens + self._chunk_tokens)
+        rows, metadata = (pages.sum((1, 2)).tolist() for pages in counts)
         needs = []
         for place, sequence in sequences:
             used = sequence.reservation.used
@@ -213,11 +217,23 @@ class GraphBatch:
         """Count a token, after the last layer of any other step."""
         self.batch.before.add_(1)
 
-    def sync_rows(self) -> None:
-        """Count a step; at the end of a chunk, wait for the device and read the rows held."""
+    def count_step(self) -> None:
+        """Count a step; at the end of a chunk the rows held begin their way to the host."""
         self._fed = (self._fed + 1) % self._chunk_tokens
         if not self._fed:
-            self._read_rows()
+            self._unread_tokens += self._chunk_tokens
+            self._begin_reading()
+
+    def sync_rows(self) -> None:
+        """Count a step; at the end of a chunk, wait for the device and read the rows held."""
+        self.count_step()
+        self.read_rows()
+
+    def read_rows(self, later_chunks: int = 0) -> None:
+        """Read the rows held at the end of all chunks but the last `later_chunks`."""
+        while len(self._downloads) > later_chunks:
+            self._read_rows(self._downloads.popleft().read())
+            self._unread_tokens = len(self._downloads) * self._chunk_tokens
 
     @torch.inference_mode()
     def leave(self, sequences: Sequence[SequencePages] | None = None) -> None:
@@ -245,7 +261,8 @@ class GraphBatch:
             self.batch.before.sub_(1)
             self.retain()
             self._fed = 0
-            self._read_rows()
+            self._begin_reading()
+        self.read_rows()
 
     def _occupied(self) -> Iterator[tuple[int, SequencePages]]:
         for place, sequence in enumerate(self._at):
@@ -333,13 +350,17 @@ class GraphBatch:
         self._bounded[place].copy_(self._exists_there)
         batch.rules[place].copy_(self._empty_rules)
 
-    def _read_rows(self) -> None:
-        """Wait for the device, and read the rows held."""
-        rows, *exhausted = _read(
-            [self.batch.rows, self._free_rows.exhausted, self._free_metadata.exhausted]
-        )
-        assert not any(part.any() for part in exhausted), "preallocated pages suffice"
-        self._rows = rows
+    def _begin_reading(self) -> None:
+        exhausted = self._free_rows.exhausted, self._free_metadata.exhausted
+        together = torch.cat((self.batch.rows.view(-1), *exhausted))
+        self._downloads.append(Download.begin(together))
+
+    def _read_rows(self, values: NDArray[np.int32]) -> None:
+        """Take in the rows held, and whether a queue was exhausted."""
+        assert not values[-2:].any(), "preallocated pages suffice"
+        # places that were emptied meanwhile stay empty
+        taken = np.array([sequence is not None for sequence in self._at])
+        self._rows = values[:-2].reshape(self._rows.shape) * taken[:, None, None]
 
     def _counts(self, more: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Return row and metadata pages of heads with `more` additional rows, `[places, L, H]`."""

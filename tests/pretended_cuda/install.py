@@ -60,8 +60,7 @@ class _Event:
     def wait(self, _: object = None) -> None: ...
 
     def query(self) -> bool:
-        Transfers.end(self._transfers)
-        return True
+        return Transfers.ended >= self._transfers
 
     def synchronize(self) -> None:
         waits("synchronize")

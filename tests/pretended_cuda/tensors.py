@@ -115,7 +115,7 @@ class Transfers:
     _pending: ClassVar[list[tuple[torch.Tensor, torch.Tensor]]] = []
     _alone = threading.Lock()
     begun = 0
-    _ended = 0
+    ended = 0
 
     @classmethod
     def begin(cls, target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
@@ -135,10 +135,10 @@ class Transfers:
     def end(cls, until: int) -> None:
         """End the copies that were begun before the count was `until`."""
         with cls._alone, torch.inference_mode():
-            while cls._ended < until:
+            while cls.ended < until:
                 target, copy = cls._pending.pop(0)
                 plainly(torch.Tensor.copy_, target, copy)
-                cls._ended += 1
+                cls.ended += 1
 
 
 def on_device(result: Any) -> Any:

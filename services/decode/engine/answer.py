@@ -30,6 +30,11 @@ class Answer:
         self.tokens = 0
         self.finish_reason: FinishReason | None = None
 
+    @property
+    def tokens_left(self) -> int:
+        """Tokens that the answer may still have."""
+        return self._rules.max_tokens - self.tokens
+
     def push(self, choice: Choice) -> Delta:
         """Take in the next token. Sets `finish_reason` where it is the last."""
         self.tokens += 1

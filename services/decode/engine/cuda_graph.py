@@ -44,6 +44,8 @@ class CapturedStep:
         self._uploads = Uploads(device)
         size = (resident.places, served.vocabulary_size)
         self.tokens = torch.zeros(resident.places, dtype=torch.int64, device=device)
+        # what was chosen, and whether its logit is finite
+        self.choices = torch.zeros(2, resident.places, dtype=torch.int64, device=device)
         self.logits = torch.zeros(size, dtype=served.dtype, device=device)
         if device.type == "cuda":
             with fused_layers(served.model) if fused else contextlib.nullcontext():
@@ -94,6 +96,8 @@ class CapturedStep:
         assert logits is not None
         self.logits.copy_(logits)
         self.tokens.copy_(logits.argmax(-1))
+        self.choices[0].copy_(self.tokens)
+        self.choices[1].copy_(logits.gather(-1, self.tokens[:, None])[:, 0].isfinite())
         if ends_chunk:
             resident.retain()
         else:

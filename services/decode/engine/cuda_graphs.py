@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -9,8 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from triton.errors import TritonError
 
-from kvstore.errors import InvalidParameter
+from kvstore.errors import InvalidParameter, PoolExhausted
 from kvstore.pool import PageCount, PagePool, SequencePages
+from kvstore.pool.downloads import Download
 from kvstore.pool.graph_batch import GraphBatch
 from kvstore.row_codecs import ElementCodec, RowCodec
 from services.decode.engine.cuda_graph import CapturedStep
@@ -48,6 +50,9 @@ class CapturedSteps:
         self._sizes = sorted({min(_FEW, max_sequences), max_sequences})
         self._steps: dict[tuple[RowCodec, int], CapturedStep] = {}
         self._last: CapturedStep | None = None
+        self._results: collections.deque[tuple[dict[SequencePages, int], Download]] = (
+            collections.deque()
+        )
         # what could not be captured is not tried again
         self._failed: set[tuple[RowCodec, int]] = set()
 
@@ -74,9 +79,25 @@ class CapturedSteps:
         `reserve(n, pages)` reserves pages for sequence n and returns False if it must wait. Raises
         `BatchChanged` in that case, or if sequences were preempted.
         """
+        if not self.begin(sequences, tokens, reserve):
+            return None
+        step = self._last
+        assert step is not None, "a step has begun"
+        self._results.clear()
+        step.resident.read_rows()
+        return step.logits_of(step.resident.places_of(sequences))
+
+    def begin(
+        self,
+        sequences: Sequence[SequencePages],
+        tokens: Sequence[int],
+        reserve: Callable[[int, PageCount], bool],
+    ) -> bool:
+        """Begin such a step without waiting for it; False where `run` returns None."""
+        assert not self._results, "the steps before have been read"
         step = self._entered(sequences)
         if step is None:
-            return None
+            return False
         batch = step.resident
         needs = dict(zip(batch.sequences, batch.needs(), strict=True))
         for n, sequence in enumerate(sequences):
@@ -90,8 +111,52 @@ class CapturedSteps:
         for place, token in zip(places, tokens, strict=True):
             fed[place] = token
         step.run(fed)
-        batch.sync_rows()
-        return step.logits_of(places)
+        self._launched(step)
+        return True
+
+    def begin_next(self, sequences: Sequence[SequencePages]) -> bool:
+        """Begin a further step of these sequences, each fed the likeliest token of the last.
+
+        False if there are no pages for it, if chunks have several tokens, or if the batch has
+        changed.
+        """
+        step = self._last
+        assert step is not None, "a step has begun"
+        if self._chunk_tokens > 1 or set(step.resident.sequences) != set(sequences):
+            return False
+        try:
+            for sequence, need in zip(step.resident.sequences, step.resident.needs(), strict=True):
+                sequence.reservation.ensure(need)
+        except PoolExhausted:
+            return False
+        step.run()
+        self._launched(step)
+        return True
+
+    def read(self) -> dict[SequencePages, tuple[int, bool]]:
+        """Wait for the earliest step that has not been read.
+
+        Return the likeliest token of every sequence, and whether its logit is finite. A step that
+        was begun later goes on.
+        """
+        places, download = self._results.popleft()
+        step = self._last
+        assert step is not None, "a step has begun"
+        tokens, finite = download.read().tolist()
+        step.resident.read_rows(later_chunks=len(self._results))
+        return {
+            sequence: (tokens[place], bool(finite[place])) for sequence, place in places.items()
+        }
+
+    def forget(self) -> None:
+        """Drop the results of steps that have not been read."""
+        self._results.clear()
+
+    def _launched(self, step: CapturedStep) -> None:
+        batch = step.resident
+        batch.count_step()
+        places = dict(zip(batch.sequences, batch.places_of(batch.sequences), strict=True))
+        self._results.append((places, Download.begin(step.choices)))
 
     def _entered(self, sequences: Sequence[SequencePages]) -> CapturedStep | None:
         """Return the step that these sequences are in from here on, and no others."""

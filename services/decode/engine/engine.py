@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from headwise.errors import Overloaded, Unavailable
+from headwise.errors import HeadwiseError, Overloaded, Unavailable
 from kvstore.pool import BatchStep, PageCount, PagePool
-from services.decode.engine.sampling import choose
+from services.decode.engine.sampling import Choice, Sampler, choose, chosen_token
 from services.decode.engine.schedule import Feed, Scheduler
 from services.decode.engine.sequence import RunningSequence
 from services.decode.engine.step import BatchChanged, forward_step
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("headwise.engine")
 
 _Given = TypeVar("_Given")
+_Choice = Choice | HeadwiseError
+# chooses a token for each sampler, which has that row of a step's results
+_Choices = Callable[[Sequence[Sampler], list[int]], list[_Choice]]
 
 # how long the only sequence left may wait for pages that arriving caches and busy sessions hold
 _STARVED_SECONDS = 5.0
@@ -54,6 +57,8 @@ class Engine:
         self._memory = memory
         self._captured = captured
         self._must_replan = False
+        # sequences of a captured step that was begun and not read
+        self._ahead: frozenset[RunningSequence] = frozenset()
         self._fed = pool.new_staged_rows(scheduler.staging_slots)
         self._joining: list[RunningSequence] = []
         self._running: list[RunningSequence] = []
@@ -89,6 +94,7 @@ class Engine:
                         self._postprocess(feeds, *self._run(feeds))
                 except Exception as error:
                     log.exception("a step failed")
+                    self._forget_ahead()
                     _fail(self._running, error)
         self._running += self._memory.preempted
         self._memory.preempted.clear()
@@ -128,7 +134,16 @@ class Engine:
 
         If a sequence must wait for pages, the other way runs the rest of the batch.
         """
-        if self._captured is None or self._must_replan or not all(map(_is_single_token, feeds)):
+        if self._captured is None:
+            return False
+        if self._ahead:
+            begun = [feed for feed in feeds if feed.sequence in self._ahead]
+            if begun:
+                # sequences that have come meanwhile wait for the step's end
+                self._end_captured(begun, may_run_ahead=len(begun) == len(feeds))
+                return True
+            self._forget_ahead()
+        if self._must_replan or not all(map(_is_single_token, feeds)):
             self._must_replan = False
             return False
         sequences = [feed.part.chunk.sequence for feed in feeds]
@@ -137,7 +152,14 @@ class Engine:
         def reserve(place: int, need: PageCount) -> bool:
             return self._reserve(feeds[place].sequence, need)
 
+        likeliest = all(feed.sequence.sampler.takes_likeliest for feed in feeds)
         try:
+            if likeliest:
+                if not self._captured.begin(sequences, tokens, reserve):
+                    return False
+                self._ahead = frozenset(feed.sequence for feed in feeds)
+                self._end_captured(feeds, may_run_ahead=True)
+                return True
             with metrics.STEP_SECONDS.time():
                 logits = self._captured.run(sequences, tokens, reserve)
         except BatchChanged:
@@ -145,9 +167,41 @@ class Engine:
             return True
         if logits is None:
             return False
-        self._advance(feeds, range(len(feeds)), logits)
+        self._advance(feeds, range(len(feeds)), _from(logits))
         self._watch_progress(progressed=True)
         return True
+
+    def _end_captured(self, feeds: Sequence[Feed], *, may_run_ahead: bool) -> None:
+        """Read a step that has begun, and tell its tokens while the device runs the next one.
+
+        The next step is begun before if the batch will not change, for all that is known.
+        """
+        assert self._captured is not None, "a step was captured"
+        runs_ahead = (
+            may_run_ahead
+            and len(feeds) == len(self._ahead)
+            and not self._joining
+            and all(feed.sequence.may_run_ahead for feed in feeds)
+            and self._captured.begin_next([feed.part.chunk.sequence for feed in feeds])
+        )
+        if not runs_ahead:
+            self._ahead = frozenset()
+        with metrics.STEP_SECONDS.time():
+            read = self._captured.read()
+        found = [read[feed.part.chunk.sequence] for feed in feeds]
+
+        def choices(samplers: Sequence[Sampler], rows: Sequence[int]) -> list[_Choice]:
+            pairs = zip(samplers, rows, strict=True)
+            return [chosen_token(s, found[row][0], is_finite=found[row][1]) for s, row in pairs]
+
+        self._advance(feeds, range(len(feeds)), choices)
+        self._watch_progress(progressed=True)
+
+    def _forget_ahead(self) -> None:
+        """Drop a step that was begun; no sequence of it is left."""
+        if self._captured is not None:
+            self._captured.forget()
+        self._ahead = frozenset()
 
     def _postprocess(self, feeds: Sequence[Feed], step: BatchStep, logits: torch.Tensor) -> None:
         step.decide()
@@ -157,13 +211,13 @@ class Engine:
         ]
         # only younger sequences are preempted, so the fitting sequences still have their pages
         step.commit(fitting)
-        self._advance(feeds, fitting, logits)
+        self._advance(feeds, fitting, _from(logits))
         self._watch_progress(progressed=bool(fitting) or len(ending) < len(feeds))
 
-    def _advance(self, feeds: Sequence[Feed], places: Iterable[int], logits: torch.Tensor) -> None:
+    def _advance(self, feeds: Sequence[Feed], places: Iterable[int], choices: _Choices) -> None:
         """Advance the sequences in `places`, whose chunks are in the cache.
 
-        A sequence whose suffix is complete gets its next token from its row of `logits` `[B, V]`.
+        A sequence whose suffix is complete gets its next token from `choices`, by its place.
         """
         choosing: list[RunningSequence] = []
         rows: list[int] = []
@@ -176,8 +230,7 @@ class Engine:
                 choosing += ready
                 rows += [place] * len(ready)
         if choosing:
-            all_rows = rows == list(range(len(logits)))
-            self._choose(choosing, logits if all_rows else logits[rows])
+            self._choose(choosing, choices([sequence.sampler for sequence in choosing], rows))
         self._release_sequences(lambda sequence: sequence.finished)
 
     def _reserve(self, sequence: RunningSequence, need: PageCount) -> bool:
@@ -194,9 +247,8 @@ class Engine:
         self._running += forks
         return [fork for fork in forks if _succeeds(fork, fork.begin, parent)]
 
-    def _choose(self, sequences: Sequence[RunningSequence], logits: torch.Tensor) -> None:
-        """Choose the next token of each sequence from its row of the logits."""
-        choices = choose([sequence.sampler for sequence in sequences], logits)
+    def _choose(self, sequences: Sequence[RunningSequence], choices: Sequence[_Choice]) -> None:
+        """Give each sequence its next token."""
         for sequence, choice in zip(sequences, choices, strict=True):
             if _succeeds(sequence, sequence.accept, choice):
                 metrics.GENERATED_TOKENS.inc()
@@ -227,6 +279,16 @@ class Engine:
                 self._close_chunk(sequence)
                 for answer in (sequence, *sequence.forks):
                     answer.release()
+
+
+def _from(logits: torch.Tensor) -> _Choices:
+    """Return a function that chooses from these rows of `logits` `[B, V]`."""
+
+    def choices(samplers: Sequence[Sampler], rows: list[int]) -> list[_Choice]:
+        all_rows = rows == list(range(len(logits)))
+        return choose(samplers, logits if all_rows else logits[rows])
+
+    return choices
 
 
 def _is_single_token(feed: Feed) -> bool:

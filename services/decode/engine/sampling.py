@@ -67,6 +67,8 @@ class Sampler:
             presence=parameters.presence_penalty,
             frequency=parameters.frequency_penalty,
         )
+        # whether the likeliest token is the choice, and nothing else is asked
+        self.takes_likeliest = self.greedy and not self.penalties.any and not self.logprobs
         self._parameters = parameters
         self._prompt_tokens = len(prompt)
         # without a seed from the system's randomness
@@ -106,12 +108,18 @@ def choose(samplers: Sequence[Sampler], logits: torch.Tensor) -> list[Choice | H
     both = torch.stack((tokens, finite.to(tokens.dtype))).tolist()
     for sampler, token, sound in zip(samplers, *both, strict=True):
         logprobs = (next(logprobs_of_tokens),) if sampler.logprobs else ()
-        if sound:
-            sampler.token_ids.append(token)
-            chosen.append(Choice(token, logprobs))
-        else:
-            chosen.append(InternalError("the model's logits are not finite", "NOT_FINITE"))
+        chosen.append(chosen_token(sampler, token, logprobs, is_finite=bool(sound)))
     return chosen
+
+
+def chosen_token(
+    sampler: Sampler, token: int, logprobs: tuple[TokenLogprobs, ...] = (), *, is_finite: bool
+) -> Choice | HeadwiseError:
+    """Return the choice, which counts as generated from here; or an error."""
+    if not is_finite:
+        return InternalError("the model's logits are not finite", "NOT_FINITE")
+    sampler.token_ids.append(token)
+    return Choice(token, logprobs)
 
 
 def _penalized(samplers: Sequence[Sampler], logits: torch.Tensor) -> torch.Tensor:

@@ -92,6 +92,19 @@ class RunningSequence:
         return self._answer.finish_reason is not None
 
     @property
+    def may_run_ahead(self) -> bool:
+        """Whether the next token may be fed before it is told: it is the likeliest, and not last.
+
+        A sequence that is to be kept sees no token beyond its end.
+        """
+        return (
+            self.sampler.takes_likeliest
+            and self._keep is None
+            and not self.cancelled
+            and self._answer.tokens_left > 1
+        )
+
+    @property
     def pending(self) -> int:
         """Tokens that are to be fed before the next one is chosen."""
         return len(self.suffix) - self.done

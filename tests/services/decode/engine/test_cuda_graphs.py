@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from kvstore.kernels.coded_rows import INT8
 from kvstore.kernels.ragged_attention import kernel
 from kvstore.kernels.ragged_attention.arguments import AttentionForm
 from kvstore.kernels.ragged_attention.attend_slice import attend_slice
+from services.decode.engine.cuda_graph import CapturedStep
 from services.decode.engine.cuda_graphs import CapturedSteps
 
 pytestmark = pytest.mark.usefixtures("sanitized")
@@ -45,14 +46,19 @@ _COVERAGE = {"recovery": 0.6, "floor_rows": 8, "windows": [8], "grow": False}
 
 
 class Counted(CapturedSteps):
-    """Knows how many steps it took."""
+    """Knows how many steps were begun, and how many of these before the last was read."""
 
     taken = 0
+    ahead = 0
 
-    def run(self, *arguments: object) -> torch.Tensor | None:
-        logits = super().run(*arguments)  # type: ignore[arg-type]
-        self.taken += logits is not None
-        return logits
+    def begin_next(self, sequences: Sequence[SequencePages]) -> bool:
+        begun = super().begin_next(sequences)
+        self.ahead += begun
+        return begun
+
+    def _launched(self, step: CapturedStep) -> None:
+        super()._launched(step)
+        self.taken += 1
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +119,35 @@ async def test_answers_are_the_same(served: ServedModel) -> None:
     assert [e.tokens for e in ended] == [a.tokens for a in alone]
     assert [e.memory for e in ended] == [a.memory for a in alone]
     assert captured.taken >= 3
+    assert (pool.used_pages, pool.used_metadata_pages, pool.reserved_pages) == (0, 0, 0)
+
+
+# all greedy, and ending after different numbers of tokens
+_GREEDY = (
+    {"length": 20, "max_tokens": 3},
+    {"length": 33, "max_tokens": 6},
+    {"length": 27, "max_tokens": 6},
+)
+
+
+@pytest.mark.parametrize("any_device", ["", "gpu"], indirect=True)
+async def test_steps_that_begin_before_the_last_is_told_change_no_answer(
+    served: ServedModel,
+) -> None:
+    pool = a_pool(served)
+    alone = [await run_alone(served, a_sequence(served, pool, **part)) for part in _GREEDY]
+    captured = Counted(served, pool, 3)
+    engine = new_engine(served, pool, captured=captured)
+    try:
+        together = [a_sequence(served, pool, **part) for part in _GREEDY]
+        for sequence in together:
+            engine.submit(sequence)
+        ended = await asyncio.gather(*map(read, together))
+    finally:
+        await asyncio.to_thread(engine.close)
+    assert captured.ahead >= 3
+    assert [e.tokens for e in ended] == [a.tokens for a in alone]
+    assert [e.memory for e in ended] == [a.memory for a in alone]
     assert (pool.used_pages, pool.used_metadata_pages, pool.reserved_pages) == (0, 0, 0)
 
 
