@@ -8,6 +8,9 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from services.decode.options import page_rows_for
+from services.runtime.process.options import ModelOptions
+
 GIB = 1 << 30
 
 
@@ -28,6 +31,12 @@ class Model:
         return 2 * self.layers * self.kv_heads * self.head_size * self.value_bytes
 
     @property
+    def page_rows(self) -> int:
+        """Rows of a page on a GPU, where `--page-rows` leaves them open."""
+        dtype = "float32" if self.value_bytes == 4 else "bfloat16"
+        return page_rows_for(0, ModelOptions(device="cuda", dtype=dtype))
+
+    @property
     def weight_bytes(self) -> int:
         return round(self.parameters * self.value_bytes)
 
@@ -40,13 +49,14 @@ class Load:
     answer_tokens: int
     kept: float = 1.0
 
-    def resident_bytes(self, model: Model, page_rows: int = 16) -> int:
+    def resident_bytes(self, model: Model) -> int:
         """Bytes of `--pool-bytes` that one sequence takes at its end.
 
         Every head is taken to grow by the answer. Heads with a window or a budget grow less, so
         the result is an upper bound. Where rows are dropped, heads keep different shares, and the
         last page of a head is half empty on average; otherwise all heads are alike.
         """
+        page_rows = model.page_rows
         rows = self.kept * self.prompt_tokens + self.answer_tokens
         pages = rows / page_rows + 0.5 if self.kept < 1 else math.ceil(rows / page_rows)
         page_bytes = page_rows * (2 * model.head_size * model.value_bytes + _MARK_BYTES)

@@ -21,7 +21,8 @@ from deploy.sizing import (
 )
 from kvstore.cache import LayerShape
 from kvstore.pool import PagePool, metadata_page_bytes, pages_bound, row_page_bytes
-from services.decode.options import DecodeOptions
+from services.decode.options import page_rows_for
+from services.runtime.process.options import ModelOptions
 from tests.deploy.rendered import ROOT
 
 _SMALL = Model("small", 3, 2, 16, 1e6, value_bytes=4)
@@ -38,9 +39,8 @@ def test_the_page_shows_what_the_script_prints() -> None:
 @pytest.mark.parametrize("tokens", [16, 33, 200])
 def test_a_pool_holds_as_many_dense_sequences_as_the_formula_says(tokens: int) -> None:
     shapes = [LayerShape(2, 4, 16)] * _SMALL.layers
-    [rows] = [
-        f.default for f in DecodeOptions.__dataclass_fields__.values() if f.name == "page_rows"
-    ]
+    rows = page_rows_for(0, ModelOptions())
+    assert rows == _SMALL.page_rows
     page_bytes = row_page_bytes(rows, 16, torch.float32) + metadata_page_bytes(rows)
     bytes_of_pool = 400 * page_bytes
     pool = PagePool(shapes, pages=400, page_rows=rows, dtype=torch.float32)
