@@ -16,7 +16,7 @@ _TTL_SECONDS = 600.0
 
 @dataclasses.dataclass(slots=True)
 class Seen:
-    """What tenants saw; times in seconds."""
+    """Times and outcomes that tenants saw, in seconds."""
 
     first_token: list[float] = dataclasses.field(default_factory=list)
     between_tokens: list[float] = dataclasses.field(default_factory=list)

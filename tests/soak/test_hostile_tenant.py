@@ -106,7 +106,7 @@ class Probes(threading.Thread):
 
 @dataclasses.dataclass(slots=True)
 class Run:
-    """What was seen in one kind of slices."""
+    """Observations of one kind of slices."""
 
     seen: Seen
     slowest_probe: float = 0.0
