@@ -49,7 +49,7 @@ async def test_a_sequence_gives_up_its_place_and_answers_as_if_alone(served: Ser
         opened.release()
         sequence = new_sequence(served, pool, _PROMPT, layers, _TOKENS)
         sequence.owner = tenant
-        leave = functools.partial(arbiter.leave, tenant=tenant)
+        leave = functools.partial(arbiter.release_answers, tenant=tenant)
         sequence._on_release = functools.partial(call_on_loop, leave)
         engine.submit(sequence)
         return sequence
