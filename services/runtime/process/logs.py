@@ -93,6 +93,8 @@ def configure_logs(level: str, form: str) -> None:
         logging.getLogger(GRPC_LOGGER).addFilter(unwanted)
     # its notices about GGUF and generation defaults do not concern the operator
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    # at DEBUG it writes the bytecode of every kernel, which takes minutes
+    logging.getLogger("numba").setLevel(logging.WARNING)
 
 
 def progress_bars_fit() -> bool:
