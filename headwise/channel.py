@@ -59,7 +59,7 @@ def channel_options(*, retries: bool, proxy: bool = True) -> ChannelOptions:
     )
 
 
-# a call that is begun and never ended holds up to 16 MiB of its request
+# a call that is begun and never ended holds up to 8 MiB of its request
 MAX_CONNECTION_STREAMS = 128
 
 
@@ -76,5 +76,5 @@ def server_options(max_connection_streams: int = MAX_CONNECTION_STREAMS) -> Chan
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.so_reuseport", 0),
         # above the limit of a request, so that the server itself can say that it is too large
-        ("grpc.max_receive_message_length", 16 << 20),
+        ("grpc.max_receive_message_length", 8 << 20),
     )
