@@ -46,6 +46,8 @@ class Connection:
         plain_text = self.tls is None and self.credentials is None
         if self.token is not None and plain_text and not is_local(self.target):
             raise ValueError(f"a token would go to {self.target} in plain text: give tls")
+        # files that cannot be used are told here, before any call
+        self._credentials()
         note_target(self.target)
 
     def open(self) -> grpc.Channel:

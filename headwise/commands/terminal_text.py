@@ -20,4 +20,6 @@ def for_output(text: str) -> str:
 
     Files and pipes get the answer as it is.
     """
-    return without_controls(text) if sys.stdout.isatty() else text
+    # a process whose standard output is closed has none
+    on_terminal = sys.stdout is not None and sys.stdout.isatty()
+    return without_controls(text) if on_terminal else text

@@ -155,58 +155,6 @@ def test_a_lying_store_is_a_miss(far_pair: Pair, valkey: RedisServer) -> None:
     assert _misses(far_pair[0], "corrupt") == corrupt + 1
 
 
-def test_a_frozen_and_a_dead_store_cost_no_request_its_deadline(
-    far_pair: Pair, valkey: RedisServer
-) -> None:
-    valkey.process.send_signal(signal.SIGSTOP)
-    try:
-        slow = _misses(far_pair[0], "timeout")
-        began = time.monotonic()
-        _, report = _prefill(far_pair[0].target, _DOCUMENT[:100])
-        assert not report.reused
-        assert time.monotonic() - began < _DEADLINE_SECONDS
-        assert _misses(far_pair[0], "timeout") == slow + 1
-        # nor is one who keeps: no store takes it, and the stream is whole all the same
-        request = prefill_pb2.PrefillRequest(token_ids=_DOCUMENT[:90], keep_for_seconds=30)
-        with grpc.insecure_channel(far_pair[0].target) as channel:
-            stub = prefill_pb2_grpc.PrefillServiceStub(channel)
-            responses = list(stub.Prefill(request, timeout=_DEADLINE_SECONDS))
-        kept = next(one.kept for one in responses if one.HasField("kept"))
-        assert (kept.refusal, kept.cache.handle) == ("timeout", "")
-        assert responses[-1].frame.kind == 8
-    finally:
-        valkey.process.send_signal(signal.SIGKILL)
-        valkey.process.wait(10)
-    gone = _misses(far_pair[0], "unavailable")
-    with Client(far_pair[1].target) as client:
-        generation = client.generate(
-            _DOCUMENT[:120], max_tokens=3, ignore_eos=True, timeout_seconds=_DEADLINE_SECONDS
-        )
-        assert generation.result.usage.completion_tokens == 3
-    assert _misses(far_pair[0], "unavailable") == gone + 1
-
-
-def _answer(pair: Pair, question: list[int], handle: str) -> list[int]:
-    with Client(pair[1].target) as client:
-        generation = client.generate(question, cache_handle=handle, max_tokens=8, ignore_eos=True)
-        return [token for delta in generation for token in delta.token_ids]
-
-
-def _reference(folder: Path, tokens: list[int]) -> list[int]:
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = 0
-    ids = torch.tensor([tokens])
-    with torch.inference_mode():
-        found = model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8
-        )
-    answer: list[int] = found[0, len(tokens) :].tolist()
-    return answer
-
-
 @pytest.mark.parametrize("store", ["disk", "redis"])
 def test_stored_caches_that_were_swapped_are_refused(
     tiny_model: Path, valkey: RedisServer, tmp_path: Path, store: str
@@ -258,3 +206,56 @@ def _swap_manifests_and_chunks(redis: Any, keys: list[str]) -> None:
     for parts, mine, theirs in zip(held, keys, reversed(keys), strict=True):
         for name, value in parts.items():
             redis.set(name.decode().replace(mine, theirs), value)
+
+
+# the last test: the server it kills is shared
+def test_a_frozen_and_a_dead_store_cost_no_request_its_deadline(
+    far_pair: Pair, valkey: RedisServer
+) -> None:
+    valkey.process.send_signal(signal.SIGSTOP)
+    try:
+        slow = _misses(far_pair[0], "timeout")
+        began = time.monotonic()
+        _, report = _prefill(far_pair[0].target, _DOCUMENT[:100])
+        assert not report.reused
+        assert time.monotonic() - began < _DEADLINE_SECONDS
+        assert _misses(far_pair[0], "timeout") == slow + 1
+        # nor is one who keeps: no store takes it, and the stream is whole all the same
+        request = prefill_pb2.PrefillRequest(token_ids=_DOCUMENT[:90], keep_for_seconds=30)
+        with grpc.insecure_channel(far_pair[0].target) as channel:
+            stub = prefill_pb2_grpc.PrefillServiceStub(channel)
+            responses = list(stub.Prefill(request, timeout=_DEADLINE_SECONDS))
+        kept = next(one.kept for one in responses if one.HasField("kept"))
+        assert (kept.refusal, kept.cache.handle) == ("timeout", "")
+        assert responses[-1].frame.kind == 8
+    finally:
+        valkey.process.send_signal(signal.SIGKILL)
+        valkey.process.wait(10)
+    gone = _misses(far_pair[0], "unavailable")
+    with Client(far_pair[1].target) as client:
+        generation = client.generate(
+            _DOCUMENT[:120], max_tokens=3, ignore_eos=True, timeout_seconds=_DEADLINE_SECONDS
+        )
+        assert generation.result.usage.completion_tokens == 3
+    assert _misses(far_pair[0], "unavailable") == gone + 1
+
+
+def _answer(pair: Pair, question: list[int], handle: str) -> list[int]:
+    with Client(pair[1].target) as client:
+        generation = client.generate(question, cache_handle=handle, max_tokens=8, ignore_eos=True)
+        return [token for delta in generation for token in delta.token_ids]
+
+
+def _reference(folder: Path, tokens: list[int]) -> list[int]:
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    ids = torch.tensor([tokens])
+    with torch.inference_mode():
+        found = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8
+        )
+    answer: list[int] = found[0, len(tokens) :].tolist()
+    return answer

@@ -11,6 +11,7 @@ import pytest
 
 from headwise import Client, HeadwiseError, Overloaded, Sampling
 from tests.conftest import Pair, running_pair
+from tests.observe import scrape
 from tests.security.tokens import write
 
 pytestmark = pytest.mark.processes
@@ -61,6 +62,10 @@ def test_a_stored_cache_costs_its_tokens(tenants: Tenants) -> None:
             client.caches.keep(_prompt(100, 1), ttl_seconds=60)
         assert caught.value.reason == "TENANT_TOKENS"
         assert caught.value.retry_after_seconds
+    # prefill counts: it is where the tokens of a stored cache are taken
+    samples = scrape(tenants.pair[0].metrics_url)
+    reached = "headwise_tenant_limits_reached_total{limit=tokens_per_minute}"
+    assert samples[reached] == 1
 
 
 def test_calls_that_store_caches_count_as_streams(tenants: Tenants) -> None:

@@ -61,8 +61,9 @@ class ServerOptions:
     )
     max_connection_streams: int = setting(
         MAX_CONNECTION_STREAMS,
-        "Most calls at once on one connection; further calls wait in the client. Each holds up to "
-        "8 MiB of its request. Give prefill at least decode's --max-sequences.",
+        "Most calls at once on one connection; further calls wait in the client, or end as "
+        "UNAVAILABLE in a burst. Each holds up to 8 MiB of its request. Give prefill at least "
+        "decode's --max-sequences.",
         minimum=1,
     )
     reader_stall_seconds: float = setting(

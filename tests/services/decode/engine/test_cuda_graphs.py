@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import prometheus_client
 import pytest
 import torch
 
@@ -17,7 +19,6 @@ from kvstore.row_codecs import MODEL_ROWS, ElementCodec, RowCodec
 from services.decode import process
 from services.decode.engine.sampling import SamplingParameters
 from services.runtime.model.served_model import ServedModel, load_model
-from services.runtime.process import metrics
 from services.runtime.process.serve_error import ServeError
 from tests.services.decode.engine.engine_parts import (
     ToldSequence,
@@ -239,14 +240,18 @@ def test_a_graph_that_cannot_be_captured_costs_no_other(
     failing = FailsOnInt8(error)
     monkeypatch.setattr(kernel, "attend_slice", failing)
     captured = CapturedSteps(served, pool, 2)
-    counter = metrics.CAPTURES_FAILED.labels("int8")._value
-    before = counter.get()
+    failures = functools.partial(
+        prometheus_client.REGISTRY.get_sample_value,
+        "headwise_cuda_graph_captures_failed_total",
+        {"codec": "int8"},
+    )
+    before = failures() or 0
     captured.prepare((ElementCodec.MODEL, ElementCodec.INT8))
     for codec, is_captured in ((int8, False), (MODEL_ROWS, True), (int8, False)):
         logits = captured.run([sequences[codec]], [0], lambda *_: True)
         assert (logits is not None) == is_captured
     assert failing.attempts == 1
-    assert counter.get() == before + 1
+    assert failures() == before + 1
     for sequence in sequences.values():
         sequence.release()
 
