@@ -83,10 +83,10 @@ def test_unread_caches_are_bounded_and_another_tenant_still_gets_its_turn(tiny_m
         assert _unread_bytes(service) < _BUFFER
         yielded = scrape(service.metrics_url)
         assert yielded["headwise_shares_yielded_total{shared=unread_bytes}"] == 1
-        errors = [error_of(call) for call in calls]
-    assert [type(error) for error in errors] == [Overloaded, *3 * [type(None)]]
-    assert errors[0] is not None
-    assert errors[0].reason == "UNREAD_CACHES"
+        # whichever of the four was computed first
+        [error] = [error for call in calls if (error := error_of(call)) is not None]
+    assert isinstance(error, Overloaded)
+    assert error.reason == "UNREAD_CACHES"
 
 
 def test_a_client_of_decode_that_stops_reading_is_ended(tiny_model: Path) -> None:
