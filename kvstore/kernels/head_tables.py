@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kvstore.kernels.host_arrays import MetadataArrays, TableArrays
+from kvstore.kernels.host_arrays import MetadataArrays
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -42,9 +43,10 @@ class RowMetadata:
         )
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class HeadTables:
+class HeadTables(NamedTuple):
     """Tables of all S sequences, at constant addresses. H is the largest head count of any layer.
+
+    Compiled kernels take the tuple as it is; see `host_arrays`.
 
     Slot n of a head lies in its page `n // page_rows` at row `n % page_rows`. Slots 0 to `rows` − 1
     are held, in no order of position.
@@ -67,16 +69,3 @@ class HeadTables:
     rules: NDArray[np.void]
     lengths: NDArray[np.int64]
     page_rows: NDArray[np.int64]
-
-    def on_host(self) -> TableArrays:
-        """Return the tables as compiled kernels take them."""
-        return TableArrays(
-            self.kv_heads,
-            self.pages,
-            self.metadata,
-            self.rows,
-            self.has_metadata,
-            self.weighted,
-            self.rules,
-            self.lengths,
-        )

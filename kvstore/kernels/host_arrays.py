@@ -38,19 +38,6 @@ class MetadataArrays(NamedTuple):
     page_rows: int
 
 
-class TableArrays(NamedTuple):
-    """The tables of `HeadTables`."""
-
-    kv_heads: NDArray[np.int32]
-    pages: NDArray[np.int32]
-    metadata: NDArray[np.int32]
-    rows: NDArray[np.int32]
-    has_metadata: NDArray[np.bool_]
-    weighted: NDArray[np.bool_]
-    rules: NDArray[np.void]
-    lengths: NDArray[np.int64]
-
-
 class TokenArrays(NamedTuple):
     """Tokens of B sequences: `StagedRows`, and int64 `[B]` of `PagedBatch`.
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kvstore.kernels.host_arrays import MetadataArrays, RowArrays, TableArrays, TokenArrays
+from kvstore.kernels.head_tables import HeadTables
+from kvstore.kernels.host_arrays import MetadataArrays, RowArrays, TokenArrays
 from kvstore.kernels.row_pages import RowPages
 from kvstore.row_codecs import ElementCodec, KeyValueLayout, RowLayout
 
@@ -26,7 +27,7 @@ class HostBatch:
 
     rows: RowArrays
     metadata: MetadataArrays
-    tables: TableArrays
+    tables: HeadTables
     tokens: TokenArrays
     kv_heads: list[int]
     held: list[int]

@@ -138,7 +138,7 @@ class PagedBatch:
         return HostBatch(
             rows=row_arrays(self.row_pages),
             metadata=self.columns.on_host(),
-            tables=self.tables.on_host(),
+            tables=self.tables,
             tokens=TokenArrays(
                 staged.keys.numpy(),
                 staged.values.numpy(),

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from numba import prange
 
+from kvstore.kernels.head_tables import HeadTables
 from kvstore.kernels.host_arrays import (
     EntryArrays,
     MetadataArrays,
     RowArrays,
-    TableArrays,
     TokenArrays,
 )
 from kvstore.kernels.host_batch import CODECS
@@ -122,7 +122,7 @@ def _attend(
     q: _Array,
     stored: RowArrays,
     metadata: MetadataArrays,
-    tables: TableArrays,
+    tables: HeadTables,
     tokens: TokenArrays,
     layer: int,
     entries: EntryArrays,

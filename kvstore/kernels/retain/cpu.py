@@ -10,12 +10,12 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
+from kvstore.kernels.head_tables import HeadTables
 from kvstore.kernels.host_arrays import (
     EncodedTokenArrays,
     EntryArrays,
     MetadataArrays,
     RowArrays,
-    TableArrays,
     TokenArrays,
 )
 from kvstore.kernels.paged_batch import PagedBatch
@@ -60,7 +60,7 @@ def apply_decision(batch: PagedBatch, scratch: StepScratch, rows_after: NDArray[
 @numba.njit(parallel=ONLY_PRANGE, cache=True, nogil=True)
 def _decide(
     metadata: MetadataArrays,
-    tables: TableArrays,
+    tables: HeadTables,
     tokens: TokenArrays,
     entries: EntryArrays,
     rows_after: _Array,
@@ -221,7 +221,7 @@ def _apply(
     stored: RowArrays,
     parts: _Array,
     metadata: MetadataArrays,
-    tables: TableArrays,
+    tables: HeadTables,
     tokens: TokenArrays,
     encoded: EncodedTokenArrays,
     entries: EntryArrays,

@@ -8,7 +8,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from headwise.errors import Overloaded
 from kvstore.errors import PoolExhausted
@@ -16,6 +16,7 @@ from kvstore.pool import PageCount, PagePool, SequencePages
 from services.decode.memory.freed_pages import FreedPages
 from services.decode.memory.places import Places
 from services.decode.memory.pool_shares import Evictable, PoolShares
+from services.decode.memory.preemptible import Preemptible
 from services.decode.memory.waiting_line import OpenPages, Waiter, WaitingLine
 from services.runtime.process import metrics
 from services.runtime.serving.status import RETRY_AFTER_SECONDS
@@ -29,34 +30,6 @@ _STARVED_SECONDS = 5.0
 _NEWEST = 0.3
 
 _Opened = TypeVar("_Opened")
-
-
-class Preemptible(Protocol):
-    """A running sequence that can be moved to host memory and back."""
-
-    @property
-    def owner(self) -> str:
-        """The tenant of the sequence."""
-
-    @property
-    def pages(self) -> SequencePages | None:
-        """The sequence's pages; None while the sequence is in host memory."""
-
-    @property
-    def swapped_bytes(self) -> int:
-        """Bytes that the sequence occupies in host memory."""
-
-    def swap_out(self) -> None:
-        """Copy the cache to host memory and release the pages."""
-
-    def swap_in(self, pool: PagePool, spare: PageCount) -> None:
-        """Load the cache again, with `spare` pages to grow into; raises `PoolExhausted`."""
-
-    def fail(self, error: Exception) -> None:
-        """Report an error to the request."""
-
-    def cancel(self) -> None:
-        """End the sequence."""
 
 
 _Sequence = TypeVar("_Sequence", bound=Preemptible)
@@ -143,7 +116,7 @@ class MemoryArbiter(Generic[_Sequence]):
     ) -> SequencePages:
         """Wait until there is room for `answers` answers and `open_pages` finds its pages.
 
-        `leave` must follow for each answer. Raises `Overloaded` if the line is full.
+        `release_answers` must follow for each answer. Raises `Overloaded` if the line is full.
         """
         self.require_place(tenant)
         waiter = self._line.join(tenant, answers, open_pages, timeout_seconds)
