@@ -104,14 +104,14 @@ _PARTS = (
 )
 
 
-@pytest.mark.parametrize("any_device", ["", "gpu"], indirect=True)
-async def test_answers_are_the_same(served: ServedModel) -> None:
+async def _run_together(served: ServedModel, parts: Sequence[dict[str, Any]]) -> Counted:
+    """Require that sequences answer together as alone and leave no page; return the graphs."""
     pool = a_pool(served)
-    alone = [await run_alone(served, a_sequence(served, pool, **part)) for part in _PARTS]
+    alone = [await run_alone(served, a_sequence(served, pool, **part)) for part in parts]
     captured = Counted(served, pool, 3)
     engine = new_engine(served, pool, captured=captured)
     try:
-        together = [a_sequence(served, pool, **part) for part in _PARTS]
+        together = [a_sequence(served, pool, **part) for part in parts]
         for sequence in together:
             engine.submit(sequence)
         ended = await asyncio.gather(*map(read, together))
@@ -119,8 +119,13 @@ async def test_answers_are_the_same(served: ServedModel) -> None:
         await asyncio.to_thread(engine.close)
     assert [e.tokens for e in ended] == [a.tokens for a in alone]
     assert [e.memory for e in ended] == [a.memory for a in alone]
-    assert captured.taken >= 3
     assert (pool.used_pages, pool.used_metadata_pages, pool.reserved_pages) == (0, 0, 0)
+    return captured
+
+
+@pytest.mark.parametrize("any_device", ["", "gpu"], indirect=True)
+async def test_answers_are_the_same(served: ServedModel) -> None:
+    assert (await _run_together(served, _PARTS)).taken >= 3
 
 
 # all greedy, and ending after different numbers of tokens
@@ -135,21 +140,7 @@ _GREEDY = (
 async def test_steps_that_begin_before_the_last_is_told_change_no_answer(
     served: ServedModel,
 ) -> None:
-    pool = a_pool(served)
-    alone = [await run_alone(served, a_sequence(served, pool, **part)) for part in _GREEDY]
-    captured = Counted(served, pool, 3)
-    engine = new_engine(served, pool, captured=captured)
-    try:
-        together = [a_sequence(served, pool, **part) for part in _GREEDY]
-        for sequence in together:
-            engine.submit(sequence)
-        ended = await asyncio.gather(*map(read, together))
-    finally:
-        await asyncio.to_thread(engine.close)
-    assert captured.ahead >= 3
-    assert [e.tokens for e in ended] == [a.tokens for a in alone]
-    assert [e.memory for e in ended] == [a.memory for a in alone]
-    assert (pool.used_pages, pool.used_metadata_pages, pool.reserved_pages) == (0, 0, 0)
+    assert (await _run_together(served, _GREEDY)).ahead >= 3
 
 
 async def test_a_cancelled_sequence_leaves_a_running_graph_batch(served: ServedModel) -> None:

@@ -28,7 +28,7 @@ def new_arbiter(
     resident_caches: Evictable | None = None,
     freed: FreedPages | None = None,
 ) -> MemoryArbiter[Any]:
-    """Build an arbiter; without `freed`, tests tell the arbiter themselves of pages that come free."""
+    """Build an arbiter; without `freed`, tests tell it of the pages that come free."""
     return MemoryArbiter(
         pool,
         resident_caches or NothingIdle(),
